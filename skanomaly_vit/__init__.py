@@ -1,0 +1,47 @@
+"""Image anomaly detection for scikit-learn users: Transformaly on frozen Vision Transformers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skanomaly_vit._backbones import WeightsUnavailableError
+    from skanomaly_vit.density import GaussianDensity, GaussianMixtureDensity, KNNDensity
+    from skanomaly_vit.detector import TransformalyDetector
+    from skanomaly_vit.distillation import BlockDistillation
+    from skanomaly_vit.features import ViTFeatures
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockDistillation",
+    "GaussianDensity",
+    "GaussianMixtureDensity",
+    "KNNDensity",
+    "TransformalyDetector",
+    "ViTFeatures",
+    "WeightsUnavailableError",
+    "__version__",
+]
+
+#: Public names are imported on first use, so that `import skanomaly_vit` does not import torch.
+_ROOMS = {
+    "BlockDistillation": "distillation",
+    "GaussianDensity": "density",
+    "GaussianMixtureDensity": "density",
+    "KNNDensity": "density",
+    "TransformalyDetector": "detector",
+    "ViTFeatures": "features",
+    "WeightsUnavailableError": "_backbones",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

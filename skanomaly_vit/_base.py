@@ -1,0 +1,125 @@
+"""What the estimators on images share: their parameters, and how X becomes batches."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import Tags
+from sklearn.utils.validation import validate_data
+
+from skanomaly_vit._backbones import Backbone, ImageSize, Pretrained
+from skanomaly_vit._compat import Interval, StrOptions
+from skanomaly_vit._images import ImageSource, open_images
+from skanomaly_vit._teacher import Teacher, load_teacher, resolve_device
+from skanomaly_vit._training import BatchesOf
+
+
+class ImageEstimator(BaseEstimator):
+    """Base of the estimators whose samples are images seen by a backbone."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "backbone": [str, torch.nn.Module],
+        "pretrained": ["boolean", str, os.PathLike],
+        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, None],
+        "image_shape": [tuple, None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "device": [str, torch.device, None],
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+    }
+
+    backbone: Backbone
+    pretrained: Pretrained
+    image_size: ImageSize
+    image_shape: tuple[int, int, int] | None
+    batch_size: int
+    device: str | torch.device | None
+    n_jobs: int | None
+
+    def _open(self, X: Any, *, reset: bool) -> ImageSource:
+        source = open_images(X, image_shape=self.image_shape)
+        if self.image_shape is not None:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+        return source
+
+    def _load_teacher(self, seed: int) -> Teacher:
+        return load_teacher(
+            self.backbone,
+            pretrained=self.pretrained,
+            image_size=self.image_size,
+            device=self.device,
+            seed=seed,
+        )
+
+    def _batches_of(self, source: ImageSource, teacher: Teacher) -> BatchesOf:
+        def batches_of(indices: np.ndarray) -> Iterator[torch.Tensor]:
+            return source.take(indices).batches(
+                teacher.preprocessing, batch_size=self.batch_size, n_jobs=self.n_jobs
+            )
+
+        return batches_of
+
+    def _ready(self, teacher: Teacher) -> Teacher:
+        """`teacher` on the device that this estimator is to run on, here and now."""
+        return teacher.to(resolve_device(self.device))
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = self.image_shape is not None
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        return tags
+
+
+#: Constraints of the parameters that govern the training of students.
+TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
+    "n_blocks": [Interval(Integral, 1, None, closed="left"), None],
+    "max_epochs": [Interval(Integral, 1, None, closed="left")],
+    "learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+    "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
+    "patience": [Interval(Integral, 1, None, closed="left")],
+    "verbose": ["verbose"],
+}
+
+
+def draw_seed(rng: np.random.RandomState) -> int:
+    """A seed for torch's generators."""
+    return int(rng.randint(np.iinfo(np.int32).max))
+
+
+def split_validation(
+    n_samples: int, fraction: float, rng: np.random.RandomState, *, min_train: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to train on and indices to hold out, each sorted.
+
+    Parameters
+    ----------
+    n_samples : int
+    fraction : float
+        Share held out, rounded up; 0 holds out nothing.
+    rng : RandomState
+    min_train : int
+        Fewest images to train on.
+
+    Raises
+    ------
+    ValueError
+        If fewer would be left to train on.
+    """
+    n_validation = math.ceil(fraction * n_samples)
+    if n_samples - n_validation < min_train:
+        raise ValueError(
+            f"Found {n_samples} image(s) (n_samples={n_samples}), of which "
+            f"validation_fraction={fraction} holds out {n_validation}; at least {min_train} must be "
+            "left to train on. Pass more images, or validation_fraction=0."
+        )
+    order = rng.permutation(n_samples)
+    return np.sort(order[n_validation:]), np.sort(order[:n_validation])

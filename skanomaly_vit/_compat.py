@@ -1,0 +1,23 @@
+"""The one place that imports scikit-learn's private helpers.
+
+scikit-learn may move or rename these between minor releases without notice. Kept in one file,
+such a change is one line to mend, and the upper bound on the dependency guards the rest.
+"""
+
+from sklearn.base import _fit_context
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Hidden,
+    Interval,
+    Options,
+    StrOptions,
+)
+
+__all__ = [
+    "HasMethods",
+    "Hidden",
+    "Interval",
+    "Options",
+    "StrOptions",
+    "_fit_context",
+]

@@ -1,0 +1,230 @@
+"""A frozen backbone: one pass gives features, and visits the last blocks on the way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from skanomaly_vit._backbones import Backbone, ImageSize, Pretrained, load_backbone
+from skanomaly_vit._images import Preprocessing
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """How the teacher called one of its blocks, so that a student is called alike.
+
+    Attributes
+    ----------
+    index : int
+        Position of the block in the backbone, from 0.
+    args, kwargs
+        Everything the block got: the tokens h_{j-1} of shape (batch, tokens, dim) first,
+        then rotary embeddings, position biases, whatever the family passes.
+    output : torch.Tensor
+        The block's tokens h_j, shape (batch, tokens, dim).
+    """
+
+    index: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: torch.Tensor
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """The input h_{j-1}, shape (batch, tokens, dim)."""
+        return self.args[0]
+
+    def replay(self, student: nn.Module) -> torch.Tensor:
+        """Call `student` as the teacher's block was called: (batch, tokens, dim)."""
+        return student(*self.args, **self.kwargs)
+
+
+Visitor = Callable[[BlockCall], None]
+
+
+class Teacher:
+    """A backbone in eval mode with gradients off, on a device.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A ViT-like network: ``blocks`` of one shape, tokens in, tokens out.
+    preprocessing : Preprocessing
+        The format of its input.
+    device : torch.device
+        Where it runs.
+    """
+
+    def __init__(
+        self, model: nn.Module, preprocessing: Preprocessing, device: torch.device
+    ) -> None:
+        _require_blocks(model)
+        self.model = model.eval().requires_grad_(False)
+        self.preprocessing = preprocessing
+        self.to(device)
+
+    def to(self, device: torch.device) -> Teacher:
+        """Move the network, in place."""
+        self.device = device
+        self.model.to(device)
+        return self
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The backbone's L blocks in order."""
+        return list(self.model.blocks)  # type: ignore[arg-type]
+
+    def last_blocks(self, n_blocks: int) -> list[tuple[int, nn.Module]]:
+        """(index, block) of the last `n_blocks`, or a ValueError if there are fewer."""
+        if n_blocks > len(self.blocks):
+            raise ValueError(
+                f"n_blocks={n_blocks}, but the backbone has {len(self.blocks)} blocks. Pass "
+                f"n_blocks={len(self.blocks)} or fewer, or None for all."
+            )
+        indexed = list(enumerate(self.blocks))
+        return indexed[len(indexed) - n_blocks :]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights; images are cast to it."""
+        return next(self.model.parameters()).dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over architecture, weights and preprocessing: the backbone's identity."""
+        digest = hashlib.sha256(f"{self.preprocessing}\n{self.model}".encode())
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def __call__(
+        self, images: torch.Tensor, *, n_blocks: int = 0, visit: Visitor | None = None
+    ) -> torch.Tensor:
+        """Pooled features of a batch; `visit` sees each of the last `n_blocks` blocks.
+
+        Parameters
+        ----------
+        images : torch.Tensor of shape (batch, 3, height, width)
+            Normalised images.
+        n_blocks : int
+            How many of the last blocks `visit` sees, in order.
+        visit : callable or None
+            Called with a `BlockCall` as soon as a block has run. The tensors of a block are
+            free again when it returns, so memory is that of one block, not of all.
+
+        Returns
+        -------
+        features : torch.Tensor of shape (batch, dim)
+            The penultimate output: the pooled tokens after the final norm.
+        """
+        images = images.to(device=self.device, dtype=self.dtype)
+        if visit is None or n_blocks == 0:
+            return _penultimate(self.model, images)
+        with _visited(self.last_blocks(n_blocks), visit):
+            return _penultimate(self.model, images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A detector fitted on a GPU has to load on a machine without one.
+        self.to(torch.device("cpu"))
+        return self.__dict__
+
+
+def load_teacher(
+    backbone: Backbone,
+    *,
+    pretrained: Pretrained,
+    image_size: ImageSize,
+    device: str | torch.device | None,
+    seed: int,
+) -> Teacher:
+    """Load a backbone (see `load_backbone`) and freeze it on a device."""
+    target = resolve_device(device)
+    model, preprocessing = load_backbone(
+        backbone, pretrained=pretrained, image_size=image_size, seed=seed
+    )
+    return Teacher(model, preprocessing, target)
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """``None`` is the best device there is; a named one must be there."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={device!r} is not a torch device. Pass None, 'cpu', 'cuda', 'cuda:1', 'mps'."
+        ) from error
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if not available.get(resolved.type, lambda: True)():
+        raise ValueError(
+            f"device={str(device)!r} is not available on this machine. Pass device=None for the "
+            "best there is, or device='cpu'."
+        )
+    return resolved
+
+
+def _require_blocks(model: nn.Module) -> None:
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or len(blocks) == 0:
+        raise ValueError(
+            f"backbone {type(model).__name__} is no Vision Transformer: it has no list `.blocks` of "
+            "transformer blocks. Pass a ViT, DeiT, BEiT, EVA or DINO model, or 'embedded'."
+        )
+
+
+def _penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
+        tokens = model.forward_features(images)  # type: ignore[operator]
+        features = model.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+    else:
+        features = model(images)
+    if not torch.is_tensor(features) or features.ndim != 2:
+        found = tuple(features.shape) if torch.is_tensor(features) else type(features).__name__
+        raise ValueError(
+            f"backbone {type(model).__name__} gives {found} for {images.shape[0]} images; expected "
+            "one pooled feature vector per image, (batch, dim)."
+        )
+    return features
+
+
+@contextmanager
+def _visited(blocks: list[tuple[int, nn.Module]], visit: Visitor) -> Iterator[None]:
+    """Have `visit` called after each of `blocks`, while the context is open."""
+
+    def hook_of(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            _require_tokens(module, index, args, output)
+            visit(BlockCall(index, args, kwargs, output))
+
+        return hook
+
+    handles = [
+        block.register_forward_hook(hook_of(index), with_kwargs=True) for index, block in blocks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _require_tokens(module: nn.Module, index: int, args: tuple[Any, ...], output: Any) -> None:
+    given = tuple(args[0].shape) if args and torch.is_tensor(args[0]) else None
+    found = tuple(output.shape) if torch.is_tensor(output) else type(output).__name__
+    if given is None or len(given) != 3 or found != given:
+        raise ValueError(
+            f"backbone is no Vision Transformer: its block {index} ({type(module).__name__}) turns "
+            f"{given} into {found}; a transformer block keeps (batch, tokens, dim). Pass a ViT, "
+            "DeiT, BEiT, EVA or DINO model, or 'embedded'."
+        )

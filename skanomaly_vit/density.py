@@ -1,0 +1,453 @@
+"""Density estimators that score feature vectors by log-density.
+
+Each one standardises the features, models the standardised values and reports the log-density in
+the units of the input: discrepancy features of different transformer blocks differ by orders of
+magnitude, and no model here should care.
+"""
+
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import LinAlgError, cholesky, solve_triangular
+from scipy.special import gammaln
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.covariance import ledoit_wolf_shrinkage
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from skanomaly_vit._compat import Interval, StrOptions, _fit_context
+
+__all__ = ["GaussianDensity", "GaussianMixtureDensity", "KNNDensity"]
+
+FloatArray = NDArray[np.float64]
+
+_EPS = np.finfo(np.float64).eps
+# A covariance holds squares and sums of them; below this bound they cannot overflow.
+_LARGEST_VALUE = 1e140
+# In standard deviations. Farther out, squares would overflow, and nothing is left to tell apart.
+_FARTHEST = 1e100
+# In units of sqrt(n_features), the root mean square distance of a sample from the mean. Thirty
+# times what rounding makes of the distance between two equal points (about sqrt(machine epsilon)).
+_SMALLEST_RADIUS = 1e-6
+
+
+def _check_training_data(X: FloatArray, caller: str) -> None:
+    """Refuse what cannot be standardised: one sample, or values whose squares overflow."""
+    if len(X) < 2:
+        raise ValueError(
+            f"{caller} found n_samples=1 in X (shape {X.shape}); one sample has no spread. "
+            "Pass at least 2 samples."
+        )
+    row, column = np.unravel_index(np.abs(X).argmax(), X.shape)
+    if abs(X[row, column]) > _LARGEST_VALUE:
+        raise ValueError(
+            f"{caller} found X[{row}, {column}] = {X[row, column]:.3g}; the squares of values "
+            f"beyond {_LARGEST_VALUE:.0e} overflow. Pass that feature in a larger unit."
+        )
+
+
+def _check_at_most_n_samples(name: str, value: int, n_samples: int, caller: str) -> None:
+    if value > n_samples:
+        raise ValueError(
+            f"{caller} found {name}={value} but n_samples={n_samples} in X. "
+            f"Pass {name} <= {n_samples}, or at least {value} samples."
+        )
+
+
+def _location_and_scale(X: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation of each feature, the scale of a constant one being 1."""
+    location, scale = X.mean(axis=0), X.std(axis=0)
+    # A deviation that rounding alone explains is no deviation: dividing by it would blow noise up
+    # to the size of a real feature.
+    rounding = len(X) * _EPS * np.abs(location)
+    # Rounding exceeds 1 only for constants beyond about 1e12, which would look far from their
+    # own mean if they were measured in units of 1.
+    return location, np.where(scale <= rounding, np.maximum(rounding, 1.0), scale)
+
+
+class _StandardizedDensity(DensityMixin, BaseEstimator):
+    """What the density estimators share: validation, standardisation and the change of units.
+
+    A subclass models standardised features in two steps: `_fit_standardized(Z)` and
+    `_log_density(Z)`, Z of shape (n_samples, n_features).
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]]
+    location_: FloatArray
+    scale_: FloatArray
+
+    def _fit_standardized(self, Z: FloatArray) -> None:
+        raise NotImplementedError
+
+    def _log_density(self, Z: FloatArray) -> FloatArray:
+        raise NotImplementedError
+
+    def _standardize(self, X: FloatArray) -> FloatArray:
+        with np.errstate(over="ignore"):
+            Z = (X - self.location_) / self.scale_
+        return np.clip(Z, -_FARTHEST, _FARTHEST)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Fit the density to normal samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Feature vectors of normal samples, converted to float64. At least two.
+        y : object, default=None
+            Ignored; present for the API's sake.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If `X` has one sample, fewer than the parameters ask for, or a value that is not
+            finite or beyond 1e140; or if `regularization` is too small for a singular covariance.
+        """
+        samples: FloatArray = validate_data(self, X, dtype=np.float64)
+        _check_training_data(samples, type(self).__name__)
+        self.location_, self.scale_ = _location_and_scale(samples)
+        self._fit_standardized(self._standardize(samples))
+        return self
+
+    def score_samples(self, X: ArrayLike) -> FloatArray:
+        """Compute the log-density of each sample; higher is more normal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Feature vectors, converted to float64.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,), dtype float64
+            Natural logarithm of the density in the units of `X`; finite, may be positive.
+
+        Raises
+        ------
+        ValueError
+            If not fitted (NotFittedError), or `X` has another number of features than in `fit`
+            or a value that is not finite.
+        """
+        check_is_fitted(self)
+        samples: FloatArray = validate_data(self, X, dtype=np.float64, reset=False)
+        # Change of variables: p(x) = p(z) |dz/dx|.
+        return self._log_density(self._standardize(samples)) - np.log(self.scale_).sum()
+
+    def score(self, X: ArrayLike, y: object = None) -> float:
+        """Compute the mean log-density of the samples; higher is a better fit.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Feature vectors, converted to float64.
+        y : object, default=None
+            Ignored; present for the API's sake.
+
+        Returns
+        -------
+        score : float
+            Mean of `score_samples(X)`.
+        """
+        return float(self.score_samples(X).mean())
+
+
+class GaussianDensity(_StandardizedDensity):
+    """Log-density under one multivariate Gaussian with a full covariance.
+
+    The density that Transformaly puts in each of its two feature spaces [1]_. Ranks samples by
+    their Mahalanobis distance to the mean of the normal ones.
+
+    Parameters
+    ----------
+    shrinkage : {"auto", "ledoit_wolf"} or float, default="auto"
+        How far correlations are pulled towards zero, from 0 (the maximum-likelihood covariance)
+        to 1 (independent features). "ledoit_wolf" estimates the amount from the data [2]_.
+        "auto" is 0 where `n_samples >= 5 * n_features` and "ledoit_wolf" otherwise.
+    regularization : float, default=1e-6
+        Non-negative number added to the variance of each standardised feature. Keeps the
+        covariance invertible where features are constant, duplicated or more than samples.
+
+    Attributes
+    ----------
+    location_, scale_ : ndarray of shape (n_features,), dtype float64
+        Mean and standard deviation of each feature; 1 for the latter where it is constant.
+    covariance_ : ndarray of shape (n_features, n_features), dtype float64
+        Covariance in the units of `X`, shrinkage and regularization included.
+    cholesky_ : ndarray of shape (n_features, n_features), dtype float64
+        Lower Cholesky factor of the covariance of the standardised features.
+    shrinkage_ : float
+        The amount of shrinkage used.
+    n_features_in_ : int
+        Number of features seen in `fit`.
+
+    See Also
+    --------
+    GaussianMixtureDensity : Several Gaussians, for several normal classes.
+    KNNDensity : No assumption on the shape of the density.
+    sklearn.covariance.EllipticEnvelope : A Gaussian fitted to data that holds outliers.
+
+    Notes
+    -----
+    Features are standardised first; shrinkage is a convex step from the covariance to its own
+    diagonal, the identity for standardised features. Hence units change scores by a constant
+    only. A constant feature has no unit: a deviation of 1 from it counts as
+    ``1 / sqrt(regularization)`` standard deviations.
+
+    References
+    ----------
+    .. [1] Cohen and Avidan, "Transformaly", CVPR Workshops, 2022, arXiv 2112.04185.
+    .. [2] Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
+       matrices", Journal of Multivariate Analysis 88(2), 2004.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit.density import GaussianDensity
+    >>> X = np.random.RandomState(0).normal(size=(500, 2)) * [1e-5, 10.0]
+    >>> density = GaussianDensity().fit(X)
+    >>> density.score_samples([[0.0, 0.0], [1e-5, 0.0], [0.0, 100.0]]).round(1)
+    array([  7.4,   6.8, -42.9])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "shrinkage": [StrOptions({"auto", "ledoit_wolf"}), Interval(Real, 0, 1, closed="both")],
+        "regularization": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(self, *, shrinkage: str | float = "auto", regularization: float = 1e-6) -> None:
+        self.shrinkage = shrinkage
+        self.regularization = regularization
+
+    def _fit_standardized(self, Z: FloatArray) -> None:
+        self.shrinkage_ = self._resolve_shrinkage(Z)
+        covariance = (1 - self.shrinkage_) * (Z.T @ Z) / len(Z)
+        # The shrinkage target is the covariance's own diagonal, so variances stay as they are.
+        np.fill_diagonal(covariance, (Z**2).mean(axis=0) + self.regularization)
+        self.cholesky_ = self._factorize(covariance)
+        self.covariance_ = covariance * np.outer(self.scale_, self.scale_)
+
+    def _resolve_shrinkage(self, Z: FloatArray) -> float:
+        n_samples, n_features = Z.shape
+        if not isinstance(self.shrinkage, str):
+            return float(self.shrinkage)
+        if self.shrinkage == "auto" and n_samples >= 5 * n_features:
+            return 0.0
+        # Constant features have no correlations to shrink and would lower the mean variance,
+        # which Ledoit and Wolf's target is made of. Standardised variances are either 0 or 1.
+        varying = Z[:, Z.var(axis=0) > 0.5]
+        if varying.shape[1] == 0:
+            return 0.0
+        return float(ledoit_wolf_shrinkage(varying, assume_centered=True))
+
+    def _factorize(self, covariance: FloatArray) -> FloatArray:
+        try:
+            factor = cholesky(covariance, lower=True)
+            # Rounding may let a singular matrix pass, with pivots that are noise.
+            if factor.diagonal().min() ** 2 <= len(covariance) * _EPS:
+                raise LinAlgError("a pivot is zero up to rounding")
+        except LinAlgError as error:
+            raise ValueError(
+                f"GaussianDensity found a singular covariance of {len(covariance)} features with "
+                f"shrinkage={self.shrinkage_:.3g} and regularization={self.regularization}: "
+                "features are constant, linearly dependent or more than samples. "
+                "Pass a larger regularization (its default is 1e-6)."
+            ) from error
+        return factor
+
+    def _log_density(self, Z: FloatArray) -> FloatArray:
+        whitened = solve_triangular(self.cholesky_, Z.T, lower=True)  # (n_features, n_samples)
+        log_det = 2 * np.log(self.cholesky_.diagonal()).sum()
+        log_norm = 0.5 * (len(whitened) * np.log(2 * np.pi) + log_det)
+        return -0.5 * (whitened**2).sum(axis=0) - log_norm
+
+
+class GaussianMixtureDensity(_StandardizedDensity):
+    """Log-density under a mixture of Gaussians.
+
+    For normal samples of several classes, whose features one Gaussian would cover together with
+    the empty space between them.
+
+    Parameters
+    ----------
+    n_components : int, default=2
+        Number of Gaussians; at most `n_samples`.
+    covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
+        What the covariances may be: one of its own per component, one for all, diagonal, or one
+        variance per component.
+    regularization : float, default=1e-6
+        Non-negative number added to the variances of the standardised features.
+    n_init : int, default=1
+        Number of starts, of which the best is kept.
+    max_iter : int, default=100
+        Number of expectation-maximisation steps per start.
+    random_state : int, RandomState instance or None, default=None
+        Source of the starting points; pass an int for results that repeat.
+
+    Attributes
+    ----------
+    mixture_ : sklearn.mixture.GaussianMixture
+        The mixture, fitted to the standardised features.
+    location_, scale_ : ndarray of shape (n_features,), dtype float64
+        Mean and standard deviation of each feature; 1 for the latter where it is constant.
+    n_features_in_ : int
+        Number of features seen in `fit`.
+
+    See Also
+    --------
+    GaussianDensity : One Gaussian, with a shrunk covariance where samples are few.
+    KNNDensity : No assumption on the shape of the density.
+    sklearn.mixture.GaussianMixture : The mixture model inside.
+
+    Notes
+    -----
+    Expectation-maximisation [1]_ finds a local optimum: raise `n_init` if scores depend on
+    `random_state`. With fewer than several times `n_features` samples per component, "tied" or
+    "diag" is safer than "full". A `ConvergenceWarning` means that `max_iter` was too small or
+    that `X` has fewer distinct samples than components.
+
+    References
+    ----------
+    .. [1] Dempster, Laird and Rubin, "Maximum likelihood from incomplete data via the EM
+       algorithm", Journal of the Royal Statistical Society B 39(1), 1977.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit.density import GaussianMixtureDensity
+    >>> noise = np.random.RandomState(0).normal(size=(200, 2))
+    >>> X = np.vstack([noise - 10, noise + 10])  # two normal classes
+    >>> density = GaussianMixtureDensity(n_components=2, random_state=0).fit(X)
+    >>> density.score_samples([[-10, -10], [10, 10], [0, 0]]).round()
+    array([  -3.,   -3., -109.])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "covariance_type": [StrOptions({"full", "tied", "diag", "spherical"})],
+        "regularization": [Interval(Real, 0, None, closed="left")],
+        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        *,
+        n_components: int = 2,
+        covariance_type: str = "full",
+        regularization: float = 1e-6,
+        n_init: int = 1,
+        max_iter: int = 100,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.regularization = regularization
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.random_state = random_state
+
+    def _fit_standardized(self, Z: FloatArray) -> None:
+        _check_at_most_n_samples(
+            "n_components", self.n_components, len(Z), "GaussianMixtureDensity"
+        )
+        params = self.get_params(deep=False)  # GaussianMixture's own names, but for one
+        mixture = GaussianMixture(reg_covar=params.pop("regularization"), **params)
+        try:
+            self.mixture_ = mixture.fit(Z)
+        except ValueError as error:
+            # scikit-learn's own message advises on `reg_covar`, which is no parameter here.
+            raise ValueError(
+                f"GaussianMixtureDensity could not fit n_components={self.n_components} to X of "
+                f"shape {Z.shape} with regularization={self.regularization}: a component has a "
+                "singular covariance. Pass a larger regularization (its default is 1e-6) or "
+                "fewer components."
+            ) from error
+
+    def _log_density(self, Z: FloatArray) -> FloatArray:
+        return self.mixture_.score_samples(Z)
+
+
+class KNNDensity(_StandardizedDensity):
+    """Log-density estimated from the distance to the k-th nearest neighbour.
+
+    Assumes no shape. Ranks samples by the radius of the smallest ball around them that holds
+    `n_neighbors` normal samples.
+
+    Parameters
+    ----------
+    n_neighbors : int, default=5
+        Which neighbour's distance counts; at most `n_samples`.
+    n_jobs : int or None, default=None
+        Number of parallel jobs of the search, as in scikit-learn.
+
+    Attributes
+    ----------
+    neighbors_ : sklearn.neighbors.NearestNeighbors
+        The search, fitted to the standardised features.
+    location_, scale_ : ndarray of shape (n_features,), dtype float64
+        Mean and standard deviation of each feature; 1 for the latter where it is constant.
+    n_features_in_ : int
+        Number of features seen in `fit`.
+
+    See Also
+    --------
+    GaussianDensity : One Gaussian, the cheapest.
+    GaussianMixtureDensity : Several Gaussians, for several normal classes.
+    sklearn.neighbors.KernelDensity : Neighbours weighted by a kernel of fixed width.
+
+    Notes
+    -----
+    With V the volume of the unit ball, d the number of features, n of training samples, k of
+    neighbours and r the Euclidean distance to the k-th one, the estimate [1]_ is
+    ``log k - log n - log V - d log r``. Its tails are too heavy to integrate to 1. DN2 [2]_ ranks
+    by the mean of such distances. A training sample is its own nearest neighbour, so it scores
+    higher than a new one; far too high with `n_neighbors=1`. Radii below
+    ``1e-6 * sqrt(n_features)`` count as that much, so duplicates have a finite score.
+
+    References
+    ----------
+    .. [1] Loftsgaarden and Quesenberry, "A nonparametric estimate of a multivariate density
+       function", Annals of Mathematical Statistics 36(3), 1965.
+    .. [2] Bergman, Cohen and Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020,
+       arXiv 2002.10445.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit.density import KNNDensity
+    >>> X = np.random.RandomState(0).uniform(size=(1000, 2))
+    >>> KNNDensity(n_neighbors=50).fit(X).score_samples([[0.5, 0.5], [3.0, 3.0]]).round(2)
+    array([-0.03, -6.37])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "n_jobs": [None, Integral],
+    }
+
+    def __init__(self, *, n_neighbors: int = 5, n_jobs: int | None = None) -> None:
+        self.n_neighbors = n_neighbors
+        self.n_jobs = n_jobs
+
+    def _fit_standardized(self, Z: FloatArray) -> None:
+        _check_at_most_n_samples("n_neighbors", self.n_neighbors, len(Z), "KNNDensity")
+        search = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs)
+        self.neighbors_ = search.fit(Z)
+
+    def _log_density(self, Z: FloatArray) -> FloatArray:
+        n_features = Z.shape[1]
+        distances, _ = self.neighbors_.kneighbors(Z)  # (n_samples, n_neighbors), ascending
+        radius = np.maximum(distances[:, -1], _SMALLEST_RADIUS * np.sqrt(n_features))
+        log_unit_ball = 0.5 * n_features * np.log(np.pi) - gammaln(0.5 * n_features + 1)
+        log_share = np.log(self.neighbors_.n_neighbors / self.neighbors_.n_samples_fit_)
+        return log_share - log_unit_ball - n_features * np.log(radius)

@@ -1,0 +1,418 @@
+"""The detector: two feature spaces, a density in each, one score, a threshold."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from os import PathLike
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import OutlierMixin
+from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.decomposition import PCA
+from sklearn.pipeline import Pipeline
+from sklearn.utils import Bunch, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skanomaly_vit._base import (
+    TRAINING_CONSTRAINTS,
+    ImageEstimator,
+    draw_seed,
+    split_validation,
+)
+from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
+from skanomaly_vit._extraction import extract
+from skanomaly_vit._images import ImageSource
+from skanomaly_vit._progress import Progress, log
+from skanomaly_vit._scorers import DENSITIES, make_density
+from skanomaly_vit.distillation import BlockDistillation
+from skanomaly_vit.features import ViTFeatures
+
+PRETRAINED, DISCREPANCY = "pretrained", "discrepancy"
+SPACES = {
+    "both": (PRETRAINED, DISCREPANCY),
+    PRETRAINED: (PRETRAINED,),
+    DISCREPANCY: (DISCREPANCY,),
+}
+
+
+class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
+    """Find images that differ in meaning from a set of normal ones.
+
+    Transformaly [1]_ looks at an image in two feature spaces of one frozen Vision Transformer:
+    its pooled output, and how badly student blocks that were trained on normal images only
+    imitate its last blocks. A density is fitted in each space; the score of an image is the
+    logarithm of the product of its two likelihoods.
+
+    Parameters
+    ----------
+    backbone : str or torch.nn.Module, default="embedded"
+        ``"embedded"`` (the small ViT that ships with the package), the name of a timm model
+        with transformer blocks in ``.blocks`` (the paper's is
+        ``"vit_base_patch16_384.augreg_in21k_ft_in1k"``), or such a network. A network is copied.
+    pretrained : bool, str or path-like, default=True
+        ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
+        draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
+        read as tensors only. Of no effect if `backbone` is a network.
+    image_size : int, tuple of (int, int) or None, default=None
+        Height and width in pixels that images are resized to. ``None`` is the backbone's own.
+    image_shape : tuple of (int, int, int) or None, default=None
+        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+    n_blocks : int or None, default=10
+        How many of the last blocks get a student. ``None`` is all blocks.
+    pca_variance : float or None, default=0.9
+        Share in (0, 1) of the variance of the pre-trained features that a whitening PCA keeps.
+        ``None`` leaves them as they are.
+    density : {"gaussian", "gmm", "knn"} or estimator, default="gaussian"
+        The density scorer, cloned for each space: `GaussianDensity`, `GaussianMixtureDensity`,
+        `KNNDensity`, or any estimator with ``fit`` and ``score_samples`` (higher = more normal).
+        A ``random_state`` of it that is ``None`` follows the detector's.
+    fusion : {"product", "standardized"}, default="product"
+        How the scores of both spaces become one. ``"product"`` adds log-likelihoods, as the
+        paper does. ``"standardized"`` first brings each to mean 0 and standard deviation 1 on
+        the training images; meant for scorers that give no log-likelihood.
+    feature_spaces : {"both", "pretrained", "discrepancy"}, default="both"
+        The spaces that count. With ``"pretrained"`` no students are trained.
+    max_epochs : int, default=3
+        Passes over the training images to train students.
+    learning_rate : float, default=1e-3
+        Of Adam; the peak under the one-cycle schedule.
+    learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
+        ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`.
+    validation_fraction : float, default=0.2
+        Share of the images in [0, 1) that neither students nor densities learn from. They
+        choose each student's best epoch and set the threshold. With 0 the last epoch counts,
+        and the threshold comes from the training images, on which scores are too high.
+    patience : int, default=3
+        A student that has not improved on the held-out images for so many epochs is not
+        trained further.
+    contamination : float, default=0.05
+        Share in (0, 0.5] of normal images that may be flagged: `offset_` is this quantile of
+        the scores of the held-out images.
+    batch_size : int, default=32
+        Images in a step of training, and in a pass of the backbone.
+    device : str, torch.device or None, default=None
+        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
+    n_jobs : int or None, default=None
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the validation split, the students' weights, the order of images and densities.
+        An int gives the same scores to the bit on the same machine, whatever `n_jobs`.
+    verbose : int, default=0
+        Above 0, what is being done goes to the logger ``"skanomaly_vit"``, a line per epoch.
+
+    Attributes
+    ----------
+    features_ : ViTFeatures
+        The pre-trained feature space.
+    distillation_ : BlockDistillation or None
+        The students; ``None`` with ``feature_spaces="pretrained"``.
+    density_ : dict
+        The fitted scorer of each space that counts, under ``"pretrained"`` (a pipeline of PCA
+        and density) and ``"discrepancy"``.
+    offset_ : float
+        ``decision_function = score_samples - offset_``.
+    fusion_ : dict
+        Location and scale that each space's score is standardised by; (0, 1) for ``"product"``.
+    validation_indices_ : ndarray of int
+        Positions in `X` of the held-out images.
+    n_features_in_ : int
+        Length of a flattened image; only where `image_shape` is given.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns; only where `X` has names that are all strings and `image_shape` is
+        given.
+
+    See Also
+    --------
+    ViTFeatures : The first feature space alone, as a transformer.
+    BlockDistillation : The second feature space alone, as a transformer.
+    GaussianDensity : The default density.
+
+    Notes
+    -----
+    Unlike the code released with the paper, students are chosen on held-out training images and
+    not on test images, the teacher is in eval mode, a batch goes through the teacher once for
+    both features, only the students that are scored are trained, and every draw is seeded.
+
+    The method cannot tell apart two classes that the backbone mixes (*pre-training confusion*,
+    [1]_ section 5).
+
+    References
+    ----------
+    .. [1] M. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One",
+       CVPR Workshops 2022, arXiv:2112.04185.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit import TransformalyDetector
+    >>> rng = np.random.default_rng(0)
+    >>> normal = rng.integers(100, 156, (24, 32, 32, 3), dtype=np.uint8)  # soft noise
+    >>> odd = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)  # harsh noise
+    >>> detector = TransformalyDetector(n_blocks=2, max_epochs=1, random_state=0).fit(normal)
+    >>> detector.predict(odd)
+    array([-1, -1])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **ImageEstimator._parameter_constraints,
+        **TRAINING_CONSTRAINTS,
+        "pca_variance": [Interval(Real, 0, 1, closed="neither"), None],
+        "density": [StrOptions(set(DENSITIES)), HasMethods(["fit", "score_samples"])],
+        "fusion": [StrOptions({"product", "standardized"})],
+        "feature_spaces": [StrOptions(set(SPACES))],
+        "contamination": [Interval(Real, 0, 0.5, closed="right")],
+    }
+
+    def __init__(
+        self,
+        *,
+        backbone: str | torch.nn.Module = "embedded",
+        pretrained: bool | str | PathLike[str] = True,
+        image_size: int | tuple[int, int] | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        n_blocks: int | None = 10,
+        pca_variance: float | None = 0.9,
+        density: Any = "gaussian",
+        fusion: str = "product",
+        feature_spaces: str = "both",
+        max_epochs: int = 3,
+        learning_rate: float = 1e-3,
+        learning_rate_schedule: str = "one_cycle",
+        validation_fraction: float = 0.2,
+        patience: int = 3,
+        contamination: float = 0.05,
+        batch_size: int = 32,
+        device: str | torch.device | None = None,
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.pretrained = pretrained
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.n_blocks = n_blocks
+        self.pca_variance = pca_variance
+        self.density = density
+        self.fusion = fusion
+        self.feature_spaces = feature_spaces
+        self.max_epochs = max_epochs
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.contamination = contamination
+        self.batch_size = batch_size
+        self.device = device
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @with_callbacks
+    @_fit_context(prefer_skip_nested_validation=False)  # `density` may be an estimator
+    def fit(self, X: Any, y: Any = None) -> TransformalyDetector:
+        """Learn what normal images look like.
+
+        Parameters
+        ----------
+        X : images
+            Normal images: an array (n, height, width, 3), (n, height, width, 1) or
+            (n, height, width) of uint8, uint16 or floats in [0, 1]; a list, array or Series of
+            paths, PIL images or arrays, of any sizes; a torch tensor (n, 3, height, width); or,
+            with `image_shape`, a 2-D array of flattened images.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : TransformalyDetector
+            Fitted.
+
+        Raises
+        ------
+        ValueError
+            If a parameter, the images or the backbone are not as described.
+        WeightsUnavailableError
+            If the weights of the backbone cannot be had.
+        """
+        source = self._open(X, reset=True)
+        rng = check_random_state(self.random_state)
+        # A density needs two images to see any spread.
+        split = split_validation(len(source), self.validation_fraction, rng, min_train=2)
+        context = self._init_callback_context(max_subtasks=self._max_subtasks())
+        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+        features, discrepancies = self._fit_spaces(source, split, rng, Progress(self, context))
+        self._fit_densities(features, discrepancies, split, draw_seed(rng))
+        context.call_on_fit_task_end(estimator=self, X=X, y=y)
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Log-likelihood of images.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_images,), float64
+            Higher = more normal.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, or one cannot be decoded.
+        """
+        return np.sum(list(self.score_spaces(X).values()), axis=0)
+
+    def score_spaces(self, X: Any) -> Bunch:
+        """Score of images in each feature space; `score_samples` is their sum.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+
+        Returns
+        -------
+        scores : Bunch of ndarray of shape (n_images,), float64
+            ``pretrained`` and ``discrepancy``, as far as they count. Higher = more normal.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, or one cannot be decoded.
+        """
+        check_is_fitted(self)
+        return self._score_features(*self._extract(self._open(X, reset=False)))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Score of images relative to the threshold.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+
+        Returns
+        -------
+        decision : ndarray of shape (n_images,), float64
+            ``score_samples(X) - offset_``: negative = anomaly.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, or one cannot be decoded.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Tell normal images from anomalies.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_images,), int
+            +1 for normal, -1 for an anomaly.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, or one cannot be decoded.
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def _max_subtasks(self) -> int:
+        epochs = self.max_epochs if DISCREPANCY in SPACES[self.feature_spaces] else 0
+        return epochs + 1
+
+    def _fit_spaces(
+        self,
+        source: ImageSource,
+        split: tuple[np.ndarray, np.ndarray],
+        rng: np.random.RandomState,
+        progress: Progress,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Load the backbone, train the students, and embed all images in one pass."""
+        teacher = self._load_teacher(draw_seed(rng))
+        students_seed = draw_seed(rng)
+        log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
+        self.features_ = self._part(ViTFeatures)._adopt(teacher, source)
+        self.distillation_ = None
+        if DISCREPANCY in SPACES[self.feature_spaces]:
+            self.distillation_ = self._part(BlockDistillation)._fit_students(
+                teacher, source, split, students_seed, progress
+            )
+        self.validation_indices_ = split[1]
+        n_batches = math.ceil(len(source) / self.batch_size)
+        with progress.task("features", n_batches) as task:
+            return self._extract(source, task)
+
+    def _part(self, estimator_class: type[Any]) -> Any:
+        """An estimator that the detector is made of, with the detector's parameters."""
+        parameters = self.get_params(deep=False)
+        names = estimator_class().get_params(deep=False)
+        return estimator_class(**{name: parameters[name] for name in names})
+
+    def _extract(
+        self, source: ImageSource, progress: Progress | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        teacher = self._ready(self.features_._teacher)
+        students = self.distillation_._ready_students() if self.distillation_ else []
+        batches = self._batches_of(source, teacher)(np.arange(len(source)))
+        return extract(teacher, students, (progress or Progress()).track(batches))
+
+    def _fit_densities(
+        self,
+        features: np.ndarray,
+        discrepancies: np.ndarray,
+        split: tuple[np.ndarray, np.ndarray],
+        seed: int,
+    ) -> None:
+        train, validation = split
+        embedded = {PRETRAINED: features, DISCREPANCY: discrepancies}
+        self.density_ = {
+            space: self._new_density(space, seed).fit(_as_float64(embedded[space][train]))
+            for space in SPACES[self.feature_spaces]
+        }
+        self.fusion_ = dict.fromkeys(self.density_, (0.0, 1.0))
+        if self.fusion == "standardized":
+            scores = self._score_features(features[train], discrepancies[train])
+            self.fusion_ = {space: _location_and_scale(scores[space]) for space in scores}
+        held_out = validation if len(validation) else train
+        scores = self._score_features(features[held_out], discrepancies[held_out])
+        total = np.sum(list(scores.values()), axis=0)
+        self.offset_ = float(np.percentile(total, 100.0 * self.contamination))
+
+    def _new_density(self, space: str, seed: int) -> Any:
+        density = make_density(self.density, seed)
+        if space == DISCREPANCY or self.pca_variance is None:
+            return density
+        pca = PCA(self.pca_variance, whiten=True, svd_solver="full")
+        return Pipeline([("pca", pca), ("density", density)])
+
+    def _score_features(self, features: np.ndarray, discrepancies: np.ndarray) -> Bunch:
+        embedded = {PRETRAINED: features, DISCREPANCY: discrepancies}
+        scores = Bunch()
+        for space, density in self.density_.items():
+            location, scale = self.fusion_[space]
+            raw = density.score_samples(_as_float64(embedded[space]))
+            scores[space] = (np.asarray(raw, dtype=np.float64) - location) / scale
+        return scores
+
+
+def _as_float64(features: np.ndarray) -> np.ndarray:
+    return features.astype(np.float64, copy=False)
+
+
+def _location_and_scale(scores: np.ndarray) -> tuple[float, float]:
+    scale = float(np.std(scores))
+    return float(np.mean(scores)), scale if scale > 0 else 1.0

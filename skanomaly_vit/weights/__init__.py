@@ -1,0 +1,1 @@
+"""The embedded backbone: its weights, model card and licence notices."""
