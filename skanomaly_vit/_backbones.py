@@ -150,9 +150,7 @@ def _embedded_weights() -> dict[str, torch.Tensor]:
         return {name: value.float() for name, value in load_file(path).items()}
 
 
-def _named(
-    name: str, pretrained: Pretrained, size: tuple[int, int] | None, seed: int
-) -> nn.Module:
+def _named(name: str, pretrained: Pretrained, size: tuple[int, int] | None, seed: int) -> nn.Module:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Close names: {', '.join(close)}." if close else ""
@@ -192,20 +190,20 @@ def _published(name: str, size: tuple[int, int] | None) -> nn.Module:
         raise _unavailable(name, error) from error
 
 
-def _cached_or_reachable(name: str, cfg: Any) -> dict[str, str]:
+def _cached_or_reachable(name: str, cfg: Any) -> dict[str, Any]:
     """What timm is to be told: a cached file, or nothing, once the hub is known to answer.
 
     timm's own download retries an unreachable hub for most of a minute, even with the file
     in the cache; one request with a short timeout says the same within seconds.
     """
-    if not cfg.hf_hub_id or cfg.custom_load:
+    if not cfg.hf_hub_id or cfg.custom_load == "hf":  # a format that only timm's download knows
         return {}
     filenames = [cfg.hf_hub_filename] if cfg.hf_hub_filename else []
     filenames += ["model.safetensors", "pytorch_model.bin"]
     for filename in filenames:
         cached = huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, filename)
         if isinstance(cached, str):
-            return {"file": cached}
+            return {"file": cached, "custom_load": False}
     if HF_HUB_OFFLINE:
         raise _unavailable(name, "HF_HUB_OFFLINE is set and the weights are not in the hub's cache")
     try:
@@ -265,7 +263,8 @@ def _create(name: str, size: tuple[int, int] | None, **options: Any) -> nn.Modul
         ) from error
     if size is not None:
         _require_divisible(model, size)
-    model.pretrained_cfg.pop("state_dict", None)  # timm keeps the weights that it was handed
+    kept: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    kept.pop("state_dict", None)  # timm keeps the weights that it was handed
     return model
 
 

@@ -118,8 +118,8 @@ def split_validation(
     if n_samples - n_validation < min_train:
         raise ValueError(
             f"Found {n_samples} image(s) (n_samples={n_samples}), of which "
-            f"validation_fraction={fraction} holds out {n_validation}; at least {min_train} must be "
-            "left to train on. Pass more images, or validation_fraction=0."
+            f"validation_fraction={fraction} holds out {n_validation}; at least {min_train} must "
+            "be left to train on. Pass more images, or validation_fraction=0."
         )
     order = rng.permutation(n_samples)
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])

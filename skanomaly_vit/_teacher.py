@@ -165,8 +165,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(
             f"device={device!r} is not a torch device. Pass None, 'cpu', 'cuda', 'cuda:1', 'mps'."
         ) from error
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if not available.get(resolved.type, lambda: True)():
+    missing = (resolved.type == "cuda" and not torch.cuda.is_available()) or (
+        resolved.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
         raise ValueError(
             f"device={str(device)!r} is not available on this machine. Pass device=None for the "
             "best there is, or device='cpu'."
@@ -178,8 +180,8 @@ def _require_blocks(model: nn.Module) -> None:
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or len(blocks) == 0:
         raise ValueError(
-            f"backbone {type(model).__name__} is no Vision Transformer: it has no list `.blocks` of "
-            "transformer blocks. Pass a ViT, DeiT, BEiT, EVA or DINO model, or 'embedded'."
+            f"backbone {type(model).__name__} is no Vision Transformer: it has no list `.blocks` "
+            "of transformer blocks. Pass a ViT, DeiT, BEiT, EVA or DINO model, or 'embedded'."
         )
 
 

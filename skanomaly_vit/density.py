@@ -68,6 +68,12 @@ def _location_and_scale(X: FloatArray) -> tuple[FloatArray, FloatArray]:
     return location, np.where(scale <= rounding, np.maximum(rounding, 1.0), scale)
 
 
+def _standardize(X: FloatArray, location: FloatArray, scale: FloatArray) -> FloatArray:
+    with np.errstate(over="ignore"):
+        Z = (X - location) / scale
+    return np.clip(Z, -_FARTHEST, _FARTHEST)
+
+
 class _StandardizedDensity(DensityMixin, BaseEstimator):
     """What the density estimators share: validation, standardisation and the change of units.
 
@@ -84,11 +90,6 @@ class _StandardizedDensity(DensityMixin, BaseEstimator):
 
     def _log_density(self, Z: FloatArray) -> FloatArray:
         raise NotImplementedError
-
-    def _standardize(self, X: FloatArray) -> FloatArray:
-        with np.errstate(over="ignore"):
-            Z = (X - self.location_) / self.scale_
-        return np.clip(Z, -_FARTHEST, _FARTHEST)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: object = None) -> Self:
@@ -114,8 +115,10 @@ class _StandardizedDensity(DensityMixin, BaseEstimator):
         """
         samples: FloatArray = validate_data(self, X, dtype=np.float64)
         _check_training_data(samples, type(self).__name__)
-        self.location_, self.scale_ = _location_and_scale(samples)
-        self._fit_standardized(self._standardize(samples))
+        location, scale = _location_and_scale(samples)
+        self._fit_standardized(_standardize(samples, location, scale))
+        # Last, lest a failed fit passes for fitted or mixes two data sets.
+        self.location_, self.scale_ = location, scale
         return self
 
     def score_samples(self, X: ArrayLike) -> FloatArray:
@@ -137,10 +140,11 @@ class _StandardizedDensity(DensityMixin, BaseEstimator):
             If not fitted (NotFittedError), or `X` has another number of features than in `fit`
             or a value that is not finite.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "scale_")
         samples: FloatArray = validate_data(self, X, dtype=np.float64, reset=False)
+        Z = _standardize(samples, self.location_, self.scale_)
         # Change of variables: p(x) = p(z) |dz/dx|.
-        return self._log_density(self._standardize(samples)) - np.log(self.scale_).sum()
+        return self._log_density(Z) - np.log(self.scale_).sum()
 
     def score(self, X: ArrayLike, y: object = None) -> float:
         """Compute the mean log-density of the samples; higher is a better fit.
@@ -228,12 +232,18 @@ class GaussianDensity(_StandardizedDensity):
         self.regularization = regularization
 
     def _fit_standardized(self, Z: FloatArray) -> None:
-        self.shrinkage_ = self._resolve_shrinkage(Z)
-        covariance = (1 - self.shrinkage_) * (Z.T @ Z) / len(Z)
+        shrinkage = self._resolve_shrinkage(Z)
+        covariance = (1 - shrinkage) * (Z.T @ Z) / len(Z)
         # The shrinkage target is the covariance's own diagonal, so variances stay as they are.
         np.fill_diagonal(covariance, (Z**2).mean(axis=0) + self.regularization)
         self.cholesky_ = self._factorize(covariance)
-        self.covariance_ = covariance * np.outer(self.scale_, self.scale_)
+        self.shrinkage_ = shrinkage
+
+    @property
+    def covariance_(self) -> FloatArray:
+        """Covariance in the units of `X`, shrinkage and regularization included."""
+        factor = self.cholesky_ * self.scale_[:, np.newaxis]
+        return factor @ factor.T
 
     def _resolve_shrinkage(self, Z: FloatArray) -> float:
         n_samples, n_features = Z.shape
@@ -257,7 +267,7 @@ class GaussianDensity(_StandardizedDensity):
         except LinAlgError as error:
             raise ValueError(
                 f"GaussianDensity found a singular covariance of {len(covariance)} features with "
-                f"shrinkage={self.shrinkage_:.3g} and regularization={self.regularization}: "
+                f"shrinkage={self.shrinkage!r} and regularization={self.regularization}: "
                 "features are constant, linearly dependent or more than samples. "
                 "Pass a larger regularization (its default is 1e-6)."
             ) from error

@@ -358,9 +358,8 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
 
     def _part(self, estimator_class: type[Any]) -> Any:
         """An estimator that the detector is made of, with the detector's parameters."""
-        parameters = self.get_params(deep=False)
         names = estimator_class().get_params(deep=False)
-        return estimator_class(**{name: parameters[name] for name in names})
+        return estimator_class(**{name: getattr(self, name) for name in names})
 
     def _extract(
         self, source: ImageSource, progress: Progress | None = None
@@ -378,6 +377,7 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         seed: int,
     ) -> None:
         train, validation = split
+        _require_spread(features[train])
         embedded = {PRETRAINED: features, DISCREPANCY: discrepancies}
         self.density_ = {
             space: self._new_density(space, seed).fit(_as_float64(embedded[space][train]))
@@ -411,6 +411,15 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
 
 def _as_float64(features: np.ndarray) -> np.ndarray:
     return features.astype(np.float64, copy=False)
+
+
+def _require_spread(features: np.ndarray) -> None:
+    # The same image twice differs by rounding, in float32 some 1e-7 of its features.
+    if np.allclose(features, features[0], rtol=1e-5, atol=1e-5):
+        raise ValueError(
+            f"All {len(features)} images that the densities learn from are alike to the backbone; "
+            "normal images that do not vary have no density. Pass at least two that differ."
+        )
 
 
 def _location_and_scale(scores: np.ndarray) -> tuple[float, float]:

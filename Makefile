@@ -1,0 +1,70 @@
+# `make` lists the targets. All of them share one virtual environment, .venv, which is made and
+# filled on first use and again whenever the dependencies in setup.cfg or pyproject.toml change.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# The Python that .venv is made from, 3.11 or newer: `make test PYTHON=python3.13`.
+PYTHON ?= python3
+# Where that is the default and too old, these are tried.
+ifeq ($(origin PYTHON),file)
+PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3.14
+else
+PYTHONS := $(PYTHON)
+endif
+
+VENV := .venv
+BIN := $(VENV)/bin
+METADATA := setup.cfg pyproject.toml
+PUBLIC_MODULES := skanomaly_vit/__init__.py $(wildcard skanomaly_vit/[a-z]*.py)
+
+# Of pip's output, what was downloaded and installed; its errors go to stderr and stay whole.
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --editable
+PROGRESS = awk '(/^ *(Downloading|Using cached) / && !/\.metadata/) || /^(Installing|Success)/ \
+	{ print substr($$0, 1, 160); fflush() }'
+
+.PHONY: help demo test lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed-demo ## find defects in real solar cells and draw them: solar_cells.png
+	$(BIN)/python examples/plot_solar_cells.py
+
+test: lint ## all checks: those of lint, then all tests with coverage
+	$(BIN)/python -m pytest --cov
+
+lint: $(VENV)/.installed-test ## style, types and docstrings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m numpydoc lint $(PUBLIC_MODULES)
+
+clean: ## remove .venv and everything that was built or measured
+	rm -rf $(VENV) build dist *.egg-info .coverage htmlcov solar_cells.png
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find benchmarks examples skanomaly_vit tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed-demo: $(METADATA) | $(BIN)/python
+	@echo "Installing skanomaly-vit and the demo's packages into $(VENV) (PyTorch is large)"
+	@$(PIP_INSTALL) '.[demo]' | $(PROGRESS)
+	@touch $@
+
+# The test extra holds the demo extra.
+$(VENV)/.installed-test: $(METADATA) | $(BIN)/python
+	@echo "Installing skanomaly-vit and the tests' packages into $(VENV) (PyTorch is large)"
+	@$(PIP_INSTALL) '.[test]' | $(PROGRESS)
+	@touch $@ $(VENV)/.installed-demo
+
+$(BIN)/python:
+	@for python in $(PYTHONS); do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "Creating $(VENV) with $$("$$python" --version)"; \
+			exec "$$python" -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "skanomaly-vit needs Python 3.11 or newer; none found as: $(PYTHONS)." >&2; \
+	echo "Say where it is: make PYTHON=/path/to/python3.11 ..." >&2; \
+	exit 1

@@ -1,0 +1,281 @@
+"""Measure AUROC, speed and memory on a class-per-folder tree of images.
+
+The two settings of the paper (arXiv 2112.04185): *unimodal*, one class is normal and the others
+are abnormal; *multimodal*, one class is abnormal and the others are normal. One fit gives a row:
+the AUROC of the pre-trained space, of the discrepancy space, and of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import resource
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from skanomaly_vit import TransformalyDetector, WeightsUnavailableError, __version__
+
+SETTINGS = {"unimodal": ["unimodal"], "multimodal": ["multimodal"]}
+SETTINGS["both"] = [*SETTINGS["unimodal"], *SETTINGS["multimodal"]]
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+AUROCS = ["pretrained", "discrepancy", "both"]
+#: Columns of the table: title, alignment and width, precision.
+COLUMNS = {
+    "setting": ("<10", ""),
+    "class": ("<14", ""),
+    "train": (">6", ""),
+    "test": (">6", ""),
+    "pretrained": (">11", ".1f"),
+    "discrepancy": (">12", ".1f"),
+    "both": (">6", ".1f"),
+    "fit_s": (">8", ".1f"),
+    "images_per_s": (">13", ".1f"),
+    "peak_mb": (">8", ".0f"),
+}
+
+
+class DataError(Exception):
+    """The images asked for are not there."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        folders = find_classes(args.data)
+        names = choose_classes(args.normal_class, folders["train"])
+        print_header(args)
+        rows = [
+            run(args, folders, setting, name)
+            for setting in SETTINGS[args.setting]
+            for name in names
+        ]
+    except (DataError, WeightsUnavailableError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    for setting in SETTINGS[args.setting]:
+        print_row(mean_row([row for row in rows if row["setting"] == setting]))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="holds train/<class>/ and test/<class>/, folders of images",
+    )
+    add(
+        "--normal-class",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="the class that is normal (unimodal) or abnormal (multimodal); repeatable, or 'all'",
+    )
+    add("--setting", choices=list(SETTINGS), default="both", help="default: both")
+    add("--train", type=positive, default=500, help="training images of a fit; default: 500")
+    add(
+        "--test",
+        type=test_size,
+        default=600,
+        help="test images, half of them normal; 0 = all there are; default: 600",
+    )
+    add("--backbone", default="embedded", help="'embedded' (default) or a timm model's name")
+    add(
+        "--pretrained",
+        type=flag_or_path,
+        default=True,
+        help="true (default), false (random weights), or the path of a checkpoint",
+    )
+    add("--image-size", type=positive, help="pixels; default: the backbone's own")
+    add("--n-blocks", type=positive, default=10, help="students; default: 10")
+    add("--seed", type=not_negative, default=0, help="default: 0")
+    add("--jobs", type=int, default=1, help="threads that decode images, -1 = all; default: 1")
+    add("--csv", type=Path, metavar="FILE", help="append the rows to FILE")
+    return parser
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return int(text)
+
+
+def test_size(text: str) -> int:
+    if int(text) == 1:
+        raise argparse.ArgumentTypeError("1 image cannot be normal and abnormal; pass 0 or 2 up")
+    return not_negative(text)
+
+
+def flag_or_path(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def find_classes(data: Path) -> dict[str, list[Path]]:
+    """Return the class folders of each part of the tree, sorted by name."""
+    folders = {part: subfolders(data / part) for part in ("train", "test")}
+    train, test = ([folder.name for folder in folders[part]] for part in ("train", "test"))
+    if train != test:
+        raise DataError(f"classes differ: train has {train}, test has {test}")
+    if len(train) < 2:
+        raise DataError(f"{data / 'train'} holds {train}; at least two class folders are needed")
+    return folders
+
+
+def subfolders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}; --data has to hold train/<class>/ and test/<class>/")
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def choose_classes(wanted: list[str], folders: list[Path]) -> list[str]:
+    known = [folder.name for folder in folders]
+    if wanted == ["all"]:
+        return known
+    for name in wanted:
+        if name not in known:
+            raise DataError(f"no class {name!r}; there are {', '.join(known)} (or 'all', alone)")
+    return wanted
+
+
+def run(
+    args: argparse.Namespace, folders: dict[str, list[Path]], setting: str, name: str
+) -> dict[str, Any]:
+    """Fit on the normal class or classes, score test images, and print a row."""
+    normal, abnormal = split_classes(folders["train"], setting, name)
+    train = sample(normal, args.train, args.seed)
+    normal, abnormal = split_classes(folders["test"], setting, name)
+    test_normal = sample(normal, args.test - args.test // 2, args.seed, everything=args.test == 0)
+    test_abnormal = sample(abnormal, args.test // 2, args.seed, everything=args.test == 0)
+    test = test_normal + test_abnormal
+
+    detector = make_detector(args)
+    start = perf_counter()
+    detector.fit(train)
+    fitted = perf_counter()
+    spaces = detector.score_spaces(test)
+    scored = perf_counter()
+
+    scores = {**spaces, "both": spaces["pretrained"] + spaces["discrepancy"]}
+    is_abnormal = np.repeat([0, 1], [len(test_normal), len(test_abnormal)])
+    row = {
+        "setting": setting,
+        "class": name,
+        "train": len(train),
+        "test": len(test),
+        **{key: 100 * roc_auc_score(is_abnormal, -scores[key]) for key in AUROCS},
+        "fit_s": fitted - start,
+        "images_per_s": len(test) / (scored - fitted),
+        "peak_mb": peak_memory(),
+    }
+    print_row(row)
+    if args.csv:
+        append_csv(args.csv, {**row, **settings_of(args)})
+    return row
+
+
+def split_classes(folders: list[Path], setting: str, name: str) -> tuple[list[Path], list[Path]]:
+    """Return the folders of normal and of abnormal classes."""
+    named = [folder for folder in folders if folder.name == name]
+    others = [folder for folder in folders if folder.name != name]
+    return (named, others) if setting == "unimodal" else (others, named)
+
+
+def sample(folders: list[Path], n_images: int, seed: int, *, everything: bool = False) -> list[str]:
+    """Draw images at random, as many from each folder as goes, the same ones for a `seed`."""
+    share, rest = divmod(n_images, len(folders))
+    paths = []
+    for i, folder in enumerate(folders):
+        wanted = None if everything else share + (i < rest)
+        # A generator of its own: which images are drawn does not hang on the other classes.
+        rng = np.random.default_rng([seed, *folder.name.encode()])
+        paths += rng.permutation(images_in(folder))[:wanted].tolist()
+    return paths
+
+
+def images_in(folder: Path) -> list[str]:
+    paths = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise DataError(f"no images in {folder} (files ending in {', '.join(sorted(SUFFIXES))})")
+    return paths
+
+
+def make_detector(args: argparse.Namespace) -> TransformalyDetector:
+    return TransformalyDetector(
+        backbone=args.backbone,
+        pretrained=args.pretrained,
+        image_size=args.image_size,
+        n_blocks=args.n_blocks,
+        n_jobs=args.jobs,
+        random_state=args.seed,
+    )
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has had resident so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+
+
+def print_header(args: argparse.Namespace) -> None:
+    versions = ["torch", "timm", "scikit-learn"]
+    print("$", shlex.join(["python", *sys.argv]))
+    print(f"skanomaly-vit {__version__},", ", ".join(f"{v} {version(v)}" for v in versions))
+    print(f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads, seed {args.seed}")
+    print("AUROC in %; peak_mb: resident memory of the process, highest so far\n")
+    print(" ".join(f"{title:{width}}" for title, (width, _) in COLUMNS.items()), flush=True)
+
+
+def print_row(row: dict[str, Any]) -> None:
+    cells = (f"{row[title]:{width}{form}}" for title, (width, form) in COLUMNS.items())
+    print(" ".join(cells), flush=True)
+
+
+def mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    mean = {key: np.mean([row[key] for row in rows]) for key in [*AUROCS, "fit_s", "images_per_s"]}
+    texts = {
+        "setting": rows[0]["setting"],
+        "class": f"mean of {len(rows)}",
+        "train": "",
+        "test": "",
+    }
+    return {**texts, **mean, "peak_mb": rows[-1]["peak_mb"]}
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what else a line of the CSV file says."""
+    names = ["backbone", "image_size", "n_blocks", "seed", "jobs"]
+    settings = {name: getattr(args, name) for name in names}
+    return {**settings, "weights": args.pretrained, "version": __version__}
+
+
+def append_csv(path: Path, row: dict[str, Any]) -> None:
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()

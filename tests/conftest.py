@@ -1,0 +1,58 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from backbones import family
+
+from skanomaly_vit import TransformalyDetector
+
+
+@pytest.fixture(scope="session")
+def tiny() -> torch.nn.Module:
+    """A three-block Vision Transformer for images of 32 x 32 pixels."""
+    return family("class token")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def images(rng: np.random.Generator) -> np.ndarray:
+    """Smooth, alike images of shape (20, 32, 32, 3): the normal ones."""
+    return blobs(rng, 20)
+
+
+@pytest.fixture
+def odd_images(rng: np.random.Generator) -> np.ndarray:
+    """Noise, shape (6, 32, 32, 3): plain anomalies."""
+    return rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+
+
+def blobs(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Bright discs on a grey ground, a little different each, shape (n, 32, 32, 3)."""
+    y, x = np.mgrid[:32, :32]
+    centre = rng.normal(16, 1.0, (n, 2, 1, 1))
+    radius = np.hypot(y - centre[:, 0], x - centre[:, 1])
+    disc = 60 + 150 / (1 + np.exp(radius - 8)) + rng.normal(0, 3, (n, 32, 32))
+    return np.repeat(disc[..., None], 3, axis=-1).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def make_detector(tiny):
+    """A detector on the tiny network, quick to fit; any parameter can be overridden."""
+
+    def make(**parameters):
+        quick = {"backbone": tiny, "n_blocks": 2, "max_epochs": 2, "random_state": 0}
+        return TransformalyDetector(**quick | parameters)
+
+    return make
+
+
+@pytest.fixture
+def fitted(make_detector, images) -> TransformalyDetector:
+    return make_detector().fit(images)

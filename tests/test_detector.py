@@ -1,0 +1,416 @@
+"""The detector: composition, fusion, threshold, and its place in scikit-learn."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import blobs
+from PIL import Image
+from sklearn.base import clone
+from sklearn.callback import ProgressBar
+from sklearn.compose import ColumnTransformer
+from sklearn.covariance import EllipticEnvelope
+from sklearn.decomposition import PCA
+from sklearn.ensemble import IsolationForest
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
+from sklearn.neighbors import KernelDensity, LocalOutlierFactor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.svm import OneClassSVM
+
+from skanomaly_vit import (
+    BlockDistillation,
+    GaussianDensity,
+    GaussianMixtureDensity,
+    KNNDensity,
+    TransformalyDetector,
+    ViTFeatures,
+)
+
+# --- the score
+
+
+def test_odd_images_score_lower_in_both_spaces(fitted, images, odd_images):
+    y = np.array([1] * 20 + [0] * 6)
+    scores = fitted.score_spaces(np.concatenate([images, odd_images]))
+    assert roc_auc_score(y, scores["pretrained"]) > 0.9
+    assert roc_auc_score(y, scores["discrepancy"]) > 0.9
+
+
+def test_score_is_the_sum_of_the_log_likelihoods_computed_by_hand(fitted, images, odd_images):
+    train = np.delete(np.arange(20), fitted.validation_indices_)
+    features = fitted.features_.transform(images).astype(np.float64)
+    errors = fitted.distillation_.transform(images).astype(np.float64)
+    pca = PCA(0.9, whiten=True, svd_solver="full").fit(features[train])
+    expected = GaussianDensity().fit(pca.transform(features[train])).score_samples(
+        pca.transform(fitted.features_.transform(odd_images).astype(np.float64))
+    ) + GaussianDensity().fit(errors[train]).score_samples(
+        fitted.distillation_.transform(odd_images).astype(np.float64)
+    )
+    np.testing.assert_allclose(fitted.score_samples(odd_images), expected, rtol=1e-6)
+
+
+def test_contract_of_scikit_learns_outlier_detectors(fitted, images, odd_images):
+    X = np.concatenate([images, odd_images])
+    scores = fitted.score_samples(X)
+    assert scores.shape == (26,)
+    assert scores.dtype == np.float64
+    np.testing.assert_array_equal(fitted.decision_function(X), scores - fitted.offset_)
+    np.testing.assert_array_equal(fitted.predict(X), np.where(scores < fitted.offset_, -1, 1))
+    assert (fitted.predict(odd_images) == -1).all()
+
+
+def test_unfitted_detector_says_so(make_detector, images):
+    with pytest.raises(NotFittedError):
+        make_detector().score_samples(images)
+
+
+@pytest.mark.parametrize("space", ["pretrained", "discrepancy"])
+def test_one_space_alone_is_that_part_of_both(make_detector, fitted, images, odd_images, space):
+    alone = make_detector(feature_spaces=space).fit(images)
+    assert list(alone.density_) == [space]
+    expected = fitted.score_spaces(odd_images)[space]
+    np.testing.assert_allclose(alone.score_samples(odd_images), expected, rtol=1e-6)
+
+
+def test_without_discrepancies_no_student_is_trained(make_detector, images):
+    assert make_detector(feature_spaces="pretrained").fit(images).distillation_ is None
+
+
+def test_standardized_fusion_gives_each_space_mean_0_and_deviation_1(make_detector, images):
+    detector = make_detector(fusion="standardized").fit(images)
+    train = np.delete(images, detector.validation_indices_, axis=0)
+    for scores in detector.score_spaces(train).values():
+        assert np.mean(scores) == pytest.approx(0, abs=1e-3)
+        assert np.std(scores) == pytest.approx(1, abs=1e-3)
+
+
+def test_without_pca_the_density_sees_all_features(make_detector, images):
+    detector = make_detector(pca_variance=None).fit(images)
+    assert detector.density_["pretrained"].n_features_in_ == 24
+
+
+def test_pca_keeps_the_share_of_the_variance(make_detector, images):
+    for share in (0.5, 0.95):
+        pca = make_detector(pca_variance=share).fit(images).density_["pretrained"]["pca"]
+        ratios = pca.explained_variance_ratio_
+        assert ratios.sum() >= share
+        assert ratios[:-1].sum() < share
+
+
+# --- densities
+
+
+@pytest.mark.parametrize(
+    "density",
+    [
+        "gmm",
+        "knn",
+        GaussianDensity(shrinkage=0.5),
+        GaussianMixtureDensity(n_components=1),
+        KNNDensity(n_neighbors=2),
+        KernelDensity(bandwidth=3.0),
+        LocalOutlierFactor(novelty=True, n_neighbors=5),
+        OneClassSVM(),
+        IsolationForest(n_estimators=20),
+        EllipticEnvelope(support_fraction=1.0),
+        GaussianMixture(reg_covar=1e-2),
+    ],
+    ids=lambda density: density if isinstance(density, str) else type(density).__name__,
+)
+# The determinant of a covariance over more dimensions than samples: EllipticEnvelope says so.
+@pytest.mark.filterwarnings("ignore:The covariance matrix associated to your dataset:UserWarning")
+@pytest.mark.filterwarnings("ignore:Only one sample available:UserWarning")
+def test_any_scorer_plugs_in_and_repeats_itself(make_detector, images, odd_images, density):
+    detectors = [
+        make_detector(density=density, fusion="standardized", pca_variance=0.5).fit(images)
+        for _ in range(2)
+    ]
+    scores = [detector.score_samples(odd_images) for detector in detectors]
+    np.testing.assert_array_equal(*scores)
+    assert np.median(detectors[0].score_samples(images)) > np.median(scores[0])
+
+
+def test_parameters_of_a_plugged_scorer_are_reached(make_detector, images):
+    detector = make_detector(density=KNNDensity()).set_params(density__n_neighbors=3)
+    assert detector.fit(images).density_["discrepancy"].n_neighbors == 3
+    assert not hasattr(detector.density, "neighbors_")  # the parameter itself stays unfitted
+
+
+def test_a_density_that_cannot_score_is_refused(make_detector, images):
+    with pytest.raises(ValueError, match="The 'density' parameter"):
+        make_detector(density=FunctionTransformer()).fit(images)
+
+
+# --- the threshold
+
+
+def test_threshold_comes_from_held_out_images(make_detector, images):
+    detector = make_detector(contamination=0.25).fit(images)
+    held_out = images[detector.validation_indices_]
+    assert len(held_out) == 4
+    expected = np.percentile(detector.score_samples(held_out), 25)
+    assert detector.offset_ == pytest.approx(expected, rel=1e-5)
+
+
+def test_threshold_without_held_out_images_comes_from_the_training_ones(make_detector, images):
+    detector = make_detector(contamination=0.25, validation_fraction=0).fit(images)
+    assert (detector.predict(images) == -1).sum() == 5
+
+
+@pytest.mark.parametrize("contamination", [0, 0.6, -0.1, "auto"])
+def test_contamination_out_of_range(make_detector, images, contamination):
+    with pytest.raises(ValueError, match="The 'contamination' parameter"):
+        make_detector(contamination=contamination).fit(images)
+
+
+def test_share_flagged_on_new_normal_images_is_near_contamination(make_detector, rng):
+    detector = make_detector(contamination=0.2, validation_fraction=0.5).fit(blobs(rng, 200))
+    flagged = np.mean(detector.predict(blobs(rng, 400)) == -1)
+    # Binomial spread of the quantile of 100 images, and of the share among 400: 3.3 deviations.
+    assert abs(flagged - 0.2) < 0.15
+
+
+# --- few images, alike images
+
+
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_a_handful_of_images_is_enough(make_detector, images, odd_images, n):
+    detector = make_detector().fit(images[:n])
+    assert np.isfinite(detector.score_samples(odd_images)).all()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_images_are_refused_before_any_work(make_detector, images, monkeypatch, n):
+    monkeypatch.setattr(TransformalyDetector, "_load_teacher", None)  # would fail if called
+    with pytest.raises(ValueError, match=rf"n_samples={n}\).*at least 2 must be left"):
+        make_detector().fit(images[:n])
+
+
+def test_images_all_the_same_are_named_as_such(make_detector, images):
+    with pytest.raises(ValueError, match="All 16 images that the densities learn from are alike"):
+        make_detector().fit(images[[0] * 20])
+
+
+# --- in scikit-learn
+
+
+def test_cross_validation_ranks_normal_images_first(make_detector, images, odd_images):
+    X, y = np.concatenate([images, odd_images]), np.array([1] * 20 + [-1] * 6)
+    cv = [(np.arange(14), np.arange(14, 26)), (np.arange(6, 20), np.r_[0:6, 20:26])]
+    scores = cross_val_score(make_detector(), X, y, scoring="roc_auc", cv=cv)
+    np.testing.assert_array_equal(scores, [1.0, 1.0])
+
+
+def test_grid_search_over_pca_variance_and_blocks_in_two_processes(
+    make_detector, images, odd_images
+):
+    X, y = np.concatenate([images, odd_images]), np.array([1] * 20 + [-1] * 6)
+    grid = {"pca_variance": [0.5, 0.9], "n_blocks": [1, 2]}
+    cv = StratifiedKFold(2, shuffle=True, random_state=0)
+    runs = [
+        GridSearchCV(make_detector(), grid, scoring="roc_auc", cv=cv, n_jobs=n_jobs).fit(X, y)
+        for n_jobs in (1, 2)
+    ]
+    for search in runs:
+        assert search.best_estimator_.get_params()["n_blocks"] in (1, 2)
+    np.testing.assert_allclose(*[search.cv_results_["mean_test_score"] for search in runs])
+
+
+def test_pipeline_ends_in_the_detector(make_detector, images, odd_images):
+    darken = FunctionTransformer(lambda X: X // 2)
+    pipeline = make_pipeline(darken, make_detector()).fit(images)
+    assert (pipeline.predict(odd_images) == -1).all()
+
+
+def test_the_transformers_feed_any_scikit_learn_detector(tiny, images, odd_images):
+    pipeline = make_pipeline(ViTFeatures(backbone=tiny), IsolationForest(random_state=0))
+    scores = pipeline.fit(images).score_samples(np.concatenate([images, odd_images]))
+    assert scores[:20].mean() > scores[20:].mean()
+
+
+def test_images_can_be_one_column_among_others(tiny, images, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for path, image in zip(paths, images, strict=False):
+        Image.fromarray(image).save(path)
+    frame = pd.DataFrame({"image": [str(p) for p in paths], "weight": np.arange(6.0)})
+    columns = ColumnTransformer(
+        [
+            ("vit", ViTFeatures(backbone=tiny), ["image"]),
+            ("blocks", BlockDistillation(backbone=tiny, n_blocks=2, max_epochs=1), "image"),
+        ],
+        remainder="passthrough",
+        verbose_feature_names_out=False,
+    ).set_output(transform="pandas")
+    table = columns.fit_transform(frame)
+    assert table.shape == (6, 24 + 2 + 1)
+    assert list(table.columns[[0, 24, 25, 26]]) == ["vitfeatures0", "block1", "block2", "weight"]
+
+
+def test_set_output_pandas(tiny, images):
+    table = ViTFeatures(backbone=tiny).set_output(transform="pandas").fit_transform(images[:3])
+    assert isinstance(table, pd.DataFrame)
+    assert list(table.columns) == [f"vitfeatures{i}" for i in range(24)]
+
+
+def test_metadata_routing_is_left_intact(make_detector):
+    routing = make_detector().get_metadata_routing()
+    assert routing.fit.requests == {}
+
+
+def test_dump_scores_alike_in_a_fresh_process(fitted, odd_images, tmp_path):
+    joblib.dump(fitted, tmp_path / "detector.joblib")
+    np.save(tmp_path / "images.npy", odd_images)
+    code = (
+        "import joblib, numpy, sys; folder = sys.argv[1]\n"
+        "detector = joblib.load(folder + '/detector.joblib')\n"
+        "scores = detector.score_samples(numpy.load(folder + '/images.npy'))\n"
+        "numpy.save(folder + '/scores.npy', scores)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path)], check=True)
+    scores = np.load(tmp_path / "scores.npy")
+    np.testing.assert_allclose(scores, fitted.score_samples(odd_images), rtol=1e-6)
+
+
+def test_detector_on_another_device_goes_back_to_the_cpu_in_a_pickle(fitted, tmp_path):
+    fitted.features_._teacher.to(torch.device("meta"))
+    assert fitted.features_._teacher.device.type == "meta"
+    with pytest.raises(NotImplementedError, match="meta"):  # meta has no data to bring back
+        joblib.dump(fitted, tmp_path / "detector.joblib")
+
+
+# --- what a user sees while waiting
+
+
+class Recorder:
+    """A callback that writes down the tasks that begin and end."""
+
+    max_propagation_depth = None
+
+    def __init__(self):
+        self.begun, self.ended, self.open = [], [], 0
+
+    def setup(self, estimator, context):
+        self.open += 1
+
+    def teardown(self, estimator, context):
+        self.open -= 1
+
+    def on_fit_task_begin(self, estimator, context):
+        self.begun.append(context.task_name)
+
+    def on_fit_task_end(self, estimator, context):
+        self.ended.append(context.task_name)
+
+
+@pytest.mark.parametrize("spaces", ["both", "pretrained"])
+def test_callbacks_see_epochs_and_batches(make_detector, images, spaces):
+    recorder = Recorder()
+    detector = make_detector(batch_size=8, feature_spaces=spaces).set_callbacks(recorder)
+    detector.fit(images)
+    epochs = 2 if spaces == "both" else 0
+    # 16 images in 2 batches to train on, 4 in 1 to validate, all 20 in 3 to embed.
+    assert recorder.begun.count("epoch") == epochs
+    assert recorder.begun.count("features") == 1
+    assert recorder.begun.count("batch") == epochs * 3 + 3
+    assert sorted(recorder.begun) == sorted(recorder.ended)
+    assert recorder.open == 0
+
+
+def test_callbacks_are_closed_when_fit_fails(make_detector):
+    recorder = Recorder()
+    with pytest.raises(ValueError, match="0 sample"):
+        make_detector().set_callbacks(recorder).fit([])
+    assert recorder.open == 0
+
+
+def test_callback_can_stop_training_after_an_epoch(make_detector, images):
+    class Stop(Recorder):
+        def on_fit_task_end(self, estimator, context):
+            return context.task_name == "epoch"
+
+    detector = make_detector(max_epochs=5).set_callbacks(Stop()).fit(images)
+    assert len(detector.distillation_.history_) == 1
+
+
+def test_distillation_alone_reports_too(tiny, images):
+    recorder = Recorder()
+    distillation = BlockDistillation(backbone=tiny, n_blocks=1, max_epochs=2, random_state=0)
+    distillation.set_callbacks(recorder).fit(images)
+    assert recorder.begun.count("epoch") == 2
+
+
+def test_progress_bar_shows_epochs_and_batches(make_detector, images, capsys):
+    make_detector().set_callbacks(ProgressBar()).fit(images)
+    shown = capsys.readouterr().out
+    assert "TransformalyDetector" in shown
+    assert "epoch" in shown
+    assert "100%" in shown
+
+
+def test_progress_bar_on_a_grid_search_reaches_the_detector(make_detector, images, capsys):
+    search = GridSearchCV(
+        make_detector(), {"n_blocks": [1]}, cv=2, scoring=lambda d, X, y=None: d.offset_
+    )
+    search.set_callbacks(ProgressBar()).fit(images)
+    shown = capsys.readouterr().out
+    assert "GridSearchCV" in shown
+    assert "epoch" in shown
+
+
+def test_verbose_logs_a_line_per_epoch(make_detector, images, caplog):
+    with caplog.at_level(logging.INFO, logger="skanomaly_vit"):
+        make_detector(verbose=1).fit(images)
+    assert [record for record in caplog.messages if record.startswith("epoch 2/2: mean student")]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="skanomaly_vit"):
+        make_detector().fit(images)
+    assert not caplog.messages
+
+
+def test_verbose_is_seen_where_logging_is_not_set_up(tmp_path):
+    code = (
+        "import numpy as np; from skanomaly_vit import TransformalyDetector\n"
+        "X = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)\n"
+        "TransformalyDetector(verbose=1, max_epochs=1, n_blocks=1, image_size=28).fit(X)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "epoch 1/1: mean student loss" in done.stderr
+    assert done.stdout == ""
+
+
+# --- repeatability
+
+
+def test_same_seed_same_scores_to_the_bit_and_another_seed_others(
+    make_detector, images, odd_images
+):
+    scores = [
+        make_detector(random_state=seed).fit(images).score_samples(odd_images) for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert (scores[0] != scores[2]).all()
+
+
+def test_global_random_state_is_neither_used_nor_changed(make_detector, images):
+    torch.manual_seed(5)
+    np.random.seed(5)
+    states = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    make_detector().fit(images)
+    assert torch.equal(states[0], torch.random.get_rng_state())
+    np.testing.assert_array_equal(states[1], np.random.get_state()[1])
+
+
+def test_clone_of_a_fitted_detector_is_unfitted(fitted, images):
+    with pytest.raises(NotFittedError):
+        clone(fitted).predict(images)

@@ -1,0 +1,233 @@
+"""The teacher: frozen, walked once, and its blocks called again just as they were."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+from backbones import FAMILIES, family
+
+from skanomaly_vit._backbones import load_backbone
+from skanomaly_vit._extraction import extract
+from skanomaly_vit._teacher import Teacher, load_teacher, resolve_device
+from skanomaly_vit._training import new_student
+
+
+def as_teacher(model: torch.nn.Module, **options: object) -> Teacher:
+    defaults = {"pretrained": True, "image_size": None, "device": "cpu", "seed": 0}
+    return load_teacher(model, **defaults | options)
+
+
+def noise(teacher: Teacher, n: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 3, *teacher.preprocessing.image_size, generator=generator)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_student_with_its_teachers_weights_has_discrepancy_zero(name):
+    teacher = as_teacher(family(name))
+    students = [copy.deepcopy(block) for block in teacher.blocks]
+    _, discrepancies = extract(teacher, students, [noise(teacher)])
+    np.testing.assert_array_equal(discrepancies, np.zeros((3, 3)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_new_student_differs_from_its_teacher_and_follows_its_generator(name):
+    teacher = as_teacher(family(name))
+    first, again, other = (
+        [new_student(block, torch.Generator().manual_seed(seed)) for block in teacher.blocks]
+        for seed in (0, 0, 1)
+    )
+    errors = [extract(teacher, s, [noise(teacher)])[1] for s in (first, again, other)]
+    assert (errors[0] > 1e-3).all()
+    np.testing.assert_array_equal(errors[0], errors[1])
+    assert (errors[0] != errors[2]).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_are_the_networks_own_output_with_or_without_students(name):
+    model = family(name).eval()
+    teacher = as_teacher(model)
+    batch = noise(teacher)
+    with torch.inference_mode():  # attention with a bias rounds otherwise where gradients are on
+        expected = as_teacher(model).model(batch).numpy()
+    alone, none = extract(teacher, [], [batch])
+    with_students, _ = extract(teacher, copy.deepcopy(teacher.blocks), [batch])
+    np.testing.assert_array_equal(alone, expected)
+    np.testing.assert_array_equal(with_students, expected)
+    assert none.shape == (3, 0)
+
+
+def test_discrepancy_is_the_mean_squared_error_over_tokens_and_channels(tiny):
+    teacher = as_teacher(tiny)
+    students = [new_student(b, torch.Generator().manual_seed(0)) for b in teacher.blocks[-2:]]
+    batch = noise(teacher)
+    _, discrepancies = extract(teacher, students, [batch[:2], batch[2:]])
+    with torch.no_grad():
+        tokens = tiny.eval().norm_pre(tiny._pos_embed(tiny.patch_embed(batch)))
+        for index, block in enumerate(tiny.blocks):
+            target = block(tokens)
+            if index >= 1:
+                error = (students[index - 1](tokens) - target).numpy() ** 2
+                np.testing.assert_allclose(
+                    discrepancies[:, index - 1], error.mean(axis=(1, 2)), rtol=1e-5
+                )
+            tokens = target
+
+
+def test_teacher_is_frozen_in_eval_mode_and_the_users_network_is_left_alone(tiny):
+    model = copy.deepcopy(tiny).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    teacher = as_teacher(model)
+    assert not teacher.model.training
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_dropout_in_the_network_leaves_targets_alone():
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=24, num_heads=3,
+        num_classes=0, proj_drop_rate=0.5, drop_path_rate=0.5,
+    ).train()  # fmt: skip
+    teacher = as_teacher(model)
+    runs = [extract(teacher, [], [noise(teacher)])[0] for _ in range(2)]
+    np.testing.assert_array_equal(*runs)
+
+
+def test_hooks_are_gone_after_a_pass_even_one_that_failed(tiny):
+    teacher = as_teacher(tiny)
+
+    def fail(call):
+        raise RuntimeError("visitor")
+
+    with pytest.raises(RuntimeError, match="visitor"):
+        teacher(noise(teacher), n_blocks=2, visit=fail)
+    assert not any(block._forward_hooks for block in teacher.blocks)
+
+
+def test_a_pass_visits_only_the_last_blocks_in_order(tiny):
+    teacher = as_teacher(tiny)
+    seen = []
+    teacher(noise(teacher), n_blocks=2, visit=lambda call: seen.append(call.index))
+    assert seen == [1, 2]
+
+
+def test_more_blocks_than_there_are_is_an_error(tiny):
+    with pytest.raises(ValueError, match=r"n_blocks=4, but the backbone has 3 blocks.*3 or fewer"):
+        as_teacher(tiny).last_blocks(4)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "swin_tiny_patch4_window7_224"])
+def test_a_network_without_blocks_is_no_vit(name):
+    with pytest.raises(ValueError, match=r"is no Vision Transformer: it has no list `.blocks`"):
+        as_teacher(name, pretrained=False)
+
+
+def test_a_network_with_blocks_of_another_kind_is_no_vit():
+    teacher = as_teacher("test_efficientnet", pretrained=False)
+    with pytest.raises(ValueError, match="is no Vision Transformer: its block"):
+        extract(teacher, copy.deepcopy(teacher.blocks[-1:]), [noise(teacher, 1)])
+
+
+def test_a_network_that_does_not_pool_is_refused(tiny):
+    class Unpooled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = copy.deepcopy(tiny.blocks)
+
+        def forward(self, images):
+            return self.blocks(images.flatten(2).transpose(1, 2)[..., :1].repeat(1, 1, 24))
+
+    teacher = as_teacher(Unpooled(), image_size=8)
+    with pytest.raises(ValueError, match=r"gives \(2, 64, 24\) for 2 images; expected"):
+        extract(teacher, [], [noise(teacher, 2)])
+
+
+def test_own_module_with_plain_forward_works():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Conv2d(3, 8, 4, 4)
+            layer = torch.nn.TransformerEncoderLayer
+            self.blocks = torch.nn.ModuleList(
+                layer(8, 2, 16, batch_first=True, dropout=0) for _ in range(2)
+            )
+
+        def forward(self, images):
+            tokens = self.embed(images).flatten(2).transpose(1, 2)
+            for block in self.blocks:
+                tokens = block(tokens)
+            return tokens.mean(1)
+
+    teacher = as_teacher(Own(), image_size=16)
+    students = [copy.deepcopy(block) for block in teacher.blocks]
+    features, discrepancies = extract(teacher, students, [noise(teacher)])
+    assert features.shape == (3, 8)
+    np.testing.assert_array_equal(discrepancies, np.zeros((3, 2)))
+
+
+# timm, resampling the bias tables of BEiT: remarks of torch on speed and on indexing.
+@pytest.mark.filterwarnings("ignore::UserWarning:timm.layers")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_another_image_size_changes_the_tokens_and_keeps_the_features(name):
+    patch = 14 if FAMILIES[name][1] == 28 else 16
+    teacher = as_teacher(family(name), image_size=4 * patch)
+    assert teacher.preprocessing.image_size == (4 * patch, 4 * patch)
+    seen = []
+    features = teacher(noise(teacher), n_blocks=1, visit=lambda c: seen.append(c.tokens.shape))
+    assert features.shape == (3, 24)
+    assert 16 <= seen[0][1] <= 21  # 4 x 4 patches and up to five prefix tokens
+
+
+def test_fingerprint_follows_weights_and_preprocessing(tiny):
+    teacher = as_teacher(tiny)
+    assert teacher.fingerprint == as_teacher(copy.deepcopy(tiny)).fingerprint
+    changed = copy.deepcopy(tiny)
+    with torch.no_grad():
+        changed.blocks[0].mlp.fc1.weight[0, 0] += 1e-6
+    prints = {
+        teacher.fingerprint,
+        as_teacher(changed).fingerprint,
+        as_teacher(tiny, image_size=64).fingerprint,
+    }
+    assert len(prints) == 3
+
+
+def test_pickled_teacher_gives_the_same_features(tiny):
+    teacher = as_teacher(tiny)
+    copied = pickle.loads(pickle.dumps(teacher))
+    batch = noise(teacher)
+    np.testing.assert_array_equal(extract(teacher, [], [batch])[0], extract(copied, [], [batch])[0])
+
+
+def test_device_none_is_the_best_there_is(monkeypatch):
+    for cuda, mps, best in [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert resolve_device(None) == torch.device(best)
+
+
+def test_device_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"device='cuda:1' is not available.*device='cpu'"):
+        resolve_device("cuda:1")
+    with pytest.raises(ValueError, match="device='gpu' is not a torch device"):
+        resolve_device("gpu")
+    assert resolve_device("meta") == torch.device("meta")
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone():
+    state = torch.random.get_rng_state()
+    options = {"pretrained": False, "image_size": 16}
+    first, again, other = (
+        load_backbone("skanomaly_tiny_double", seed=seed, **options)[0] for seed in (0, 0, 1)
+    )
+    assert torch.equal(first.blocks[0].mlp.fc1.weight, again.blocks[0].mlp.fc1.weight)
+    assert not torch.equal(first.blocks[0].mlp.fc1.weight, other.blocks[0].mlp.fc1.weight)
+    assert torch.equal(state, torch.random.get_rng_state())
