@@ -179,6 +179,7 @@ def train_students(
             if len(validation):
                 batches = task.track(batches_of(validation))
                 record["valid_loss"] = _mean_losses(teacher, students, batches, Student.loss)
+                _require_finite(record["valid_loss"], students, schedule)
                 for student, loss in zip(students, record["valid_loss"], strict=True):
                     student.judge(loss, epoch, schedule.patience)
         history.append(record | {"seconds": time.perf_counter() - started})

@@ -1,0 +1,98 @@
+"""The house: what may import what, and what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skanomaly_vit
+
+PACKAGE = Path(skanomaly_vit.__file__).parent
+
+#: Top to bottom; a room imports only from rooms below it.
+ROOMS = [
+    "__init__",
+    "detector",
+    "features",
+    "distillation",
+    "_scorers",
+    "density",
+    "_base",
+    "_extraction",
+    "_training",
+    "_progress",
+    "_teacher",
+    "_backbones",
+    "_images",
+    "_decode",
+    "_compat",
+]
+
+
+def imported_rooms(room: str) -> set[str]:
+    tree = ast.parse((PACKAGE / f"{room}.py").read_text())
+    modules = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+    return {module.split(".")[1] for module in modules if module.startswith("skanomaly_vit.")}
+
+
+def test_every_room_has_its_place():
+    assert sorted(path.stem for path in PACKAGE.glob("*.py")) == sorted(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_down_only(room):
+    above = set(ROOMS[: ROOMS.index(room) + 1])
+    assert not imported_rooms(room) & above
+
+
+def test_timm_is_imported_in_one_room():
+    importing = {
+        path.stem
+        for path in PACKAGE.glob("*.py")
+        if re.search(r"^\s*(from|import) timm\b", path.read_text(), re.M)
+    }
+    assert importing == {"_backbones"}
+
+
+def test_scikit_learns_private_modules_are_imported_in_one_room():
+    private = r"^\s*from sklearn\S*\._|^\s*from sklearn\.base import .*\b_"
+    importing = {
+        path.stem for path in PACKAGE.glob("*.py") if re.search(private, path.read_text(), re.M)
+    }
+    assert importing == {"_compat"}
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def test_importing_the_package_imports_neither_torch_nor_timm():
+    code = (
+        "import sys, skanomaly_vit; from skanomaly_vit import GaussianDensity\n"
+        "print([m for m in ('torch', 'timm', 'torchvision', 'matplotlib') if m in sys.modules])"
+    )
+    assert run(code).strip() == "[]"
+
+
+def test_importing_the_package_imports_nothing_beyond_scikit_learn():
+    code = (
+        "import sys, sklearn; before = set(sys.modules); import skanomaly_vit\n"
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    assert run(code).strip() == "['skanomaly_vit']"
+
+
+def test_public_names_are_there_and_others_are_not():
+    for name in skanomaly_vit.__all__:
+        assert getattr(skanomaly_vit, name) is not None
+    assert dir(skanomaly_vit) == sorted(skanomaly_vit.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Transformer'"):
+        skanomaly_vit.Transformer  # noqa: B018
