@@ -81,6 +81,8 @@ class ImageEstimator(BaseEstimator):
 #: Constraints of the parameters that govern the training of students.
 TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
     "n_blocks": [Interval(Integral, 1, None, closed="left"), None],
+    "student": [StrOptions({"ridge", "block"})],
+    "ridge_alpha": [Interval(Real, 0, None, closed="neither")],
     "max_epochs": [Interval(Integral, 1, None, closed="left")],
     "learning_rate": [Interval(Real, 0, None, closed="neither")],
     "validation_fraction": [Interval(Real, 0, 1, closed="left")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from skanomaly_vit._compat import _fit_context
 from skanomaly_vit._extraction import extract
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._progress import Progress
+from skanomaly_vit._ridge import fit_ridge_students
 from skanomaly_vit._teacher import Teacher
 from skanomaly_vit._training import Schedule, train_students
 
@@ -29,11 +31,10 @@ from skanomaly_vit._training import Schedule, train_students
 class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     """Discrepancy features: how badly students imitate the blocks of a frozen teacher.
 
-    For each of the last `n_blocks` blocks of a Vision Transformer a student block of the same
-    architecture, started at random, learns from normal images to map the teacher's tokens
-    before the block to those after it. The feature of an image is, per block, the mean squared
-    error of the student: z_f of [1]_, section 3.2. It is large where the image differs from
-    the normal ones in what that block computes.
+    For each of the last `n_blocks` blocks of a Vision Transformer a student learns from normal
+    images to map the teacher's tokens before the block to those after it. The feature of an
+    image is, per block, the mean squared error of the student: z_f of [1]_, section 3.2. It is
+    large where the image differs from the normal ones in what that block computes.
 
     Parameters
     ----------
@@ -50,18 +51,26 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
     n_blocks : int or None, default=10
         How many of the last blocks get a student. ``None`` is all blocks.
+    student : {"ridge", "block"}, default="ridge"
+        What imitates a block. ``"ridge"`` is a linear map from a token and the mean token of
+        its image to what the block adds to the token, solved in closed form in one pass.
+        ``"block"`` is a block of the same architecture, started at random and trained by
+        gradient descent, as in the paper.
+    ridge_alpha : float, default=0.01
+        Penalty on the weights of ridge students, relative to the mean square of their inputs.
     max_epochs : int, default=3
-        Passes over the training images.
+        Passes over the training images to train block students; ridge students need one.
     learning_rate : float, default=1e-3
-        Of Adam; the peak under the one-cycle schedule.
+        Of Adam, for block students; the peak under the one-cycle schedule.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`.
     validation_fraction : float, default=0.2
         Share of the images in [0, 1) that students do not learn from; the epoch with the
-        smallest error on them is kept, block by block. With 0 the last epoch counts.
+        smallest error on them is kept, block student by block student. With 0 the last epoch
+        counts.
     patience : int, default=3
-        A student that has not improved on the held-out images for so many epochs is not
-        trained further.
+        A block student that has not improved on the held-out images for so many epochs is
+        not trained further.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
     device : str, torch.device or None, default=None
@@ -69,7 +78,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     n_jobs : int or None, default=None
         Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
     random_state : int, RandomState instance or None, default=None
-        Seed of the students' weights, the order of images and the validation split.
+        Seed of block students' weights, the order of images and the validation split.
     verbose : int, default=0
         Above 0, a line per epoch goes to the logger ``"skanomaly_vit"``.
 
@@ -80,8 +89,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     block_indices_ : list of int
         The block of each student, counted from 0.
     history_ : list of dict
-        Per epoch ``epoch``, ``train_loss`` and ``valid_loss`` (one value a student; nan once it
-        has stopped), ``seconds``.
+        Per epoch ``epoch``, ``train_loss`` and, for block students, ``valid_loss`` (one value a
+        student; nan once it has stopped), ``seconds``.
     validation_indices_ : ndarray of int
         Positions in `X` of the images that students did not learn from.
     backbone_fingerprint_ : str
@@ -112,7 +121,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     >>> import numpy as np
     >>> from skanomaly_vit import BlockDistillation
     >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
-    >>> distillation = BlockDistillation(n_blocks=2, max_epochs=1, random_state=0).fit(images)
+    >>> distillation = BlockDistillation(n_blocks=2, random_state=0).fit(images)
     >>> distillation.transform(images).shape
     (8, 2)
     >>> distillation.get_feature_names_out()
@@ -132,6 +141,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         image_size: int | tuple[int, int] | None = None,
         image_shape: tuple[int, int, int] | None = None,
         n_blocks: int | None = 10,
+        student: str = "ridge",
+        ridge_alpha: float = 0.01,
         max_epochs: int = 3,
         learning_rate: float = 1e-3,
         learning_rate_schedule: str = "one_cycle",
@@ -148,6 +159,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.image_size = image_size
         self.image_shape = image_shape
         self.n_blocks = n_blocks
+        self.student = student
+        self.ridge_alpha = ridge_alpha
         self.max_epochs = max_epochs
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
@@ -187,7 +200,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         rng = check_random_state(self.random_state)
         split = split_validation(len(source), self.validation_fraction, rng)
         teacher = self._load_teacher(draw_seed(rng))
-        context = self._init_callback_context(max_subtasks=self.max_epochs)
+        context = self._init_callback_context(max_subtasks=self._n_epochs())
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         self._fit_students(teacher, source, split, draw_seed(rng), Progress(self, context))
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
@@ -244,19 +257,35 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     ) -> BlockDistillation:
         n_blocks = len(teacher.blocks) if self.n_blocks is None else self.n_blocks
         self.block_indices_ = [index for index, _ in teacher.last_blocks(n_blocks)]
-        self.students_, self.history_ = train_students(
-            teacher,
-            self._batches_of(source, teacher),
-            *split,
-            n_blocks=n_blocks,
-            schedule=self._schedule(),
-            seed=seed,
-            progress=progress,
-        )
+        batches_of = self._batches_of(source, teacher)
+        if self.student == "ridge":
+            n_batches = math.ceil(len(split[0]) / self.batch_size)
+            with progress.task("epoch", n_batches) as task:
+                self.students_, self.history_ = fit_ridge_students(
+                    teacher,
+                    task.track(batches_of(split[0])),
+                    n_blocks=n_blocks,
+                    alpha=self.ridge_alpha,
+                    verbose=self.verbose,
+                )
+        else:
+            self.students_, self.history_ = train_students(
+                teacher,
+                batches_of,
+                *split,
+                n_blocks=n_blocks,
+                schedule=self._schedule(),
+                seed=seed,
+                progress=progress,
+            )
         self._teacher = teacher
         self.validation_indices_ = split[1]
         self.backbone_fingerprint_ = teacher.fingerprint
         return self
+
+    def _n_epochs(self) -> int:
+        """Passes over the training images, at most."""
+        return 1 if self.student == "ridge" else self.max_epochs
 
     def _ready_students(self) -> list[torch.nn.Module]:
         """The students on the device of the teacher."""

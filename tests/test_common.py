@@ -27,7 +27,7 @@ class RowAdapter:
 
     def _open(self, X, *, reset):
         X = validate_data(self, X, reset=reset, dtype=np.float64)
-        rows = 1 / (1 + np.exp(-X / 3))  # any number -> [0, 1]
+        rows = 0.5 + np.arctan(X / 30) / np.pi  # any number -> [0, 1], still steep at 100
         return super()._open(rows[:, np.newaxis, :, np.newaxis], reset=reset)
 
     def __sklearn_tags__(self):
@@ -42,11 +42,12 @@ class RowDetector(RowAdapter, TransformalyDetector):
     # The checks compare scores to 1e-7 (hence float64), and expect the share that is flagged among
     # the training samples to be `contamination` (hence no held-out images).
     def __init__(
-        self, *, backbone="skanomaly_tiny_double", pretrained=False, n_blocks=2, max_epochs=1,
+        self, *, backbone="skanomaly_tiny_double", pretrained=False, n_blocks=2, student="ridge",
         validation_fraction=0.0, contamination=0.05, random_state=None,
     ):  # fmt: skip
         super().__init__(
-            backbone=backbone, pretrained=pretrained, n_blocks=n_blocks, max_epochs=max_epochs,
+            backbone=backbone, pretrained=pretrained, n_blocks=n_blocks, student=student,
+            max_epochs=1,
             validation_fraction=validation_fraction, contamination=contamination,
             random_state=random_state, batch_size=64,
         )  # fmt: skip
@@ -64,16 +65,25 @@ class RowFeatures(RowAdapter, ViTFeatures):
 
 class RowDistillation(RowAdapter, BlockDistillation):
     def __init__(
-        self, *, backbone="skanomaly_tiny_double", pretrained=False, n_blocks=2, max_epochs=1,
+        self, *, backbone="skanomaly_tiny_double", pretrained=False, n_blocks=2, student="ridge",
         validation_fraction=0.2, random_state=None,
     ):  # fmt: skip
         super().__init__(
-            backbone=backbone, pretrained=pretrained, n_blocks=n_blocks, max_epochs=max_epochs,
+            backbone=backbone, pretrained=pretrained, n_blocks=n_blocks, student=student,
+            max_epochs=1,
             validation_fraction=validation_fraction, random_state=random_state,
         )  # fmt: skip
 
 
-@parametrize_with_checks([RowDetector(), RowFeatures(), RowDistillation()])
+@parametrize_with_checks(
+    [
+        RowDetector(),
+        RowDetector(student="block"),
+        RowFeatures(),
+        RowDistillation(),
+        RowDistillation(student="block"),
+    ]
+)
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
@@ -91,9 +101,19 @@ def outputs(estimator, X) -> np.ndarray:
     return method(X)
 
 
-@pytest.fixture(params=[TransformalyDetector, BlockDistillation, ViTFeatures])
+@pytest.fixture(
+    params=[
+        (TransformalyDetector, {}),
+        (TransformalyDetector, {"student": "block"}),
+        (BlockDistillation, {}),
+        (BlockDistillation, {"student": "block"}),
+        (ViTFeatures, {}),
+    ],
+    ids=["detector", "detector-block", "distillation", "distillation-block", "features"],
+)
 def image_estimator(request, tiny):
-    return request.param(**parameters_of(request.param, tiny))
+    cls, parameters = request.param
+    return cls(**parameters_of(cls, tiny) | parameters)
 
 
 def test_path_pil_and_array_give_the_same_output(image_estimator, images, tmp_path):

@@ -313,16 +313,24 @@ class Recorder:
         self.ended.append(context.task_name)
 
 
-@pytest.mark.parametrize("spaces", ["both", "pretrained"])
-def test_callbacks_see_epochs_and_batches(make_detector, images, spaces):
-    recorder = Recorder()
-    detector = make_detector(batch_size=8, feature_spaces=spaces).set_callbacks(recorder)
-    detector.fit(images)
-    epochs = 2 if spaces == "both" else 0
+@pytest.mark.parametrize(
+    ("student", "spaces", "epochs", "batches"),
     # 16 images in 2 batches to train on, 4 in 1 to validate, all 20 in 3 to embed.
+    [
+        ("block", "both", 2, 2 * 3 + 3),
+        ("ridge", "both", 1, 2 + 3),
+        ("ridge", "pretrained", 0, 3),
+    ],
+)
+def test_callbacks_see_epochs_and_batches(make_detector, images, student, spaces, epochs, batches):
+    recorder = Recorder()
+    detector = make_detector(student=student, batch_size=8, feature_spaces=spaces).set_callbacks(
+        recorder
+    )
+    detector.fit(images)
     assert recorder.begun.count("epoch") == epochs
     assert recorder.begun.count("features") == 1
-    assert recorder.begun.count("batch") == epochs * 3 + 3
+    assert recorder.begun.count("batch") == batches
     assert sorted(recorder.begun) == sorted(recorder.ended)
     assert recorder.open == 0
 
@@ -339,13 +347,15 @@ def test_callback_can_stop_training_after_an_epoch(make_detector, images):
         def on_fit_task_end(self, estimator, context):
             return context.task_name == "epoch"
 
-    detector = make_detector(max_epochs=5).set_callbacks(Stop()).fit(images)
+    detector = make_detector(student="block", max_epochs=5).set_callbacks(Stop()).fit(images)
     assert len(detector.distillation_.history_) == 1
 
 
 def test_distillation_alone_reports_too(tiny, images):
     recorder = Recorder()
-    distillation = BlockDistillation(backbone=tiny, n_blocks=1, max_epochs=2, random_state=0)
+    distillation = BlockDistillation(
+        backbone=tiny, student="block", n_blocks=1, max_epochs=2, random_state=0
+    )
     distillation.set_callbacks(recorder).fit(images)
     assert recorder.begun.count("epoch") == 2
 
@@ -370,7 +380,7 @@ def test_progress_bar_on_a_grid_search_reaches_the_detector(make_detector, image
 
 def test_verbose_logs_a_line_per_epoch(make_detector, images, caplog):
     with caplog.at_level(logging.INFO, logger="skanomaly_vit"):
-        make_detector(verbose=1).fit(images)
+        make_detector(verbose=1, student="block").fit(images)
     assert [record for record in caplog.messages if record.startswith("epoch 2/2: mean student")]
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="skanomaly_vit"):
@@ -382,21 +392,23 @@ def test_verbose_is_seen_where_logging_is_not_set_up(tmp_path):
     code = (
         "import numpy as np; from skanomaly_vit import TransformalyDetector\n"
         "X = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)\n"
-        "TransformalyDetector(verbose=1, max_epochs=1, n_blocks=1, image_size=28).fit(X)"
+        "TransformalyDetector(verbose=1, n_blocks=1, image_size=28).fit(X)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "epoch 1/1: mean student loss" in done.stderr
+    assert "ridge students: mean loss" in done.stderr
     assert done.stdout == ""
 
 
 # --- repeatability
 
 
+@pytest.mark.parametrize("student", ["ridge", "block"])
 def test_same_seed_same_scores_to_the_bit_and_another_seed_others(
-    make_detector, images, odd_images
+    make_detector, images, odd_images, student
 ):
     scores = [
-        make_detector(random_state=seed).fit(images).score_samples(odd_images) for seed in (0, 0, 1)
+        make_detector(student=student, random_state=seed).fit(images).score_samples(odd_images)
+        for seed in (0, 0, 1)
     ]
     np.testing.assert_array_equal(scores[0], scores[1])
     assert (scores[0] != scores[2]).all()

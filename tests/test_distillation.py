@@ -1,4 +1,4 @@
-"""Students: what they learn, when they stop, which state counts."""
+"""Block students: what they learn, when they stop, which state counts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from skanomaly_vit._training import new_student
 @pytest.fixture
 def make(tiny):
     def make(**parameters):
-        quick = {"backbone": tiny, "n_blocks": 2, "max_epochs": 2, "random_state": 0}
-        return BlockDistillation(**quick | parameters)
+        quick = {"student": "block", "n_blocks": 2, "max_epochs": 2, "random_state": 0}
+        return BlockDistillation(**{"backbone": tiny} | quick | parameters)
 
     return make
 
@@ -26,8 +26,8 @@ def make(tiny):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_students_of_every_family_learn(name, images):
     distillation = BlockDistillation(
-        backbone=family(name), n_blocks=None, max_epochs=8, batch_size=4, learning_rate=5e-3,
-        validation_fraction=0, random_state=0,
+        backbone=family(name), student="block", n_blocks=None, max_epochs=8, batch_size=4,
+        learning_rate=5e-3, validation_fraction=0, random_state=0,
     ).fit(images)  # fmt: skip
     first, last = (distillation.history_[epoch]["train_loss"] for epoch in (0, -1))
     assert (np.array(last) < 0.8 * np.array(first)).all()
@@ -133,7 +133,8 @@ def test_divergence_is_named(make, images):
     ("parameter", "value"),
     [
         ("n_blocks", 0), ("max_epochs", 0), ("learning_rate", 0.0), ("patience", 0),
-        ("learning_rate_schedule", "cosine"), ("validation_fraction", 1.0), ("verbose", -1),
+        ("learning_rate_schedule", "cosine"), ("student", "linear"),
+        ("ridge_alpha", 0), ("validation_fraction", 1.0), ("verbose", -1),
     ],
 )  # fmt: skip
 def test_wrong_training_parameters_are_named_in_fit(make, images, parameter, value):

@@ -25,6 +25,7 @@ ROOMS = [
     "_base",
     "_extraction",
     "_training",
+    "_ridge",
     "_progress",
     "_teacher",
     "_backbones",

@@ -1,0 +1,134 @@
+"""Ridge students: exact, deterministic, and their statistics add up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from backbones import FAMILIES, family
+
+from skanomaly_vit import BlockDistillation
+from skanomaly_vit._ridge import RidgeStatistics, RidgeStudent
+from skanomaly_vit._teacher import BlockCall
+
+
+@pytest.fixture
+def make(tiny):
+    def make(**parameters):
+        return BlockDistillation(
+            **{"backbone": tiny, "n_blocks": 2, "random_state": 0} | parameters
+        )
+
+    return make
+
+
+def call_of(rng, n_images=6, n_tokens=5, dim=4) -> BlockCall:
+    tokens, output = (torch.tensor(rng.normal(size=(n_images, n_tokens, dim))) for _ in range(2))
+    return BlockCall(0, (tokens,), {}, output)
+
+
+def design(call: BlockCall) -> np.ndarray:
+    """Rows [token, mean token of its image, 1], written out."""
+    tokens = call.tokens.numpy()
+    mean = np.broadcast_to(tokens.mean(axis=1, keepdims=True), tokens.shape)
+    ones = np.ones((*tokens.shape[:2], 1))
+    return np.concatenate([tokens, mean, ones], axis=2).reshape(-1, 2 * tokens.shape[2] + 1)
+
+
+def statistics_of(*calls: BlockCall) -> RidgeStatistics:
+    statistics = RidgeStatistics.empty(calls[0].tokens.shape[-1])
+    for call in calls:
+        statistics.add(call)
+    return statistics
+
+
+def test_statistics_are_the_products_of_the_design_written_out(rng):
+    call = call_of(rng)
+    statistics, inputs = statistics_of(call), design(call)
+    residual = (call.output - call.tokens).numpy().reshape(-1, 4)
+    np.testing.assert_allclose(statistics.gram, inputs.T @ inputs, atol=1e-12)
+    np.testing.assert_allclose(statistics.cross, inputs.T @ residual, atol=1e-12)
+
+
+def test_solution_is_that_of_the_penalised_least_squares_problem(rng):
+    call = call_of(rng)
+    inputs, alpha = design(call), 0.3
+    residual = (call.output - call.tokens).numpy().reshape(-1, 4)
+    strength = np.sqrt(alpha * np.mean(np.sum(inputs[:, :-1] ** 2, axis=0)))
+    penalty = strength * np.eye(9)
+    penalty[-1, -1] = 0  # the bias is free
+    expected = np.linalg.lstsq(
+        np.concatenate([inputs, penalty]), np.concatenate([residual, np.zeros((9, 4))])
+    )[0]
+    np.testing.assert_allclose(statistics_of(call).solve(alpha), expected, atol=1e-10)
+
+
+def test_student_predicts_the_output_and_its_loss_is_the_mean_squared_error(rng):
+    call = call_of(rng)
+    statistics = statistics_of(call)
+    weights = statistics.solve(0.01)
+    predicted = call.replay(RidgeStudent(weights))
+    expected = call.tokens.numpy() + (design(call) @ weights.numpy()).reshape(6, 5, 4)
+    np.testing.assert_allclose(predicted, expected, atol=1e-12)
+    error = np.mean((expected - call.output.numpy()) ** 2)
+    assert statistics.loss(weights) == pytest.approx(error)
+
+
+def test_statistics_add_up_over_batches(rng):
+    call = call_of(rng)
+    parts = [
+        BlockCall(0, (call.tokens[part],), {}, call.output[part])
+        for part in (slice(0, 2), slice(2, 6))
+    ]
+    whole, together = statistics_of(call), statistics_of(*parts)
+    np.testing.assert_allclose(together.gram, whole.gram, atol=1e-12)
+    np.testing.assert_allclose(together.cross, whole.cross, atol=1e-12)
+    assert together.square == pytest.approx(whole.square)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_imitated_better_than_by_doing_nothing(name, images):
+    distillation = BlockDistillation(
+        backbone=family(name), n_blocks=None, validation_fraction=0, ridge_alpha=1e-4
+    ).fit(images)
+    copied = BlockDistillation(
+        backbone=family(name), n_blocks=None, validation_fraction=0, ridge_alpha=1e9
+    ).fit(images)  # all weights but the bias are penalised away
+    assert (distillation.transform(images) < 0.5 * copied.transform(images)).all()
+
+
+def test_recorded_loss_is_the_mean_discrepancy_of_the_training_images(make, images):
+    distillation = make(validation_fraction=0).fit(images)
+    (record,) = distillation.history_
+    np.testing.assert_allclose(
+        record["train_loss"], distillation.transform(images).mean(axis=0), rtol=1e-3
+    )
+
+
+def test_no_seed_is_needed(make, images):
+    runs = [
+        make(validation_fraction=0, random_state=seed).fit(images).transform(images)
+        for seed in (0, 1)
+    ]
+    np.testing.assert_array_equal(*runs)
+
+
+def test_students_do_not_learn_from_held_out_images(make, images, odd_images):
+    held_out = make().fit(images).validation_indices_
+    poisoned = images.copy()
+    poisoned[held_out] = odd_images[: len(held_out)]
+    np.testing.assert_array_equal(*[make().fit(X).transform(images) for X in (images, poisoned)])
+
+
+def test_odd_images_are_imitated_worse(make, images, odd_images):
+    distillation = make().fit(images)
+    normal, odd = distillation.transform(images), distillation.transform(odd_images)
+    assert (np.median(odd, axis=0) > 2 * np.median(normal, axis=0)).all()
+
+
+def test_tokens_that_are_not_finite_name_the_block(make, images):
+    broken = family("class token")
+    with torch.no_grad():
+        broken.blocks[1].mlp.fc2.bias[0] = torch.nan
+    with pytest.raises(ValueError, match="Block 1 of the backbone gives tokens that are not"):
+        make(backbone=broken).fit(images)
