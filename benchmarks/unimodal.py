@@ -102,6 +102,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--image-size", type=positive, help="pixels; default: the backbone's own")
     add("--n-blocks", type=positive, default=10, help="students; default: 10")
+    add(
+        "--student",
+        choices=["ridge", "block"],
+        default="ridge",
+        help="kind of student; default: ridge",
+    )
     add("--seed", type=not_negative, default=0, help="default: 0")
     add("--jobs", type=int, default=1, help="threads that decode images, -1 = all; default: 1")
     add("--csv", type=Path, metavar="FILE", help="append the rows to FILE")
@@ -225,6 +231,7 @@ def make_detector(args: argparse.Namespace) -> TransformalyDetector:
         pretrained=args.pretrained,
         image_size=args.image_size,
         n_blocks=args.n_blocks,
+        student=args.student,
         n_jobs=args.jobs,
         random_state=args.seed,
     )
@@ -263,7 +270,7 @@ def mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what else a line of the CSV file says."""
-    names = ["backbone", "image_size", "n_blocks", "seed", "jobs"]
+    names = ["backbone", "image_size", "n_blocks", "student", "seed", "jobs"]
     settings = {name: getattr(args, name) for name in names}
     return {**settings, "weights": args.pretrained, "version": __version__}
 
