@@ -30,6 +30,7 @@ class ImageEstimator(BaseEstimator):
         "image_size": [Interval(Integral, 1, None, closed="left"), tuple, None],
         "image_shape": [tuple, None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "store_backbone": ["boolean"],
         "device": [str, torch.device, None],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
@@ -40,6 +41,7 @@ class ImageEstimator(BaseEstimator):
     image_size: ImageSize
     image_shape: tuple[int, int, int] | None
     batch_size: int
+    store_backbone: bool
     device: str | torch.device | None
     n_jobs: int | None
 
@@ -66,9 +68,35 @@ class ImageEstimator(BaseEstimator):
 
         return batches_of
 
-    def _ready(self, teacher: Teacher) -> Teacher:
-        """`teacher` on the device that this estimator is to run on, here and now."""
-        return teacher.to(resolve_device(self.device))
+    def _hold(self, teacher: Teacher, seed: int) -> None:
+        """Keep `teacher`, and what it takes to find it again."""
+        self._teacher: Teacher | None = teacher
+        self._teacher_seed = seed
+        self.backbone_fingerprint_ = teacher.fingerprint
+
+    def _held_teacher(self) -> Teacher:
+        """The teacher of `fit`, on the device that this estimator is to run on, here and now."""
+        if self._teacher is None:
+            self._teacher = self._find_teacher_again()
+        return self._teacher.to(resolve_device(self.device))
+
+    def _find_teacher_again(self) -> Teacher:
+        teacher = self._load_teacher(self._teacher_seed)
+        if teacher.fingerprint != self.backbone_fingerprint_:
+            raise ValueError(
+                f"{type(self).__name__} was fitted with a backbone of fingerprint "
+                f"{self.backbone_fingerprint_[:12]}..., but backbone={_name(self.backbone)} with "
+                f"pretrained={self.pretrained!r} is {teacher.fingerprint[:12]}... here: other "
+                "weights, another size, or another version of timm. Provide the weights it was "
+                "fitted with, fit again, or pickle with store_backbone=True."
+            )
+        return teacher
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if "_teacher" in state and not self.store_backbone:
+            state["_teacher"] = None
+        return state
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -76,6 +104,10 @@ class ImageEstimator(BaseEstimator):
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
+
+
+def _name(backbone: Backbone) -> str:
+    return repr(backbone) if isinstance(backbone, str) else f"<{type(backbone).__name__}>"
 
 
 #: Constraints of the parameters that govern the training of students.

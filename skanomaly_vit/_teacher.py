@@ -98,8 +98,9 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over architecture, weights and preprocessing: the backbone's identity."""
-        digest = hashlib.sha256(f"{self.preprocessing}\n{self.model}".encode())
+        """SHA-256 over class, weights and preprocessing: the backbone's identity."""
+        # Not over the printed architecture, which new versions of timm and torch reword.
+        digest = hashlib.sha256(f"{self.preprocessing}\n{type(self.model).__name__}\n".encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())

@@ -100,6 +100,9 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         the scores of the held-out images.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
+    store_backbone : bool, default=False
+        Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
+        as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
     device : str, torch.device or None, default=None
         Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
     n_jobs : int or None, default=None
@@ -197,6 +200,7 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         patience: int = 3,
         contamination: float = 0.05,
         batch_size: int = 32,
+        store_backbone: bool = False,
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -220,6 +224,7 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         self.patience = patience
         self.contamination = contamination
         self.batch_size = batch_size
+        self.store_backbone = store_backbone
         self.device = device
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -357,15 +362,15 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         progress: Progress,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Load the backbone, train the students, and embed all images in one pass."""
-        teacher = self._load_teacher(draw_seed(rng))
-        students_seed = draw_seed(rng)
+        teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
+        teacher = self._load_teacher(teacher_seed)
         log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
-        self.features_ = self._part(ViTFeatures)._adopt(teacher, source)
+        self.features_ = self._part(ViTFeatures)._adopt(teacher, teacher_seed, source)
         self.distillation_ = None
         if DISCREPANCY in SPACES[self.feature_spaces]:
-            self.distillation_ = self._part(BlockDistillation)._fit_students(
-                teacher, source, split, students_seed, progress
-            )
+            self.distillation_ = self._part(BlockDistillation)
+            self.distillation_._hold(teacher, teacher_seed)
+            self.distillation_._fit_students(teacher, source, split, students_seed, progress)
         self.validation_indices_ = split[1]
         n_batches = math.ceil(len(source) / self.batch_size)
         with progress.task("features", n_batches) as task:
@@ -379,8 +384,8 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
     def _extract(
         self, source: ImageSource, progress: Progress | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        teacher = self._ready(self.features_._teacher)
-        students = self.distillation_._ready_students() if self.distillation_ else []
+        teacher = self.features_._held_teacher()
+        students = self.distillation_._students_on(teacher.device) if self.distillation_ else []
         batches = self._batches_of(source, teacher)(np.arange(len(source)))
         return extract(teacher, students, (progress or Progress()).track(batches))
 

@@ -73,6 +73,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         not trained further.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
+    store_backbone : bool, default=False
+        Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
+        as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
     device : str, torch.device or None, default=None
         Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
     n_jobs : int or None, default=None
@@ -94,7 +97,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     validation_indices_ : ndarray of int
         Positions in `X` of the images that students did not learn from.
     backbone_fingerprint_ : str
-        SHA-256 over architecture, weights and preprocessing of the backbone.
+        SHA-256 over class, weights and preprocessing of the backbone.
     n_features_in_ : int
         Length of a flattened image; only where `image_shape` is given.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -149,6 +152,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         validation_fraction: float = 0.2,
         patience: int = 3,
         batch_size: int = 32,
+        store_backbone: bool = False,
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -167,6 +171,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.validation_fraction = validation_fraction
         self.patience = patience
         self.batch_size = batch_size
+        self.store_backbone = store_backbone
         self.device = device
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -199,7 +204,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         source = self._open(X, reset=True)
         rng = check_random_state(self.random_state)
         split = split_validation(len(source), self.validation_fraction, rng)
-        teacher = self._load_teacher(draw_seed(rng))
+        seed = draw_seed(rng)
+        teacher = self._load_teacher(seed)
+        self._hold(teacher, seed)
         context = self._init_callback_context(max_subtasks=self._n_epochs())
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         self._fit_students(teacher, source, split, draw_seed(rng), Progress(self, context))
@@ -227,9 +234,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         """
         check_is_fitted(self)
         source = self._open(X, reset=False)
-        teacher = self._ready(self._teacher)
+        teacher = self._held_teacher()
         batches = self._batches_of(source, teacher)(np.arange(len(source)))
-        return extract(teacher, self._ready_students(), batches)[1]
+        return extract(teacher, self._students_on(teacher.device), batches)[1]
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the features: the block each is about, counted from 0.
@@ -278,18 +285,15 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
                 seed=seed,
                 progress=progress,
             )
-        self._teacher = teacher
         self.validation_indices_ = split[1]
-        self.backbone_fingerprint_ = teacher.fingerprint
         return self
 
     def _n_epochs(self) -> int:
         """Passes over the training images, at most."""
         return 1 if self.student == "ridge" else self.max_epochs
 
-    def _ready_students(self) -> list[torch.nn.Module]:
-        """The students on the device of the teacher."""
-        return [student.to(self._teacher.device) for student in self.students_]
+    def _students_on(self, device: torch.device) -> list[torch.nn.Module]:
+        return [student.to(device) for student in self.students_]
 
     def __getstate__(self) -> dict[str, Any]:
         # A detector fitted on a GPU has to load on a machine without one.

@@ -40,6 +40,9 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
     batch_size : int, default=32
         Images that are decoded and go through the backbone at once.
+    store_backbone : bool, default=False
+        Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
+        as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
     device : str, torch.device or None, default=None
         Where the backbone runs. ``None`` is CUDA or MPS if there is one, else the CPU.
     n_jobs : int or None, default=None
@@ -50,7 +53,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
     Attributes
     ----------
     backbone_fingerprint_ : str
-        SHA-256 over architecture, weights and preprocessing of the backbone.
+        SHA-256 over class, weights and preprocessing of the backbone.
     n_features_in_ : int
         Length of a flattened image; only where `image_shape` is given.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -88,6 +91,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         image_size: int | tuple[int, int] | None = None,
         image_shape: tuple[int, int, int] | None = None,
         batch_size: int = 32,
+        store_backbone: bool = False,
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -97,6 +101,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         self.image_size = image_size
         self.image_shape = image_shape
         self.batch_size = batch_size
+        self.store_backbone = store_backbone
         self.device = device
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -127,7 +132,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         """
         source = self._open(X, reset=True)
         seed = draw_seed(check_random_state(self.random_state))
-        return self._adopt(self._load_teacher(seed), source)
+        return self._adopt(self._load_teacher(seed), seed, source)
 
     def transform(self, X: Any) -> np.ndarray:
         """Compute the pre-trained features of images.
@@ -150,13 +155,12 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         check_is_fitted(self)
         return self._extract(self._open(X, reset=False))
 
-    def _adopt(self, teacher: Teacher, source: ImageSource) -> ViTFeatures:
-        self._teacher = teacher
+    def _adopt(self, teacher: Teacher, seed: int, source: ImageSource) -> ViTFeatures:
+        self._hold(teacher, seed)
         self._n_features_out = self._extract(source.take([0])).shape[1]
-        self.backbone_fingerprint_ = teacher.fingerprint
         return self
 
     def _extract(self, source: ImageSource) -> np.ndarray:
-        teacher = self._ready(self._teacher)
+        teacher = self._held_teacher()
         batches_of = self._batches_of(source, teacher)
         return extract(teacher, [], batches_of(np.arange(len(source))))[0]

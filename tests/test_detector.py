@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import subprocess
 import sys
 
@@ -282,11 +283,41 @@ def test_dump_scores_alike_in_a_fresh_process(fitted, odd_images, tmp_path):
     np.testing.assert_allclose(scores, fitted.score_samples(odd_images), rtol=1e-6)
 
 
-def test_detector_on_another_device_goes_back_to_the_cpu_in_a_pickle(fitted, tmp_path):
-    fitted.features_._teacher.to(torch.device("meta"))
-    assert fitted.features_._teacher.device.type == "meta"
-    with pytest.raises(NotImplementedError, match="meta"):  # meta has no data to bring back
-        joblib.dump(fitted, tmp_path / "detector.joblib")
+def test_pickle_leaves_the_backbone_out_unless_told_otherwise(images):
+    small = {"n_blocks": 1, "image_size": 28, "random_state": 0}
+    sizes = {
+        store: len(pickle.dumps(TransformalyDetector(store_backbone=store, **small).fit(images)))
+        for store in (False, True)
+    }
+    assert sizes[False] < 3e6  # a ridge student holds two maps of 384 x 384, 1.2 MB
+    assert sizes[True] > 79e6  # the embedded backbone in float32
+
+
+def test_pickle_with_its_backbone_loads_where_the_weights_are_gone(images, monkeypatch):
+    detector = TransformalyDetector(
+        n_blocks=1, image_size=28, random_state=0, store_backbone=True
+    ).fit(images)
+    expected = detector.score_samples(images)
+    loaded = pickle.loads(pickle.dumps(detector))
+    monkeypatch.setattr(TransformalyDetector, "_load_teacher", None)  # would fail if called
+    monkeypatch.setattr(ViTFeatures, "_load_teacher", None)
+    np.testing.assert_array_equal(loaded.score_samples(images), expected)
+
+
+def test_random_backbone_is_found_again_by_its_seed(images):
+    detector = TransformalyDetector(
+        backbone="skanomaly_tiny", pretrained=False, n_blocks=1, random_state=0
+    ).fit(images)
+    loaded = pickle.loads(pickle.dumps(detector))
+    np.testing.assert_array_equal(loaded.score_samples(images), detector.score_samples(images))
+
+
+def test_another_backbone_is_refused_on_load(fitted, images):
+    loaded = pickle.loads(pickle.dumps(fitted))
+    with torch.no_grad():
+        loaded.features_.backbone.blocks[0].mlp.fc1.weight[0, 0] += 1
+    with pytest.raises(ValueError, match=r"fitted with a backbone of fingerprint .* other weights"):
+        loaded.score_samples(images)
 
 
 # --- what a user sees while waiting
