@@ -8,6 +8,7 @@ import hashlib
 import pickle
 from collections.abc import Mapping
 from importlib import resources
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -90,9 +91,15 @@ def load_backbone(
 
 
 def _as_pair(image_size: ImageSize) -> tuple[int, int] | None:
-    if image_size is None or isinstance(image_size, tuple):
-        return image_size
-    return (int(image_size), int(image_size))
+    if image_size is None:
+        return None
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    if len(size) != 2 or not all(isinstance(side, Integral) and side > 0 for side in size):
+        raise ValueError(
+            f"image_size={image_size!r} is not a size. Pass (height, width) in pixels, or one "
+            "number for a square."
+        )
+    return (int(size[0]), int(size[1]))
 
 
 def _copy_module(

@@ -88,6 +88,12 @@ def test_size_that_the_patches_do_not_divide_names_the_nearest():
         load(family("class token"), image_size=45)
 
 
+@pytest.mark.parametrize("size", [(112,), (3, 112, 112), ("112", 112), (0, 112), (1.5, 2)])
+def test_size_that_is_none(size):
+    with pytest.raises(ValueError, match=r"is not a size. Pass \(height, width\)"):
+        load("embedded", image_size=size)
+
+
 def test_network_without_a_size_argument_says_so():
     with pytest.raises(ValueError, match=r"cannot be built for image_size=\(64, 64\)"):
         load("test_resnet", pretrained=False, image_size=64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -116,6 +117,27 @@ def test_a_pass_visits_only_the_last_blocks_in_order(tiny):
     seen = []
     teacher(noise(teacher), n_blocks=2, visit=lambda call: seen.append(call.index))
     assert seen == [1, 2]
+
+
+def test_no_activation_outlives_its_block(tiny):
+    teacher = as_teacher(tiny)
+    outputs: list[weakref.ref] = []
+    alive: list[int] = []
+
+    class Watcher(torch.nn.Module):
+        def forward(self, tokens):
+            alive.append(sum(output() is not None for output in outputs))
+            return tokens.clone()
+
+    def note(module, args, output):
+        outputs.append(weakref.ref(output))
+
+    for block in teacher.blocks:
+        block.register_forward_hook(note)
+    features, _ = extract(teacher, [Watcher() for _ in range(3)], [noise(teacher)] * 4)
+    assert len(outputs) == 12
+    assert max(alive) <= 2  # what went into the block, and what came out of it
+    assert len(features) == 12
 
 
 def test_more_blocks_than_there_are_is_an_error(tiny):
