@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
-import resource
-import shlex
-import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
+from harness import (
+    DataError,
+    choose_classes,
+    find_classes,
+    flag_or_path,
+    not_negative,
+    peak_memory,
+    positive,
+    print_circumstances,
+    sample,
+    split_classes,
+    test_size,
+)
 from sklearn.metrics import roc_auc_score
 
 from skanomaly_vit import TransformalyDetector, WeightsUnavailableError, __version__
 
 SETTINGS = {"unimodal": ["unimodal"], "multimodal": ["multimodal"]}
 SETTINGS["both"] = [*SETTINGS["unimodal"], *SETTINGS["multimodal"]]
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 AUROCS = ["pretrained", "discrepancy", "both"]
 #: Columns of the table: title, alignment and width, precision.
 COLUMNS = {
@@ -42,10 +48,6 @@ COLUMNS = {
     "images_per_s": (">13", ".1f"),
     "peak_mb": (">8", ".0f"),
 }
-
-
-class DataError(Exception):
-    """The images asked for are not there."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -114,55 +116,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return int(text)
-
-
-def not_negative(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return int(text)
-
-
-def test_size(text: str) -> int:
-    if int(text) == 1:
-        raise argparse.ArgumentTypeError("1 image cannot be normal and abnormal; pass 0 or 2 up")
-    return not_negative(text)
-
-
-def flag_or_path(text: str) -> bool | str:
-    return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def find_classes(data: Path) -> dict[str, list[Path]]:
-    """Return the class folders of each part of the tree, sorted by name."""
-    folders = {part: subfolders(data / part) for part in ("train", "test")}
-    train, test = ([folder.name for folder in folders[part]] for part in ("train", "test"))
-    if train != test:
-        raise DataError(f"classes differ: train has {train}, test has {test}")
-    if len(train) < 2:
-        raise DataError(f"{data / 'train'} holds {train}; at least two class folders are needed")
-    return folders
-
-
-def subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}; --data has to hold train/<class>/ and test/<class>/")
-    return sorted(path for path in folder.iterdir() if path.is_dir())
-
-
-def choose_classes(wanted: list[str], folders: list[Path]) -> list[str]:
-    known = [folder.name for folder in folders]
-    if wanted == ["all"]:
-        return known
-    for name in wanted:
-        if name not in known:
-            raise DataError(f"no class {name!r}; there are {', '.join(known)} (or 'all', alone)")
-    return wanted
-
-
 def run(
     args: argparse.Namespace, folders: dict[str, list[Path]], setting: str, name: str
 ) -> dict[str, Any]:
@@ -199,32 +152,6 @@ def run(
     return row
 
 
-def split_classes(folders: list[Path], setting: str, name: str) -> tuple[list[Path], list[Path]]:
-    """Return the folders of normal and of abnormal classes."""
-    named = [folder for folder in folders if folder.name == name]
-    others = [folder for folder in folders if folder.name != name]
-    return (named, others) if setting == "unimodal" else (others, named)
-
-
-def sample(folders: list[Path], n_images: int, seed: int, *, everything: bool = False) -> list[str]:
-    """Draw images at random, as many from each folder as goes, the same ones for a `seed`."""
-    share, rest = divmod(n_images, len(folders))
-    paths = []
-    for i, folder in enumerate(folders):
-        wanted = None if everything else share + (i < rest)
-        # A generator of its own: which images are drawn does not hang on the other classes.
-        rng = np.random.default_rng([seed, *folder.name.encode()])
-        paths += rng.permutation(images_in(folder))[:wanted].tolist()
-    return paths
-
-
-def images_in(folder: Path) -> list[str]:
-    paths = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise DataError(f"no images in {folder} (files ending in {', '.join(sorted(SUFFIXES))})")
-    return paths
-
-
 def make_detector(args: argparse.Namespace) -> TransformalyDetector:
     return TransformalyDetector(
         backbone=args.backbone,
@@ -237,17 +164,8 @@ def make_detector(args: argparse.Namespace) -> TransformalyDetector:
     )
 
 
-def peak_memory() -> float:
-    """Return the most memory that this process has had resident so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
-
-
 def print_header(args: argparse.Namespace) -> None:
-    versions = ["torch", "timm", "scikit-learn"]
-    print("$", shlex.join(["python", *sys.argv]))
-    print(f"skanomaly-vit {__version__},", ", ".join(f"{v} {version(v)}" for v in versions))
-    print(f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads, seed {args.seed}")
+    print_circumstances(args.seed)
     print("AUROC in %; peak_mb: resident memory of the process, highest so far\n")
     print(" ".join(f"{title:{width}}" for title, (width, _) in COLUMNS.items()), flush=True)
 

@@ -1,0 +1,111 @@
+"""What the benchmarks share: images from class folders, numbers from arguments, circumstances."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from skanomaly_vit import __version__
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class DataError(Exception):
+    """The images asked for are not there."""
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return int(text)
+
+
+def test_size(text: str) -> int:
+    if int(text) == 1:
+        raise argparse.ArgumentTypeError("1 image cannot be normal and abnormal; pass 0 or 2 up")
+    return not_negative(text)
+
+
+def flag_or_path(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def find_classes(data: Path) -> dict[str, list[Path]]:
+    """Return the class folders of each part of the tree, sorted by name."""
+    folders = {part: subfolders(data / part) for part in ("train", "test")}
+    train, test = ([folder.name for folder in folders[part]] for part in ("train", "test"))
+    if train != test:
+        raise DataError(f"classes differ: train has {train}, test has {test}")
+    if len(train) < 2:
+        raise DataError(f"{data / 'train'} holds {train}; at least two class folders are needed")
+    return folders
+
+
+def subfolders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}; --data has to hold train/<class>/ and test/<class>/")
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def choose_classes(wanted: list[str], folders: list[Path]) -> list[str]:
+    known = [folder.name for folder in folders]
+    if wanted == ["all"]:
+        return known
+    for name in wanted:
+        if name not in known:
+            raise DataError(f"no class {name!r}; there are {', '.join(known)} (or 'all', alone)")
+    return wanted
+
+
+def split_classes(folders: list[Path], setting: str, name: str) -> tuple[list[Path], list[Path]]:
+    """Return the folders of normal and of abnormal classes."""
+    named = [folder for folder in folders if folder.name == name]
+    others = [folder for folder in folders if folder.name != name]
+    return (named, others) if setting == "unimodal" else (others, named)
+
+
+def sample(folders: list[Path], n_images: int, seed: int, *, everything: bool = False) -> list[str]:
+    """Draw images at random, as many from each folder as goes, the same ones for a `seed`."""
+    share, rest = divmod(n_images, len(folders))
+    paths = []
+    for i, folder in enumerate(folders):
+        wanted = None if everything else share + (i < rest)
+        # A generator of its own: which images are drawn does not hang on the other classes.
+        rng = np.random.default_rng([seed, *folder.name.encode()])
+        paths += rng.permutation(images_in(folder))[:wanted].tolist()
+    return paths
+
+
+def images_in(folder: Path) -> list[str]:
+    paths = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise DataError(f"no images in {folder} (files ending in {', '.join(sorted(SUFFIXES))})")
+    return paths
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has had resident so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+
+
+def print_circumstances(seed: int) -> None:
+    """Print what a number has to be quoted with: command, versions, machine, seed."""
+    versions = ["torch", "timm", "scikit-learn"]
+    print("$", shlex.join(["python", *sys.argv]))
+    print(f"skanomaly-vit {__version__},", ", ".join(f"{v} {version(v)}" for v in versions))
+    print(f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads, seed {seed}")

@@ -1,0 +1,116 @@
+"""Compare the rate of `score_samples` with the bare backbone's, in one run.
+
+Sides, all on the same images, batches and threads, interleaved and repeated; medians count:
+
+- *bare*: the backbone's forward pass on normalised tensors in memory;
+- *two networks*: the evaluation of the paper's code, the backbone once for its features and once
+  more, block by block beside all students, for the discrepancies;
+- *ridge*, *block*: `score_samples` of the detector on decoded images in memory;
+- *ridge, paths*: the same from JPEG files on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from harness import positive, print_circumstances
+from PIL import Image
+
+from skanomaly_vit import TransformalyDetector
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    print_circumstances(seed=0)
+    rng = np.random.default_rng(0)
+    size = (args.images, args.size, args.size, 3)
+    images = rng.integers(0, 256, size, dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = make_sides(images, save(images, Path(folder)), args.batch_size)
+        seconds = measure(sides, args.repeats)
+    bare = args.images / statistics.median(seconds["bare"])
+    print(f"{args.images} images of {args.size} px, batches of {args.batch_size}\n")
+    print(f"{'side':<14} {'images_per_s':>12} {'of bare':>8}")
+    for side, times in seconds.items():
+        rate = args.images / statistics.median(times)
+        print(f"{side:<14} {rate:12.1f} {rate / bare:8.2f}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=positive, default=128, help="default: 128")
+    parser.add_argument("--size", type=positive, default=112, help="pixels; default: 112")
+    parser.add_argument("--batch-size", type=positive, default=32, help="default: 32")
+    parser.add_argument("--repeats", type=positive, default=5, help="default: 5")
+    return parser
+
+
+def save(images: np.ndarray, folder: Path) -> list[str]:
+    paths = [str(folder / f"{i}.jpg") for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path, quality=95)
+    return paths
+
+
+def make_sides(
+    images: np.ndarray, paths: list[str], batch_size: int
+) -> dict[str, Callable[[], object]]:
+    few = images[:16]
+    options = {"n_blocks": 10, "batch_size": batch_size, "random_state": 0}
+    ridge = TransformalyDetector(student="ridge", **options).fit(few)
+    block = TransformalyDetector(student="block", max_epochs=1, **options).fit(few)
+    model = ridge.features_._teacher.model
+    students = TransformalyDetector(
+        student="block", max_epochs=1, **options | {"n_blocks": None}
+    ).fit(few)
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255)
+    batches = list(tensors.sub(0.45).div(0.225).split(batch_size))
+    return {
+        "bare": lambda: run_bare(model, batches),
+        "two networks": lambda: run_two(model, students.distillation_.students_, batches),
+        "ridge": lambda: ridge.score_samples(images),
+        "block": lambda: block.score_samples(images),
+        "ridge, paths": lambda: ridge.score_samples(paths),
+    }
+
+
+@torch.inference_mode()
+def run_bare(model: torch.nn.Module, batches: list[torch.Tensor]) -> None:
+    for batch in batches:
+        model(batch)
+
+
+@torch.inference_mode()
+def run_two(
+    model: torch.nn.Module, students: list[torch.nn.Module], batches: list[torch.Tensor]
+) -> None:
+    run_bare(model, batches)
+    for batch in batches:
+        tokens = model.norm_pre(model._pos_embed(model.patch_embed(batch)))
+        for block, student in zip(model.blocks, students, strict=True):
+            target = block(tokens)
+            (student(tokens) - target).square().mean(dim=(1, 2))
+            tokens = target
+
+
+def measure(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side, run in sides.items():
+            start = perf_counter()
+            run()
+            seconds[side].append(perf_counter() - start)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
