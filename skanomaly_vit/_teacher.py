@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Teacher:
     ) -> None:
         _require_blocks(model)
         self.model = model.eval().requires_grad_(False)
+        self._one_visit_at_a_time = threading.Lock()
         self.preprocessing = preprocessing
         self.to(device)
 
@@ -106,9 +108,7 @@ class Teacher:
             digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def __call__(
-        self, images: torch.Tensor, *, n_blocks: int = 0, visit: Visitor | None = None
-    ) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, *, n_blocks: int, visit: Visitor) -> torch.Tensor:
         """Pooled features of a batch; `visit` sees each of the last `n_blocks` blocks.
 
         Parameters
@@ -116,8 +116,8 @@ class Teacher:
         images : torch.Tensor of shape (batch, 3, height, width)
             Normalised images.
         n_blocks : int
-            How many of the last blocks `visit` sees, in order.
-        visit : callable or None
+            How many of the last blocks `visit` sees, in order; may be 0.
+        visit : callable
             Called with a `BlockCall` as soon as a block has run. The tensors of a block are
             free again when it returns, so memory is that of one block, not of all.
 
@@ -127,15 +127,18 @@ class Teacher:
             The penultimate output: the pooled tokens after the final norm.
         """
         images = images.to(device=self.device, dtype=self.dtype)
-        if visit is None or n_blocks == 0:
-            return _penultimate(self.model, images)
-        with _visited(self.last_blocks(n_blocks), visit):
+        # Hooks hang on the blocks: a second thread's pass would be shown to the first's visitor.
+        with self._one_visit_at_a_time, _visited(self.last_blocks(n_blocks), visit):
             return _penultimate(self.model, images)
 
     def __getstate__(self) -> dict[str, Any]:
         # A detector fitted on a GPU has to load on a machine without one.
         self.to(torch.device("cpu"))
-        return self.__dict__
+        return {k: v for k, v in vars(self).items() if k != "_one_visit_at_a_time"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._one_visit_at_a_time = threading.Lock()
 
 
 def load_teacher(

@@ -6,6 +6,7 @@ import logging
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -452,6 +453,15 @@ def test_global_random_state_is_neither_used_nor_changed(make_detector, images):
     make_detector().fit(images)
     assert torch.equal(states[0], torch.random.get_rng_state())
     np.testing.assert_array_equal(states[1], np.random.get_state()[1])
+
+
+def test_threads_that_score_at_once_do_not_see_each_others_images(fitted, images, odd_images):
+    parts = [images[:10], odd_images, images[10:], odd_images[::-1]] * 5
+    expected = [fitted.score_samples(part) for part in parts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(fitted.score_samples, parts))
+    for one, other in zip(expected, together, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_clone_of_a_fitted_detector_is_unfitted(fitted, images):
