@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import resource
 import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,3 +111,12 @@ def print_circumstances(seed: int) -> None:
     print("$", shlex.join(["python", *sys.argv]))
     print(f"skanomaly-vit {__version__},", ", ".join(f"{v} {version(v)}" for v in versions))
     print(f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads, seed {seed}")
+
+
+def append_csv(path: Path, row: dict[str, Any]) -> None:
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)

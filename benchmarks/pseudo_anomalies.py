@@ -10,31 +10,27 @@ that pseudo-anomalies choose, next to the best setting's, the median's and the d
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from scipy.stats import spearmanr
-from sklearn.decomposition import PCA
-from sklearn.pipeline import make_pipeline
-from unimodal import (
+from harness import (
     DataError,
     append_csv,
     choose_classes,
     find_classes,
     not_negative,
     positive,
+    print_circumstances,
     sample,
     split_classes,
 )
+from scipy.stats import spearmanr
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
 
 from skanomaly_vit import GaussianDensity, KNNDensity, TransformalyDetector, __version__
 from skanomaly_vit.model_selection import anomaly_scorer, pseudo_anomaly_scorer
@@ -311,10 +307,7 @@ def append_settings(
 
 
 def print_header(args: argparse.Namespace) -> None:
-    versions = ["torch", "timm", "scikit-learn", "scipy"]
-    print("$", shlex.join(["python", *sys.argv]))
-    print(f"skanomaly-vit {__version__},", ", ".join(f"{v} {version(v)}" for v in versions))
-    print(f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads, seed {args.seed}")
+    print_circumstances(args.seed)
     print(f"{len(grid())} settings: {' or '.join(DENSITIES)}, either space or both, n_blocks in")
     print(f"{N_BLOCKS}, pca_variance in {PCA_VARIANCES}. all, {', '.join(KINDS)}:")
     print(

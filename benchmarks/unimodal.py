@@ -8,7 +8,6 @@ the AUROC of the pre-trained space, of the discrepancy space, and of both.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from harness import (
     DataError,
+    append_csv,
     choose_classes,
     find_classes,
     flag_or_path,
@@ -191,15 +191,6 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     names = ["backbone", "image_size", "n_blocks", "student", "seed", "jobs"]
     settings = {name: getattr(args, name) for name in names}
     return {**settings, "weights": args.pretrained, "version": __version__}
-
-
-def append_csv(path: Path, row: dict[str, Any]) -> None:
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

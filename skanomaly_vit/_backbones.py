@@ -190,43 +190,46 @@ def _published(name: str, size: tuple[int, int] | None) -> nn.Module:
             f"timm publishes no weights for backbone={name!r}. Pass pretrained='path/to/"
             "checkpoint.safetensors', backbone='embedded', or pretrained=False for random weights."
         )
-    overlay = _cached_or_reachable(name, cfg)
+    _require_cached_or_reachable(name, cfg)
     try:
-        return _create(name, size, pretrained=True, pretrained_cfg_overlay=overlay)
+        return _create(name, size, pretrained=True)
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise _unavailable(name, error) from error
 
 
-def _cached_or_reachable(name: str, cfg: Any) -> dict[str, Any]:
-    """What timm is to be told: a cached file, or nothing, once the hub is known to answer.
+def _require_cached_or_reachable(name: str, cfg: Any) -> None:
+    """Ask once, with a short timeout, whether the hub answers, unless the weights are cached.
 
-    timm's own download retries an unreachable hub for most of a minute, even with the file
-    in the cache; one request with a short timeout says the same within seconds.
+    timm's own download goes on asking a hub out of reach for most of a minute.
     """
-    if not cfg.hf_hub_id or cfg.custom_load == "hf":  # a format that only timm's download knows
-        return {}
+    if not cfg.hf_hub_id:
+        return
     filenames = [cfg.hf_hub_filename] if cfg.hf_hub_filename else []
     filenames += ["model.safetensors", "pytorch_model.bin"]
-    for filename in filenames:
-        cached = huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, filename)
-        if isinstance(cached, str):
-            return {"file": cached, "custom_load": False}
+    if any(
+        isinstance(huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, filename), str)
+        for filename in filenames
+    ):
+        return
     if HF_HUB_OFFLINE:
         raise _unavailable(name, "HF_HUB_OFFLINE is set and the weights are not in the hub's cache")
     try:
         huggingface_hub.HfApi().model_info(cfg.hf_hub_id, timeout=HUB_TIMEOUT)
     except Exception as error:  # whichever HTTP client the hub uses, any failure means: no weights
         raise _unavailable(name, error) from error
-    return {}
 
 
 def _unavailable(name: str, cause: object) -> WeightsUnavailableError:
     return WeightsUnavailableError(
-        f"The weights of backbone={name!r} cannot be had ({type(cause).__name__}: {cause}). "
+        f"The weights of backbone={name!r} cannot be had ({_describe(cause)}). "
         "Three ways out: (1) fit once with a network connection, or copy a hub cache from such a "
         "machine and set HF_HOME to it; (2) pass pretrained='path/to/checkpoint.safetensors'; "
         "(3) pass backbone='embedded', the small ViT shipped with this package."
     )
+
+
+def _describe(cause: object) -> str:
+    return f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(cause)
 
 
 def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from sklearn.base import OutlierMixin
 from sklearn.callback import CallbackSupportMixin, with_callbacks
-from sklearn.decomposition import PCA
-from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -25,8 +23,16 @@ from skanomaly_vit._base import (
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._extraction import extract
 from skanomaly_vit._images import ImageSource
+from skanomaly_vit._labels import warn_about_labels
 from skanomaly_vit._progress import Progress, log
-from skanomaly_vit._scorers import DENSITIES, make_density
+from skanomaly_vit._scorers import (
+    DENSITIES,
+    fit_fusion,
+    make_density,
+    require_spread,
+    score_spaces,
+    sum_spaces,
+)
 from skanomaly_vit.distillation import BlockDistillation
 from skanomaly_vit.features import ViTFeatures
 
@@ -242,8 +248,8 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
             (n, height, width) of uint8, uint16 or floats in [0, 1]; a list, array or Series of
             paths, PIL images or arrays, of any sizes; a torch tensor (n, 3, height, width); or,
             with `image_shape`, a 2-D array of flattened images.
-        y : None
-            Ignored.
+        y : array-like of shape (n_images,) or None, default=None
+            Ignored, but for a `LabelWarning` if it says that there are anomalies among `X`.
 
         Returns
         -------
@@ -257,6 +263,7 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         WeightsUnavailableError
             If the weights of the backbone cannot be had.
         """
+        warn_about_labels(y, stacklevel=4)  # past the two decorators
         source = self._open(X, reset=True)
         rng = check_random_state(self.random_state)
         # A density needs two images to see any spread.
@@ -286,7 +293,7 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         ValueError
             If the images are not as described, or one cannot be decoded.
         """
-        return np.sum(list(self.score_spaces(X).values()), axis=0)
+        return sum_spaces(self.score_spaces(X))
 
     def score_spaces(self, X: Any) -> Bunch:
         """Score of images in each feature space; `score_samples` is their sum.
@@ -397,51 +404,27 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         seed: int,
     ) -> None:
         train, validation = split
-        _require_spread(features[train])
-        embedded = {PRETRAINED: features, DISCREPANCY: discrepancies}
+        require_spread(features[train])
+        embedded = _by_space(features[train], discrepancies[train])
         self.density_ = {
-            space: self._new_density(space, seed).fit(_as_float64(embedded[space][train]))
+            space: make_density(
+                self.density, seed, self.pca_variance if space == PRETRAINED else None
+            ).fit(embedded[space])
             for space in SPACES[self.feature_spaces]
         }
-        self.fusion_ = dict.fromkeys(self.density_, (0.0, 1.0))
-        if self.fusion == "standardized":
-            scores = self._score_features(features[train], discrepancies[train])
-            self.fusion_ = {space: _location_and_scale(scores[space]) for space in scores}
+        self.fusion_ = fit_fusion(self.fusion, self.density_, embedded)
         held_out = validation if len(validation) else train
         scores = self._score_features(features[held_out], discrepancies[held_out])
-        total = np.sum(list(scores.values()), axis=0)
-        self.offset_ = float(np.percentile(total, 100.0 * self.contamination))
-
-    def _new_density(self, space: str, seed: int) -> Any:
-        density = make_density(self.density, seed)
-        if space == DISCREPANCY or self.pca_variance is None:
-            return density
-        pca = PCA(self.pca_variance, whiten=True, svd_solver="full")
-        return Pipeline([("pca", pca), ("density", density)])
+        self.offset_ = float(np.percentile(sum_spaces(scores), 100.0 * self.contamination))
 
     def _score_features(self, features: np.ndarray, discrepancies: np.ndarray) -> Bunch:
-        embedded = {PRETRAINED: features, DISCREPANCY: discrepancies}
-        scores = Bunch()
-        for space, density in self.density_.items():
-            location, scale = self.fusion_[space]
-            raw = density.score_samples(_as_float64(embedded[space]))
-            scores[space] = (np.asarray(raw, dtype=np.float64) - location) / scale
-        return scores
+        embedded = _by_space(features, discrepancies)
+        return Bunch(**score_spaces(self.density_, self.fusion_, embedded))
 
 
-def _as_float64(features: np.ndarray) -> np.ndarray:
-    return features.astype(np.float64, copy=False)
-
-
-def _require_spread(features: np.ndarray) -> None:
-    # The same image twice differs by rounding, in float32 some 1e-7 of its features.
-    if np.allclose(features, features[0], rtol=1e-5, atol=1e-5):
-        raise ValueError(
-            f"All {len(features)} images that the densities learn from are alike to the backbone; "
-            "normal images that do not vary have no density. Pass at least two that differ."
-        )
-
-
-def _location_and_scale(scores: np.ndarray) -> tuple[float, float]:
-    scale = float(np.std(scores))
-    return float(np.mean(scores)), scale if scale > 0 else 1.0
+def _by_space(features: np.ndarray, discrepancies: np.ndarray) -> dict[str, np.ndarray]:
+    """Name the features after their spaces, in float64."""
+    return {
+        PRETRAINED: features.astype(np.float64, copy=False),
+        DISCREPANCY: discrepancies.astype(np.float64, copy=False),
+    }

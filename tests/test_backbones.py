@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -217,7 +216,6 @@ def hub_cache(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("offline", ["1", "0"])
 def test_cached_weights_load_without_a_network(hub_cache, offline):
-    started = time.monotonic()
     done = run(
         FIT_BY_NAME,
         HF_HOME=str(hub_cache),
@@ -225,6 +223,7 @@ def test_cached_weights_load_without_a_network(hub_cache, offline):
         HF_ENDPOINT="http://127.0.0.1:9",
     )
     assert done.returncode == 0, done.stderr
+    assert "Retrying" not in done.stderr  # the hub is not asked for what is there already
     vit = timm.create_model(HUB_MODEL, img_size=32)
     path = next(hub_cache.rglob("model.safetensors"))
     expected, _ = load(HUB_MODEL, pretrained=path, image_size=32)
@@ -234,7 +233,6 @@ def test_cached_weights_load_without_a_network(hub_cache, offline):
         wanted = expected.forward_head(expected.forward_features(batch), pre_logits=True)
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), wanted)
     assert vit.embed_dim == wanted.shape[1]
-    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("offline", ["1", "0"])
@@ -270,17 +268,20 @@ def test_a_hub_that_breaks_off_a_download_is_the_same_error(monkeypatch):
     def break_off(name, **options):
         raise ConnectionResetError("peer")
 
-    monkeypatch.setattr(_backbones, "_cached_or_reachable", lambda name, cfg: {})
+    monkeypatch.setattr(_backbones, "_require_cached_or_reachable", lambda name, cfg: None)
     monkeypatch.setattr(timm, "create_model", break_off)
     with pytest.raises(WeightsUnavailableError, match=r"ResetError: peer.*Three ways"):
         load(HUB_MODEL)
 
 
-def test_a_hub_that_answers_leaves_the_download_to_timm(monkeypatch, tmp_path):
+def test_a_hub_that_answers_is_left_to_timm(monkeypatch):
+    made = []
     monkeypatch.setattr(_backbones.huggingface_hub, "try_to_load_from_cache", lambda *a: None)
     monkeypatch.setattr(_backbones.huggingface_hub.HfApi, "model_info", lambda *a, **k: None)
     monkeypatch.setattr(_backbones, "HF_HUB_OFFLINE", False)
-    assert _backbones._cached_or_reachable("x", timm.get_pretrained_cfg(HUB_MODEL)) == {}
+    monkeypatch.setattr(_backbones, "_create", lambda *a, **k: made.append((a, k)))
+    _backbones._published(HUB_MODEL, None)
+    assert made == [((HUB_MODEL, None), {"pretrained": True})]
 
 
 def test_network_without_published_weights_says_so():

@@ -75,6 +75,8 @@ class RowDistillation(RowAdapter, BlockDistillation):
         )  # fmt: skip
 
 
+# Some checks pass labels of several kinds, which the detector ignores and says so.
+@pytest.mark.filterwarnings("ignore::skanomaly_vit._labels.LabelWarning")
 @parametrize_with_checks(
     [
         RowDetector(),

@@ -24,7 +24,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neighbors import KernelDensity, LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -38,6 +38,7 @@ from skanomaly_vit import (
     TransformalyDetector,
     ViTFeatures,
 )
+from skanomaly_vit.model_selection import LabelWarning, NormalOnlyKFold, anomaly_scorer
 
 # --- the score
 
@@ -219,14 +220,22 @@ def test_grid_search_over_pca_variance_and_blocks_in_two_processes(
 ):
     X, y = np.concatenate([images, odd_images]), np.array([1] * 20 + [-1] * 6)
     grid = {"pca_variance": [0.5, 0.9], "n_blocks": [1, 2]}
-    cv = StratifiedKFold(2, shuffle=True, random_state=0)
+    options = {
+        "scoring": anomaly_scorer(), "cv": NormalOnlyKFold(2, random_state=0), "refit": False,
+        "error_score": "raise",
+    }  # fmt: skip
     runs = [
-        GridSearchCV(make_detector(), grid, scoring="roc_auc", cv=cv, n_jobs=n_jobs).fit(X, y)
-        for n_jobs in (1, 2)
+        GridSearchCV(make_detector(), grid, n_jobs=n_jobs, **options).fit(X, y) for n_jobs in (1, 2)
     ]
-    for search in runs:
-        assert search.best_estimator_.get_params()["n_blocks"] in (1, 2)
-    np.testing.assert_allclose(*[search.cv_results_["mean_test_score"] for search in runs])
+    scores = [search.cv_results_["mean_test_score"] for search in runs]
+    np.testing.assert_allclose(*scores)
+    assert (scores[0] > 0.9).all()
+
+
+def test_labels_that_show_anomalies_are_warned_about(make_detector, images):
+    with pytest.warns(LabelWarning, match=r"labels of several kinds, \[-1, 1\]") as caught:
+        make_detector().fit(images, [1] * 15 + [-1] * 5)
+    assert caught[0].filename == __file__
 
 
 def test_pipeline_ends_in_the_detector(make_detector, images, odd_images):

@@ -17,11 +17,15 @@ PACKAGE = Path(skanomaly_vit.__file__).parent
 #: Top to bottom; a room imports only from rooms below it.
 ROOMS = [
     "__init__",
+    "model_selection",
+    "_metrics",
+    "_pseudo_anomalies",
     "detector",
     "features",
     "distillation",
     "_scorers",
     "density",
+    "_standardized",
     "_base",
     "_extraction",
     "_training",
@@ -31,6 +35,7 @@ ROOMS = [
     "_backbones",
     "_images",
     "_decode",
+    "_labels",
     "_compat",
 ]
 

@@ -1,0 +1,43 @@
+"""What is measured of a detector, and which way its scores point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import is_outlier_detector
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+
+def normality(estimator: Any, X: Any) -> np.ndarray:
+    """Score of each sample, higher = more normal."""
+    if hasattr(estimator, "score_samples"):
+        return np.asarray(estimator.score_samples(X))
+    # High is abnormal in other libraries, and classes_[1] for a classifier: only scikit-learn's
+    # outlier detectors are known to mean normal.
+    if hasattr(estimator, "__sklearn_tags__") and is_outlier_detector(estimator):
+        return np.asarray(estimator.decision_function(X))
+    raise ValueError(
+        f"{type(estimator).__name__} is no outlier detector of scikit-learn's kind: it has no "
+        "score_samples, and its decision_function, if any, may be high for anomalies"
+    )
+
+
+def _negative_fpr95(is_anomaly: np.ndarray, abnormality: np.ndarray) -> float:
+    fpr, tpr, _ = roc_curve(is_anomaly, abnormality, drop_intermediate=False)
+    return -float(fpr[np.argmax(tpr >= 0.95)])
+
+
+#: Name -> metric of a mask of the anomalies and scores that are high for them; greater is better.
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "roc_auc": roc_auc_score,
+    "average_precision": average_precision_score,
+    "fpr95": _negative_fpr95,
+}
+
+
+def known_metric(metric: str) -> str:
+    if metric not in METRICS:
+        raise ValueError(f"metric={metric!r} is not one of {list(METRICS)}")
+    return metric
