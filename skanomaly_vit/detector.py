@@ -270,8 +270,7 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         split = split_validation(len(source), self.validation_fraction, rng, min_train=2)
         context = self._init_callback_context(max_subtasks=self._max_subtasks())
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
-        features, discrepancies = self._fit_spaces(source, split, rng, Progress(self, context))
-        self._fit_densities(features, discrepancies, split, draw_seed(rng))
+        self._fit(source, split, rng, Progress(self, context))
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
@@ -314,7 +313,9 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
             If the images are not as described, or one cannot be decoded.
         """
         check_is_fitted(self)
-        return self._score_features(*self._extract(self._open(X, reset=False)))
+        source = self._open(X, reset=False)
+        embedded = self._extract(source, self.features_, self.distillation_, Progress())
+        return Bunch(**score_spaces(self.density_, self.fusion_, _by_space(*embedded)))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Score of images relative to the threshold.
@@ -361,27 +362,41 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
             return 1
         return self._part(BlockDistillation)._n_epochs() + 1
 
+    def _fit(
+        self,
+        source: ImageSource,
+        split: tuple[np.ndarray, np.ndarray],
+        rng: np.random.RandomState,
+        progress: Progress,
+    ) -> None:
+        features, distillation = self._fit_spaces(source, split, rng, progress)
+        n_batches = math.ceil(len(source) / self.batch_size)
+        with progress.task("features", n_batches) as task:
+            embedded = self._extract(source, features, distillation, task)
+        density, fusion, offset = self._fit_densities(*embedded, split, draw_seed(rng))
+        # Last, lest a fit that fails leaves half of a new state in an old one.
+        self.features_, self.distillation_ = features, distillation
+        self.density_, self.fusion_, self.offset_ = density, fusion, offset
+        self.validation_indices_ = split[1]
+
     def _fit_spaces(
         self,
         source: ImageSource,
         split: tuple[np.ndarray, np.ndarray],
         rng: np.random.RandomState,
         progress: Progress,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Load the backbone, train the students, and embed all images in one pass."""
+    ) -> tuple[ViTFeatures, BlockDistillation | None]:
+        """Load the backbone and train the students."""
         teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_teacher(teacher_seed)
         log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
-        self.features_ = self._part(ViTFeatures)._adopt(teacher, teacher_seed, source)
-        self.distillation_ = None
-        if DISCREPANCY in SPACES[self.feature_spaces]:
-            self.distillation_ = self._part(BlockDistillation)
-            self.distillation_._hold(teacher, teacher_seed)
-            self.distillation_._fit_students(teacher, source, split, students_seed, progress)
-        self.validation_indices_ = split[1]
-        n_batches = math.ceil(len(source) / self.batch_size)
-        with progress.task("features", n_batches) as task:
-            return self._extract(source, task)
+        features = self._part(ViTFeatures)._adopt(teacher, teacher_seed, source)
+        if DISCREPANCY not in SPACES[self.feature_spaces]:
+            return features, None
+        distillation = self._part(BlockDistillation)
+        distillation._fit_students(teacher, source, split, students_seed, progress)
+        distillation._hold(teacher, teacher_seed)
+        return features, distillation
 
     def _part(self, estimator_class: type[Any]) -> Any:
         """An estimator that the detector is made of, with the detector's parameters."""
@@ -389,12 +404,17 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         return estimator_class(**{name: getattr(self, name) for name in names})
 
     def _extract(
-        self, source: ImageSource, progress: Progress | None = None
+        self,
+        source: ImageSource,
+        features: ViTFeatures,
+        distillation: BlockDistillation | None,
+        progress: Progress,
     ) -> tuple[np.ndarray, np.ndarray]:
-        teacher = self.features_._held_teacher()
-        students = self.distillation_._students_on(teacher.device) if self.distillation_ else []
+        """Embed all images in both spaces, in one pass of the teacher."""
+        teacher = features._held_teacher()
+        students = distillation._students_on(teacher.device) if distillation else []
         batches = self._batches_of(source, teacher)(np.arange(len(source)))
-        return extract(teacher, students, (progress or Progress()).track(batches))
+        return extract(teacher, students, progress.track(batches))
 
     def _fit_densities(
         self,
@@ -402,24 +422,24 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         discrepancies: np.ndarray,
         split: tuple[np.ndarray, np.ndarray],
         seed: int,
-    ) -> None:
+    ) -> tuple[dict[str, Any], dict[str, tuple[float, float]], float]:
+        """Fit the densities on the training images, and the threshold on the held-out ones."""
         train, validation = split
         require_spread(features[train])
         embedded = _by_space(features[train], discrepancies[train])
-        self.density_ = {
+        density = {
             space: make_density(
                 self.density, seed, self.pca_variance if space == PRETRAINED else None
             ).fit(embedded[space])
             for space in SPACES[self.feature_spaces]
         }
-        self.fusion_ = fit_fusion(self.fusion, self.density_, embedded)
+        fusion = fit_fusion(self.fusion, density, embedded)
         held_out = validation if len(validation) else train
-        scores = self._score_features(features[held_out], discrepancies[held_out])
-        self.offset_ = float(np.percentile(sum_spaces(scores), 100.0 * self.contamination))
-
-    def _score_features(self, features: np.ndarray, discrepancies: np.ndarray) -> Bunch:
-        embedded = _by_space(features, discrepancies)
-        return Bunch(**score_spaces(self.density_, self.fusion_, embedded))
+        scores = score_spaces(
+            density, fusion, _by_space(features[held_out], discrepancies[held_out])
+        )
+        offset = float(np.percentile(sum_spaces(scores), 100.0 * self.contamination))
+        return density, fusion, offset
 
 
 def _by_space(features: np.ndarray, discrepancies: np.ndarray) -> dict[str, np.ndarray]:

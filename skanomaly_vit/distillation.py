@@ -204,12 +204,12 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         source = self._open(X, reset=True)
         rng = check_random_state(self.random_state)
         split = split_validation(len(source), self.validation_fraction, rng)
-        seed = draw_seed(rng)
-        teacher = self._load_teacher(seed)
-        self._hold(teacher, seed)
+        teacher_seed, seed = draw_seed(rng), draw_seed(rng)
+        teacher = self._load_teacher(teacher_seed)
         context = self._init_callback_context(max_subtasks=self._n_epochs())
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
-        self._fit_students(teacher, source, split, draw_seed(rng), Progress(self, context))
+        self._fit_students(teacher, source, split, seed, Progress(self, context))
+        self._hold(teacher, teacher_seed)
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
@@ -263,12 +263,12 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         progress: Progress,
     ) -> BlockDistillation:
         n_blocks = len(teacher.blocks) if self.n_blocks is None else self.n_blocks
-        self.block_indices_ = [index for index, _ in teacher.last_blocks(n_blocks)]
+        block_indices = [index for index, _ in teacher.last_blocks(n_blocks)]
         batches_of = self._batches_of(source, teacher)
         if self.student == "ridge":
             n_batches = math.ceil(len(split[0]) / self.batch_size)
             with progress.task("epoch", n_batches) as task:
-                self.students_, self.history_ = fit_ridge_students(
+                students, history = fit_ridge_students(
                     teacher,
                     task.track(batches_of(split[0])),
                     n_blocks=n_blocks,
@@ -276,7 +276,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
                     verbose=self.verbose,
                 )
         else:
-            self.students_, self.history_ = train_students(
+            students, history = train_students(
                 teacher,
                 batches_of,
                 *split,
@@ -285,7 +285,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
                 seed=seed,
                 progress=progress,
             )
-        self.validation_indices_ = split[1]
+        # Last, lest a fit that fails leaves half of a new state in an old one.
+        self.students_, self.history_ = students, history
+        self.block_indices_, self.validation_indices_ = block_indices, split[1]
         return self
 
     def _n_epochs(self) -> int:

@@ -153,14 +153,13 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
             If the images are not as described, or one cannot be decoded.
         """
         check_is_fitted(self)
-        return self._extract(self._open(X, reset=False))
+        return self._extract(self._held_teacher(), self._open(X, reset=False))
 
     def _adopt(self, teacher: Teacher, seed: int, source: ImageSource) -> ViTFeatures:
+        self._n_features_out = self._extract(teacher, source.take([0])).shape[1]
         self._hold(teacher, seed)
-        self._n_features_out = self._extract(source.take([0])).shape[1]
         return self
 
-    def _extract(self, source: ImageSource) -> np.ndarray:
-        teacher = self._held_teacher()
+    def _extract(self, teacher: Teacher, source: ImageSource) -> np.ndarray:
         batches_of = self._batches_of(source, teacher)
         return extract(teacher, [], batches_of(np.arange(len(source))))[0]

@@ -473,6 +473,31 @@ def test_threads_that_score_at_once_do_not_see_each_others_images(fitted, images
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("student", ["ridge", "block"])
+def test_a_refit_that_fails_leaves_the_old_detector_whole(
+    make_detector, images, odd_images, monkeypatch, student
+):
+    detector = make_detector(student=student).fit(images)
+    expected = detector.score_samples(odd_images)
+    monkeypatch.setattr(GaussianDensity, "fit", None)  # fails at the very end
+    with pytest.raises(TypeError):
+        detector.fit(odd_images)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(detector.score_samples(odd_images), expected)
+
+
+def test_a_refit_of_students_that_fails_leaves_the_old_ones_whole(
+    tiny, images, odd_images, tmp_path
+):
+    distillation = BlockDistillation(backbone=tiny, n_blocks=2, random_state=0).fit(images)
+    expected = distillation.transform(odd_images)
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        distillation.set_params(n_blocks=1).fit([*images[:10], empty])
+    np.testing.assert_array_equal(distillation.transform(odd_images), expected)
+
+
 def test_clone_of_a_fitted_detector_is_unfitted(fitted, images):
     with pytest.raises(NotFittedError):
         clone(fitted).predict(images)
