@@ -10,7 +10,7 @@ import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ import torch
 from skanomaly_vit import __version__
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+#: Columns of a table: title -> alignment and width, precision.
+Columns: TypeAlias = dict[str, tuple[str, str]]
 
 
 class DataError(Exception):
@@ -111,6 +115,15 @@ def print_circumstances(seed: int) -> None:
     print("$", shlex.join(["python", *sys.argv]))
     print(f"skanomaly-vit {__version__},", ", ".join(f"{v} {version(v)}" for v in versions))
     print(f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads, seed {seed}")
+
+
+def print_titles(columns: Columns) -> None:
+    print(" ".join(f"{title:{width}}" for title, (width, _) in columns.items()), flush=True)
+
+
+def print_row(columns: Columns, row: dict[str, Any]) -> None:
+    cells = (f"{row[title]:{width}{form}}" for title, (width, form) in columns.items())
+    print(" ".join(cells), flush=True)
 
 
 def append_csv(path: Path, row: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from harness import (
+    Columns,
     DataError,
     append_csv,
     choose_classes,
@@ -25,6 +26,8 @@ from harness import (
     not_negative,
     positive,
     print_circumstances,
+    print_row,
+    print_titles,
     sample,
     split_classes,
 )
@@ -40,8 +43,7 @@ N_BLOCKS = [1, 5, 10]
 PCA_VARIANCES = [0.8, 0.9, 0.99]
 DEFAULT = ("gaussian", "both", 10, 0.9)  # density, feature_spaces, n_blocks, pca_variance
 KINDS = ["patch_shuffle", "cut_paste", "rotation"]
-#: Columns of the table: title, alignment and width, precision.
-COLUMNS = {
+COLUMNS: Columns = {
     "class": ("<14", ""),
     "train": (">6", ""),
     "pseudo": (">7", ""),
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except DataError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     if len(rows) > 1:
-        print_row(mean_row(rows))
+        print_row(COLUMNS, mean_row(rows))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -272,7 +274,7 @@ def run(
         "median": np.median(real),
         "default": real[settings.index(DEFAULT)],
     }
-    print_row(row)
+    print_row(COLUMNS, row)
     if args.csv:
         append_settings(args, name, settings, real, pseudo)
     return row
@@ -314,12 +316,7 @@ def print_header(args: argparse.Namespace) -> None:
         "Spearman's correlation of pseudo and real AUROC over settings, by kind of pseudo-anomaly"
     )
     print("chosen (by all kinds), best, median, default: real AUROC of that setting in %\n")
-    print(" ".join(f"{title:{width}}" for title, (width, _) in COLUMNS.items()), flush=True)
-
-
-def print_row(row: dict[str, Any]) -> None:
-    cells = (f"{row[title]:{width}{form}}" for title, (width, form) in COLUMNS.items())
-    print(" ".join(cells), flush=True)
+    print_titles(COLUMNS)
 
 
 def mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from harness import (
+    Columns,
     DataError,
     append_csv,
     choose_classes,
@@ -24,6 +25,8 @@ from harness import (
     peak_memory,
     positive,
     print_circumstances,
+    print_row,
+    print_titles,
     sample,
     split_classes,
     test_size,
@@ -35,8 +38,7 @@ from skanomaly_vit import TransformalyDetector, WeightsUnavailableError, __versi
 SETTINGS = {"unimodal": ["unimodal"], "multimodal": ["multimodal"]}
 SETTINGS["both"] = [*SETTINGS["unimodal"], *SETTINGS["multimodal"]]
 AUROCS = ["pretrained", "discrepancy", "both"]
-#: Columns of the table: title, alignment and width, precision.
-COLUMNS = {
+COLUMNS: Columns = {
     "setting": ("<10", ""),
     "class": ("<14", ""),
     "train": (">6", ""),
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (DataError, WeightsUnavailableError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     for setting in SETTINGS[args.setting]:
-        print_row(mean_row([row for row in rows if row["setting"] == setting]))
+        print_row(COLUMNS, mean_row([row for row in rows if row["setting"] == setting]))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -146,7 +148,7 @@ def run(
         "images_per_s": len(test) / (scored - fitted),
         "peak_mb": peak_memory(),
     }
-    print_row(row)
+    print_row(COLUMNS, row)
     if args.csv:
         append_csv(args.csv, {**row, **settings_of(args)})
     return row
@@ -167,12 +169,7 @@ def make_detector(args: argparse.Namespace) -> TransformalyDetector:
 def print_header(args: argparse.Namespace) -> None:
     print_circumstances(args.seed)
     print("AUROC in %; peak_mb: resident memory of the process, highest so far\n")
-    print(" ".join(f"{title:{width}}" for title, (width, _) in COLUMNS.items()), flush=True)
-
-
-def print_row(row: dict[str, Any]) -> None:
-    cells = (f"{row[title]:{width}{form}}" for title, (width, form) in COLUMNS.items())
-    print(" ".join(cells), flush=True)
+    print_titles(COLUMNS)
 
 
 def mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:

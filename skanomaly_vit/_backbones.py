@@ -18,7 +18,7 @@ import timm
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from timm.data import resolve_model_data_config
 from torch import nn
 
@@ -147,14 +147,14 @@ def _embedded(pretrained: Pretrained, size: tuple[int, int], seed: int) -> nn.Mo
 def _embedded_weights() -> dict[str, torch.Tensor]:
     """Weights shipped in the package, float16 on disk, float32 here."""
     resource = resources.files("skanomaly_vit.weights") / EMBEDDED_FILE
-    with resources.as_file(resource) as path:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != EMBEDDED_SHA256:
-            raise OSError(
-                f"The embedded backbone {path} is damaged: SHA-256 {found}, expected "
-                f"{EMBEDDED_SHA256}. Reinstall skanomaly-vit."
-            )
-        return {name: value.float() for name, value in load_file(path).items()}
+    data = resource.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != EMBEDDED_SHA256:
+        raise OSError(
+            f"The embedded backbone {resource} is damaged: SHA-256 {found}, expected "
+            f"{EMBEDDED_SHA256}. Reinstall skanomaly-vit."
+        )
+    return {name: value.float() for name, value in load(data).items()}
 
 
 def _named(name: str, pretrained: Pretrained, size: tuple[int, int] | None, seed: int) -> nn.Module:

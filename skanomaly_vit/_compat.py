@@ -7,17 +7,13 @@ such a change is one line to mend, and the upper bound on the dependency guards 
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import (
     HasMethods,
-    Hidden,
     Interval,
-    Options,
     StrOptions,
 )
 
 __all__ = [
     "HasMethods",
-    "Hidden",
     "Interval",
-    "Options",
     "StrOptions",
     "_fit_context",
 ]

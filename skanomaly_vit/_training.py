@@ -43,7 +43,6 @@ class Student:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     best_loss: float = math.inf
-    best_epoch: int = 0
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     epochs_without_gain: int = 0
     stopped: bool = False
@@ -66,23 +65,21 @@ class Student:
             return math.nan
         return nn.functional.mse_loss(call.replay(self.block), call.output).item()
 
-    def judge(self, loss: float, epoch: int, patience: int) -> None:
+    def judge(self, loss: float, patience: int) -> None:
         """Keep the state if it is the best so far on held-out images; stop after `patience`."""
         if self.stopped:
             return
         if loss < self.best_loss:
-            self.best_loss, self.best_epoch, self.epochs_without_gain = loss, epoch, 0
+            self.best_loss, self.epochs_without_gain = loss, 0
             self.best = copy.deepcopy(self.block.state_dict())
             return
         self.epochs_without_gain += 1
         self.stopped = self.epochs_without_gain >= patience
 
-    def finish(self, last_epoch: int) -> nn.Module:
-        """The best block, frozen."""
+    def finish(self) -> nn.Module:
+        """The best block, or the last where none was judged, frozen."""
         if self.best:
             self.block.load_state_dict(self.best)
-        else:
-            self.best_epoch = last_epoch
         return self.block.requires_grad_(False)
 
 
@@ -181,12 +178,12 @@ def train_students(
                 record["valid_loss"] = _mean_losses(teacher, students, batches, Student.loss)
                 _require_finite(record["valid_loss"], students, schedule)
                 for student, loss in zip(students, record["valid_loss"], strict=True):
-                    student.judge(loss, epoch, schedule.patience)
+                    student.judge(loss, schedule.patience)
         history.append(record | {"seconds": time.perf_counter() - started})
         _report(schedule, history[-1])
         if progress.stop_requested or all(student.stopped for student in students):
             break
-    return [student.finish(len(history)) for student in students], history
+    return [student.finish() for student in students], history
 
 
 def _generator(*entropy: int) -> torch.Generator:

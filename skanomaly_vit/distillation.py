@@ -261,7 +261,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         split: tuple[np.ndarray, np.ndarray],
         seed: int,
         progress: Progress,
-    ) -> BlockDistillation:
+    ) -> None:
         n_blocks = len(teacher.blocks) if self.n_blocks is None else self.n_blocks
         block_indices = [index for index, _ in teacher.last_blocks(n_blocks)]
         batches_of = self._batches_of(source, teacher)
@@ -288,7 +288,6 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         # Last, lest a fit that fails leaves half of a new state in an old one.
         self.students_, self.history_ = students, history
         self.block_indices_, self.validation_indices_ = block_indices, split[1]
-        return self
 
     def _n_epochs(self) -> int:
         """Passes over the training images, at most."""
