@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skanomaly_vit._backbones import WeightsUnavailableError
+    from skanomaly_vit.cache import CacheWarning, DiskCache
     from skanomaly_vit.density import GaussianDensity, GaussianMixtureDensity, KNNDensity
     from skanomaly_vit.detector import TransformalyDetector
     from skanomaly_vit.distillation import BlockDistillation
@@ -16,6 +17,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BlockDistillation",
+    "CacheWarning",
+    "DiskCache",
     "GaussianDensity",
     "GaussianMixtureDensity",
     "KNNDensity",
@@ -28,6 +31,8 @@ __all__ = [
 #: Public names are imported on first use, so that `import skanomaly_vit` does not import torch.
 _ROOMS = {
     "BlockDistillation": "distillation",
+    "CacheWarning": "cache",
+    "DiskCache": "cache",
     "GaussianDensity": "density",
     "GaussianMixtureDensity": "density",
     "KNNDensity": "density",

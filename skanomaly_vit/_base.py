@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -15,10 +16,12 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 
 from skanomaly_vit._backbones import Backbone, ImageSize, Pretrained
-from skanomaly_vit._compat import Interval, StrOptions
+from skanomaly_vit._compat import HasMethods, Interval, StrOptions
 from skanomaly_vit._images import ImageSource, open_images
+from skanomaly_vit._memory import Memory, RememberedPasses
+from skanomaly_vit._passes import HeldActivations
 from skanomaly_vit._teacher import Teacher, load_teacher, resolve_device
-from skanomaly_vit._training import BatchesOf
+from skanomaly_vit.cache import DiskCache
 
 
 class ImageEstimator(BaseEstimator):
@@ -33,6 +36,7 @@ class ImageEstimator(BaseEstimator):
         "store_backbone": ["boolean"],
         "device": [str, torch.device, None],
         "n_jobs": [Integral, None],
+        "memory": [str, os.PathLike, DiskCache, HasMethods(["cache"]), None],
         "random_state": ["random_state"],
     }
 
@@ -44,6 +48,7 @@ class ImageEstimator(BaseEstimator):
     store_backbone: bool
     device: str | torch.device | None
     n_jobs: int | None
+    memory: Any
 
     def _open(self, X: Any, *, reset: bool) -> ImageSource:
         source = open_images(X, image_shape=self.image_shape)
@@ -52,21 +57,40 @@ class ImageEstimator(BaseEstimator):
         return source
 
     def _load_teacher(self, seed: int) -> Teacher:
-        return load_teacher(
+        if self.memory is None or isinstance(self.backbone, torch.nn.Module):
+            return load_teacher(
+                self.backbone,
+                pretrained=self.pretrained,
+                image_size=self.image_size,
+                device=self.device,
+                seed=seed,
+            )
+        return _load_recent_teacher(
             self.backbone,
-            pretrained=self.pretrained,
-            image_size=self.image_size,
-            device=self.device,
-            seed=seed,
+            self.pretrained if isinstance(self.pretrained, bool) else os.fspath(self.pretrained),
+            self.image_size,
+            resolve_device(self.device),
+            seed if self.pretrained is False else 0,
+            _stamp(self.pretrained),
         )
 
-    def _batches_of(self, source: ImageSource, teacher: Teacher) -> BatchesOf:
-        def batches_of(indices: np.ndarray) -> Iterator[torch.Tensor]:
-            return source.take(indices).batches(
-                teacher.preprocessing, batch_size=self.batch_size, n_jobs=self.n_jobs
-            )
-
-        return batches_of
+    def _passes(
+        self,
+        teacher: Teacher,
+        source: ImageSource,
+        *,
+        activation_cache: int = 0,
+        kept_blocks: Collection[int] = (),
+    ) -> RememberedPasses:
+        return RememberedPasses(
+            teacher,
+            source,
+            Memory(self.memory),
+            held=HeldActivations(activation_cache),
+            kept_blocks=kept_blocks,
+            batch_size=self.batch_size,
+            n_jobs=self.n_jobs,
+        )
 
     def _hold(self, teacher: Teacher, seed: int) -> None:
         """Keep `teacher`, and what it takes to find it again."""
@@ -106,6 +130,32 @@ class ImageEstimator(BaseEstimator):
         return tags
 
 
+@functools.lru_cache(maxsize=1)
+def _load_recent_teacher(
+    backbone: str,
+    pretrained: bool | str,
+    image_size: ImageSize,
+    device: torch.device,
+    seed: int,
+    stamp: tuple[int, ...],
+) -> Teacher:
+    """The teacher loaded last, which a search asks for again and again.
+
+    It is frozen, so that any number of estimators can share it.
+    """
+    return load_teacher(
+        backbone, pretrained=pretrained, image_size=image_size, device=device, seed=seed
+    )
+
+
+def _stamp(pretrained: Pretrained) -> tuple[int, ...]:
+    """What changes when a checkpoint does."""
+    if isinstance(pretrained, bool) or not os.path.exists(pretrained):
+        return ()
+    stat = os.stat(pretrained)
+    return stat.st_ctime_ns, stat.st_size, stat.st_ino
+
+
 def _name(backbone: Backbone) -> str:
     return repr(backbone) if isinstance(backbone, str) else f"<{type(backbone).__name__}>"
 
@@ -119,6 +169,9 @@ TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
     "learning_rate": [Interval(Real, 0, None, closed="neither")],
     "validation_fraction": [Interval(Real, 0, 1, closed="left")],
     "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
+    "token_fraction": [Interval(Real, 0, 1, closed="right")],
+    "activation_cache": [Interval(Integral, 0, None, closed="left")],
+    "student_dtype": [StrOptions({"float16", "bfloat16"}), None],
     "patience": [Interval(Integral, 1, None, closed="left")],
     "verbose": ["verbose"],
 }

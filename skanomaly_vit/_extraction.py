@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
-from skanomaly_vit._teacher import BlockCall, Teacher
+from skanomaly_vit._teacher import BlockCall, Visitor
+
+#: A pass of the teacher over some images: which blocks to visit, with what -> features by batch.
+Pass: TypeAlias = Callable[[Collection[int], Visitor], Iterable[torch.Tensor]]
 
 
 @torch.inference_mode()
 def extract(
-    teacher: Teacher, students: Sequence[nn.Module], batches: Iterable[torch.Tensor]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pre-trained and discrepancy features of all images, batch by batch.
+    teacher_pass: Pass, students: Mapping[int, nn.Module]
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Pre-trained and discrepancy features of all images of a pass.
 
     Parameters
     ----------
-    teacher : Teacher
-    students : sequence of nn.Module
-        The students of the last ``len(students)`` blocks, earliest first; may be empty.
-    batches : iterable of torch.Tensor of shape (batch, 3, height, width)
-        Normalised images.
+    teacher_pass : callable
+        Runs the teacher over the images, batch by batch.
+    students : mapping of int to nn.Module
+        The student of each block that is to be scored; may be empty.
 
     Returns
     -------
     features : ndarray of shape (n_images, dim)
         z_p, in the teacher's floating type.
-    discrepancies : ndarray of shape (n_images, len(students))
-        z_f: mean over tokens and channels of (S_j(h_{j-1}) - h_j)^2 (Transformaly, section 3).
+    discrepancies : dict of int to ndarray of shape (n_images,)
+        z_f, block by block: mean over tokens and channels of (S_j(h_{j-1}) - h_j)^2
+        (Transformaly, section 3).
     """
-    first = len(teacher.blocks) - len(students)
-    errors: list[torch.Tensor] = []
+    errors: dict[int, list[np.ndarray]] = {index: [] for index in students}
 
     def visit(call: BlockCall) -> None:
-        difference = call.replay(students[call.index - first]) - call.output
-        errors.append(difference.square().mean(dim=(1, 2)))  # (batch, tokens, dim) -> (batch,)
+        difference = call.replay(students[call.index]) - call.output
+        error = difference.square().mean(dim=(1, 2))  # (batch, tokens, dim) -> (batch,)
+        errors[call.index].append(error.cpu().numpy())
 
-    features, discrepancies = [], []
-    for images in batches:
-        errors.clear()
-        features.append(teacher(images, n_blocks=len(students), visit=visit).cpu().numpy())
-        columns = torch.stack(errors, dim=1).cpu().numpy() if errors else None
-        discrepancies.append(np.empty((len(images), 0)) if columns is None else columns)
-    return np.concatenate(features), np.concatenate(discrepancies)
+    features = [batch.cpu().numpy() for batch in teacher_pass(students.keys(), visit)]
+    columns = {index: np.concatenate(column) for index, column in errors.items()}
+    return np.concatenate(features), columns

@@ -22,6 +22,7 @@ from skanomaly_vit._decode import (
     check_range,
     decode_image,
 )
+from skanomaly_vit._digests import digest_image
 
 Items: TypeAlias = Sequence[Item] | Array | torch.Tensor
 
@@ -138,6 +139,20 @@ class ImageSource:
             for start in range(0, len(self), batch_size)
         )
 
+    def name(self, position: int) -> str:
+        """What messages call an image: its index in the original ``X``, and its path."""
+        return _name(*self._entry(position))
+
+    def digest(self, position: int) -> bytes:
+        """Digest of an image's content, 32 bytes; a ValueError if it cannot be read."""
+        item, index = self._entry(position)
+        try:
+            return digest_image(item)
+        except Exception as error:  # whatever Pillow raises
+            raise ValueError(
+                f"{_name(item, index)}: the image cannot be read: {type(error).__name__}: {error}"
+            ) from error
+
     def _batch(
         self, positions: range, preprocessing: Preprocessing, n_jobs: int | None
     ) -> torch.Tensor:
@@ -220,10 +235,13 @@ def _decode(item: Item, index: int) -> Array:
     try:
         return decode_image(item)
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError...
-        path = f" ({item!r})" if isinstance(item, str) else ""
         raise ValueError(
-            f"sample {index}{path}: the image cannot be decoded: {type(error).__name__}: {error}"
+            f"{_name(item, index)}: the image cannot be decoded: {type(error).__name__}: {error}"
         ) from error
+
+
+def _name(item: Item, index: int) -> str:
+    return f"sample {index} ({item!r})" if isinstance(item, str) else f"sample {index}"
 
 
 def _try_load(item: Item, index: int, preprocessing: Preprocessing) -> torch.Tensor | ValueError:

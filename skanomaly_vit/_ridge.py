@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from skanomaly_vit._extraction import Pass
 from skanomaly_vit._progress import log
-from skanomaly_vit._teacher import BlockCall, Teacher
+from skanomaly_vit._students import Trained
+from skanomaly_vit._teacher import BlockCall
 
 
 class RidgeStudent(nn.Module):
@@ -34,16 +36,24 @@ class RidgeStudent(nn.Module):
     def __init__(self, weights: torch.Tensor) -> None:
         super().__init__()
         dim = weights.shape[1]
-        # The identity is part of the map, so that one product gives h_j, not its residual.
-        identity = torch.eye(dim, dtype=weights.dtype, device=weights.device)
-        self.register_buffer("token_weight", weights[:dim] + identity)
-        self.register_buffer("mean_weight", weights[dim : 2 * dim].clone())
-        self.register_buffer("bias", weights[-1].clone())
+        parts = weights.split([dim, dim, 1])
+        for name, part in zip(("token_weight", "mean_weight", "bias"), parts, strict=True):
+            # One layout, wherever the weights come from: products round by layout.
+            self.register_buffer(name, part.clone(memory_format=torch.contiguous_format))
+
+    @classmethod
+    def from_state(cls, state: dict[str, torch.Tensor]) -> RidgeStudent:
+        """The student of a `state_dict`."""
+        return cls(torch.cat([state["token_weight"], state["mean_weight"], state["bias"]]))
 
     def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; other arguments are not used."""
-        shift = tokens.mean(dim=1, keepdim=True) @ self.mean_weight + self.bias  # (batch, 1, dim)
-        return torch.matmul(tokens, self.token_weight).add_(shift)
+        mean = tokens.mean(dim=1, keepdim=True)  # (batch, 1, dim)
+        # One product an image: a product of all means rounds otherwise for few images than for
+        # many, and a score would depend on its neighbours.
+        shift = torch.bmm(mean, self.mean_weight.expand(len(mean), -1, -1)) + self.bias
+        flat = tokens.flatten(0, 1)
+        return torch.addmm(flat, flat, self.token_weight).view_as(tokens).add_(shift)
 
 
 @dataclass
@@ -123,31 +133,24 @@ def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def fit_ridge_students(
-    teacher: Teacher,
-    batches: Iterator[torch.Tensor],
-    *,
-    n_blocks: int,
-    alpha: float,
-    verbose: int = 0,
-) -> tuple[list[nn.Module], list[dict[str, Any]]]:
-    """Fit one ridge student for each of the last `n_blocks` blocks of `teacher` in one pass.
+    teacher_pass: Pass, blocks: Sequence[int], *, alpha: float, verbose: int = 0
+) -> dict[int, Trained]:
+    """Fit one ridge student for each of `blocks` in one pass.
 
     Parameters
     ----------
-    teacher : Teacher
-    batches : iterator of torch.Tensor
-        The normalised training images.
-    n_blocks : int
+    teacher_pass : callable
+        Runs the teacher over the training images.
+    blocks : sequence of int
+        Their indices.
     alpha : float
         Strength of the penalty, relative to the mean square of the inputs.
     verbose : int
 
     Returns
     -------
-    students : list of nn.Module
-        First the student of the earliest block.
-    history : list of dict
-        One record, of the form that `train_students` returns.
+    trained : dict of int to Trained
+        In the floating type of the tokens.
 
     Raises
     ------
@@ -156,26 +159,30 @@ def fit_ridge_students(
     """
     started = time.perf_counter()
     statistics: dict[int, RidgeStatistics] = {}
+    dtypes: dict[int, torch.dtype] = {}
 
     def visit(call: BlockCall) -> None:
         if call.index not in statistics:
             statistics[call.index] = RidgeStatistics.empty(call.tokens.shape[-1])
         statistics[call.index].add(call)
+        dtypes[call.index] = call.tokens.dtype
 
     with torch.inference_mode():
-        for images in batches:
-            teacher(images, n_blocks=n_blocks, visit=visit)
-    students: list[nn.Module] = []
-    losses = []
-    for index, sums in statistics.items():
-        weights = sums.solve(alpha) if math.isfinite(sums.square) else torch.tensor(math.nan)
-        if not weights.isfinite().all():
-            raise ValueError(
-                f"Block {index} of the backbone gives tokens that are not finite, or too large to "
-                "square. Check its weights."
-            )
-        losses.append(sums.loss(weights))
-        students.append(RidgeStudent(weights.to(teacher.dtype)))
-    seconds = time.perf_counter() - started
-    log(verbose, "ridge students: mean loss %.4g, %.1f s", sum(losses) / len(losses), seconds)
-    return students, [{"epoch": 1, "train_loss": losses, "seconds": seconds}]
+        for _ in teacher_pass(blocks, visit):
+            pass
+    trained = {
+        index: _solve(index, sums, alpha, dtypes[index]) for index, sums in statistics.items()
+    }
+    mean = sum(record.train_loss[0] for record in trained.values()) / len(trained)
+    log(verbose, "ridge students: mean loss %.4g, %.1f s", mean, time.perf_counter() - started)
+    return trained
+
+
+def _solve(index: int, sums: RidgeStatistics, alpha: float, dtype: torch.dtype) -> Trained:
+    weights = sums.solve(alpha) if math.isfinite(sums.square) else torch.tensor(math.nan)
+    if not weights.isfinite().all():
+        raise ValueError(
+            f"Block {index} of the backbone gives tokens that are not finite, or too large to "
+            "square. Check its weights."
+        )
+    return Trained(RidgeStudent(weights.to(dtype)), [sums.loss(weights)], [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,15 +83,17 @@ class Teacher:
         """The backbone's L blocks in order."""
         return list(self.model.blocks)  # type: ignore[arg-type]
 
-    def last_blocks(self, n_blocks: int) -> list[tuple[int, nn.Module]]:
-        """(index, block) of the last `n_blocks`, or a ValueError if there are fewer."""
-        if n_blocks > len(self.blocks):
+    def last_blocks(self, n_blocks: int | None) -> list[int]:
+        """Indices of the last `n_blocks` (None: of all), or a ValueError if there are fewer."""
+        n_there = len(self.blocks)
+        if n_blocks is None:
+            n_blocks = n_there
+        if n_blocks > n_there:
             raise ValueError(
-                f"n_blocks={n_blocks}, but the backbone has {len(self.blocks)} blocks. Pass "
-                f"n_blocks={len(self.blocks)} or fewer, or None for all."
+                f"n_blocks={n_blocks}, but the backbone has {n_there} blocks. Pass "
+                f"n_blocks={n_there} or fewer, or None for all."
             )
-        indexed = list(enumerate(self.blocks))
-        return indexed[len(indexed) - n_blocks :]
+        return list(range(n_there - n_blocks, n_there))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,15 +110,17 @@ class Teacher:
             digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def __call__(self, images: torch.Tensor, *, n_blocks: int, visit: Visitor) -> torch.Tensor:
-        """Pooled features of a batch; `visit` sees each of the last `n_blocks` blocks.
+    def __call__(
+        self, images: torch.Tensor, *, blocks: Collection[int], visit: Visitor
+    ) -> torch.Tensor:
+        """Pooled features of a batch; `visit` sees each of `blocks` at work.
 
         Parameters
         ----------
         images : torch.Tensor of shape (batch, 3, height, width)
             Normalised images.
-        n_blocks : int
-            How many of the last blocks `visit` sees, in order; may be 0.
+        blocks : collection of int
+            Indices of the blocks that `visit` sees, in the backbone's order; may be empty.
         visit : callable
             Called with a `BlockCall` as soon as a block has run. The tensors of a block are
             free again when it returns, so memory is that of one block, not of all.
@@ -128,8 +132,11 @@ class Teacher:
         """
         images = images.to(device=self.device, dtype=self.dtype)
         # Hooks hang on the blocks: a second thread's pass would be shown to the first's visitor.
-        with self._one_visit_at_a_time, _visited(self.last_blocks(n_blocks), visit):
+        with self._one_visit_at_a_time, _visited(self._indexed(blocks), visit):
             return _penultimate(self.model, images)
+
+    def _indexed(self, blocks: Collection[int]) -> list[tuple[int, nn.Module]]:
+        return [(index, block) for index, block in enumerate(self.blocks) if index in blocks]
 
     def __getstate__(self) -> dict[str, Any]:
         # A detector fitted on a GPU has to load on a machine without one.
@@ -211,7 +218,9 @@ def _visited(blocks: list[tuple[int, nn.Module]], visit: Visitor) -> Iterator[No
     def hook_of(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             _require_tokens(module, index, args, output)
-            visit(BlockCall(index, args, kwargs, output))
+            # One layout, whether tokens come from the network or were kept: products round by it.
+            tokens = args[0].contiguous()
+            visit(BlockCall(index, (tokens, *args[1:]), kwargs, output.contiguous()))
 
         return hook
 
@@ -233,4 +242,9 @@ def _require_tokens(module: nn.Module, index: int, args: tuple[Any, ...], output
             f"backbone is no Vision Transformer: its block {index} ({type(module).__name__}) turns "
             f"{given} into {found}; a transformer block keeps (batch, tokens, dim). Pass a ViT, "
             "DeiT, BEiT, EVA or DINO model, or 'embedded'."
+        )
+    if output.data_ptr() == args[0].data_ptr():
+        raise ValueError(
+            f"backbone's block {index} ({type(module).__name__}) writes its output over its input, "
+            "which a student has to see. Have it return a new tensor."
         )

@@ -5,19 +5,27 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
+from skanomaly_vit._extraction import Pass
 from skanomaly_vit._progress import Progress, log
-from skanomaly_vit._teacher import BlockCall, Teacher
+from skanomaly_vit._sampled_queries import (
+    draw_queries,
+    forward_queries,
+    require_plain_call,
+    require_sampling,
+)
+from skanomaly_vit._students import Trained
+from skanomaly_vit._teacher import BlockCall
 
-#: indices of training images -> their batches, in that order
-BatchesOf = Callable[[np.ndarray], Iterator[torch.Tensor]]
+#: (indices of images, what to show each batch) -> a pass of the teacher over them, in that order
+PassOver: TypeAlias = Callable[[np.ndarray, Callable[..., Any]], Pass]
 
 
 @dataclass(frozen=True)
@@ -27,9 +35,9 @@ class Schedule:
     max_epochs: int
     learning_rate: float
     learning_rate_schedule: str
+    token_fraction: float
     patience: int
     batch_size: int
-    verbose: int = 0
 
 
 @dataclass
@@ -42,17 +50,19 @@ class Student:
     block: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
+    generator: torch.Generator
+    token_fraction: float
     best_loss: float = math.inf
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     epochs_without_gain: int = 0
     stopped: bool = False
+    train_loss: list[float] = field(default_factory=list)
+    valid_loss: list[float] = field(default_factory=list)
 
     def step(self, call: BlockCall) -> float:
         """One step of gradient descent on mean (S(h_{j-1}) - h_j)^2 of a batch."""
-        if self.stopped:
-            return math.nan
         with torch.enable_grad():
-            loss = nn.functional.mse_loss(call.replay(self.block), call.output)
+            loss = self._sampled_loss(call)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         self.optimizer.step()
@@ -61,26 +71,30 @@ class Student:
 
     def loss(self, call: BlockCall) -> float:
         """Mean (S(h_{j-1}) - h_j)^2 of a batch, without learning from it."""
-        if self.stopped:
-            return math.nan
         return nn.functional.mse_loss(call.replay(self.block), call.output).item()
 
-    def judge(self, loss: float, patience: int) -> None:
+    def judge(self, patience: int) -> None:
         """Keep the state if it is the best so far on held-out images; stop after `patience`."""
-        if self.stopped:
-            return
-        if loss < self.best_loss:
-            self.best_loss, self.epochs_without_gain = loss, 0
+        if self.valid_loss[-1] < self.best_loss:
+            self.best_loss, self.epochs_without_gain = self.valid_loss[-1], 0
             self.best = copy.deepcopy(self.block.state_dict())
             return
         self.epochs_without_gain += 1
         self.stopped = self.epochs_without_gain >= patience
 
-    def finish(self) -> nn.Module:
+    def finish(self) -> Trained:
         """The best block, or the last where none was judged, frozen."""
         if self.best:
             self.block.load_state_dict(self.best)
-        return self.block.requires_grad_(False)
+        return Trained(self.block.requires_grad_(False), self.train_loss, self.valid_loss)
+
+    def _sampled_loss(self, call: BlockCall) -> torch.Tensor:
+        if self.token_fraction == 1.0:
+            return nn.functional.mse_loss(call.replay(self.block), call.output)
+        require_plain_call(call.args, call.kwargs)
+        queries = draw_queries(call.tokens.shape[1], self.token_fraction, self.generator)
+        imitated = forward_queries(self.block, call.tokens, queries)
+        return nn.functional.mse_loss(imitated, call.output[:, queries])
 
 
 def new_student(block: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -119,71 +133,72 @@ def _initial(name: str, parameter: torch.Tensor, generator: torch.Generator) -> 
 
 
 def train_students(
-    teacher: Teacher,
-    batches_of: BatchesOf,
+    pass_over: PassOver,
+    blocks: Mapping[int, nn.Module],
     train: np.ndarray,
     validation: np.ndarray,
     *,
-    n_blocks: int,
     schedule: Schedule,
     seed: int,
     progress: Progress,
-) -> tuple[list[nn.Module], list[dict[str, Any]]]:
-    """Train one student for each of the last `n_blocks` blocks of `teacher`.
+    verbose: int = 0,
+) -> tuple[dict[int, Trained], list[float]]:
+    """Train one student for each of the teacher's `blocks`.
 
-    Each pass of the teacher over a batch serves the step of every student; no activation
-    outlives its block.
+    Each pass of the teacher over a batch serves the step of every student; a student that has
+    stopped is not visited any more.
 
     Parameters
     ----------
-    teacher : Teacher
-    batches_of : callable
-        Batches of normalised images for an array of image indices.
+    pass_over : callable
+        A pass of the teacher over an array of image indices.
+    blocks : mapping of int to nn.Module
+        The teacher's blocks to be imitated, by index.
     train, validation : ndarray of int
         Indices of the images to learn from, and to choose the best student by.
-    n_blocks : int
     schedule : Schedule
     seed : int
-        Seed of the initial weights and of the order of images. A student depends on the seed
-        and on its block, not on how many other students there are.
+        Seed of the initial weights, of the order of images and of the tokens sampled. A student
+        depends on the seed and on its block, not on which other students there are.
     progress : Progress
         Gets an ``epoch`` task per epoch with a ``batch`` task per batch.
+    verbose : int
 
     Returns
     -------
-    students : list of nn.Module
-        Frozen, first the student of the earliest block.
-    history : list of dict
-        Per epoch: ``epoch``, ``train_loss`` and ``valid_loss`` (lists, one MSE per block; nan
-        for a block that has stopped), ``seconds``.
+    trained : dict of int to Trained
+    seconds : list of float
+        Of each epoch.
+
+    Raises
+    ------
+    ValueError
+        If a student's loss is not finite, or tokens of a block cannot be sampled.
     """
     n_batches = math.ceil(len(train) / schedule.batch_size)
     n_valid_batches = math.ceil(len(validation) / schedule.batch_size)
-    students = [
-        _in_training(new_student(block, _generator(seed, index)), schedule, n_batches)
-        for index, block in teacher.last_blocks(n_blocks)
-    ]
-    shuffler = _generator(seed, len(teacher.blocks))
-    history: list[dict[str, Any]] = []
-    for epoch in range(1, schedule.max_epochs + 1):
+    students = {
+        index: _in_training(block, _generator(seed, 1 + index), schedule, n_batches)
+        for index, block in blocks.items()
+    }
+    shuffler = _generator(seed, 0)
+    seconds: list[float] = []
+    while len(seconds) < schedule.max_epochs and not progress.stop_requested:
+        active = {index: student for index, student in students.items() if not student.stopped}
+        if not active:
+            break
         started = time.perf_counter()
         with progress.task("epoch", n_batches + n_valid_batches) as task:
             order = train[torch.randperm(len(train), generator=shuffler).numpy()]
-            batches = task.track(batches_of(order))
-            train_loss = _mean_losses(teacher, students, batches, Student.step)
-            _require_finite(train_loss, students, schedule)
-            record: dict[str, Any] = {"epoch": epoch, "train_loss": train_loss}
+            _run_epoch(pass_over(order, task.track), active, Student.step, "train_loss", schedule)
             if len(validation):
-                batches = task.track(batches_of(validation))
-                record["valid_loss"] = _mean_losses(teacher, students, batches, Student.loss)
-                _require_finite(record["valid_loss"], students, schedule)
-                for student, loss in zip(students, record["valid_loss"], strict=True):
-                    student.judge(loss, schedule.patience)
-        history.append(record | {"seconds": time.perf_counter() - started})
-        _report(schedule, history[-1])
-        if progress.stop_requested or all(student.stopped for student in students):
-            break
-    return [student.finish() for student in students], history
+                held_out = pass_over(validation, task.track)
+                _run_epoch(held_out, active, Student.loss, "valid_loss", schedule)
+                for student in active.values():
+                    student.judge(schedule.patience)
+        seconds.append(time.perf_counter() - started)
+        _report(verbose, active, seconds, schedule)
+    return {index: student.finish() for index, student in students.items()}, seconds
 
 
 def _generator(*entropy: int) -> torch.Generator:
@@ -191,8 +206,13 @@ def _generator(*entropy: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def _in_training(block: nn.Module, schedule: Schedule, n_batches: int) -> Student:
-    optimizer = torch.optim.Adam(block.parameters(), lr=schedule.learning_rate)
+def _in_training(
+    block: nn.Module, generator: torch.Generator, schedule: Schedule, n_batches: int
+) -> Student:
+    if schedule.token_fraction < 1:
+        require_sampling(block)
+    student = new_student(block, generator)
+    optimizer = torch.optim.Adam(student.parameters(), lr=schedule.learning_rate)
     scheduler: torch.optim.lr_scheduler.LRScheduler
     if schedule.learning_rate_schedule == "one_cycle":
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -202,50 +222,50 @@ def _in_training(block: nn.Module, schedule: Schedule, n_batches: int) -> Studen
         )
     else:
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return Student(block, optimizer, scheduler)
+    return Student(student, optimizer, scheduler, generator, schedule.token_fraction)
 
 
-def _mean_losses(
-    teacher: Teacher,
-    students: list[Student],
-    batches: Iterator[torch.Tensor],
+def _run_epoch(
+    teacher_pass: Pass,
+    students: Mapping[int, Student],
     loss_of: Callable[[Student, BlockCall], float],
-) -> list[float]:
-    """One teacher pass over `batches`; the mean over images of each student's loss."""
-    first = len(teacher.blocks) - len(students)
-    totals = np.zeros(len(students))
+    kind: str,
+    schedule: Schedule,
+) -> None:
+    """One pass of the teacher; append the mean over images of each student's loss to `kind`."""
+    totals = dict.fromkeys(students, 0.0)
     n_images = 0
 
     def visit(call: BlockCall) -> None:
-        loss = loss_of(students[call.index - first], call)
-        totals[call.index - first] += loss * len(call.output)
+        totals[call.index] += loss_of(students[call.index], call) * len(call.output)
 
     # Not inference_mode: autograd refuses to save its tensors for a student's backward pass.
     with torch.no_grad():
-        for images in batches:
-            n_images += len(images)
-            teacher(images, n_blocks=len(students), visit=visit)
-    return (totals / n_images).tolist()
-
-
-def _require_finite(losses: list[float], students: list[Student], schedule: Schedule) -> None:
-    for position, (loss, student) in enumerate(zip(losses, students, strict=True)):
-        if not (math.isfinite(loss) or student.stopped):
+        for features in teacher_pass(students.keys(), visit):
+            n_images += len(features)
+    for index, total in totals.items():
+        if not math.isfinite(total):
             raise ValueError(
-                f"The student of block {position - len(students)} (counted from the last) "
-                f"diverged: its loss is {loss} with learning_rate={schedule.learning_rate}. Pass "
-                "a smaller learning_rate, or check the backbone's weights for NaN."
+                f"The student of block {index} (counted from 0) diverged: its loss is {total} with "
+                f"learning_rate={schedule.learning_rate}. Pass a smaller learning_rate, or check "
+                "the backbone's weights for NaN."
             )
+        getattr(students[index], kind).append(total / n_images)
 
 
-def _report(schedule: Schedule, record: dict[str, Any]) -> None:
-    held_out = record.get("valid_loss")
+def _report(
+    verbose: int, students: Mapping[int, Student], seconds: list[float], schedule: Schedule
+) -> None:
+    train, valid = (
+        [getattr(student, kind)[-1] for student in students.values() if getattr(student, kind)]
+        for kind in ("train_loss", "valid_loss")
+    )
     log(
-        schedule.verbose,
+        verbose,
         "epoch %d/%d: mean student loss %.4g%s, %.1f s",
-        record["epoch"],
+        len(seconds),
         schedule.max_epochs,
-        np.nanmean(record["train_loss"]),
-        f", held out {np.nanmean(held_out):.4g}" if held_out else "",
-        record["seconds"],
+        np.mean(train),
+        f", held out {np.mean(valid):.4g}" if valid else "",
+        seconds[-1],
     )

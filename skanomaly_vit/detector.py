@@ -21,7 +21,6 @@ from skanomaly_vit._base import (
     split_validation,
 )
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
-from skanomaly_vit._extraction import extract
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._labels import warn_about_labels
 from skanomaly_vit._progress import Progress, log
@@ -94,6 +93,10 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         Of Adam, for block students; the peak under the one-cycle schedule.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`.
+    token_fraction : float, default=1.0
+        Share in (0, 1] of an image's tokens, drawn anew in each step, on which block students
+        learn; the tokens that they attend to are always all. 0.25 trains a block in less than
+        half of the time. Only for plain Vision Transformer blocks; no matter to ridge students.
     validation_fraction : float, default=0.2
         Share of the images in [0, 1) that neither students nor densities learn from. They set
         the threshold and choose each block student's best epoch. With 0 the threshold comes
@@ -101,6 +104,11 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
     patience : int, default=3
         A block student that has not improved on the held-out images for so many epochs is
         not trained further.
+    activation_cache : int, default=2**30
+        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
+        that they pass through it once and not in every epoch. The result does not depend on it.
+    student_dtype : {"float16", "bfloat16"} or None, default=None
+        Type that students are rounded to, and stored in by pickles. ``None`` is the backbone's.
     contamination : float, default=0.05
         Share in (0, 0.5] of normal images that may be flagged: `offset_` is this quantile of
         the scores of the held-out images.
@@ -113,6 +121,10 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
     n_jobs : int or None, default=None
         Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+    memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
+        Where features and students are kept for other fits: a folder, a `DiskCache`, or
+        an object such as `joblib.Memory`. The keys are the contents of images, the weights of the
+        backbone and the parameters that matter. Results are the same with or without.
     random_state : int, RandomState instance or None, default=None
         Seed of the validation split, block students' weights, the order of images, densities.
         An int gives the same scores to the bit on the same machine, whatever `n_jobs`.
@@ -202,13 +214,17 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         max_epochs: int = 3,
         learning_rate: float = 1e-3,
         learning_rate_schedule: str = "one_cycle",
+        token_fraction: float = 1.0,
         validation_fraction: float = 0.2,
         patience: int = 3,
+        activation_cache: int = 2**30,
+        student_dtype: str | None = None,
         contamination: float = 0.05,
         batch_size: int = 32,
         store_backbone: bool = False,
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
+        memory: Any = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -226,13 +242,17 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         self.max_epochs = max_epochs
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
+        self.token_fraction = token_fraction
         self.validation_fraction = validation_fraction
         self.patience = patience
+        self.activation_cache = activation_cache
+        self.student_dtype = student_dtype
         self.contamination = contamination
         self.batch_size = batch_size
         self.store_backbone = store_backbone
         self.device = device
         self.n_jobs = n_jobs
+        self.memory = memory
         self.random_state = random_state
         self.verbose = verbose
 
@@ -314,7 +334,9 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         """
         check_is_fitted(self)
         source = self._open(X, reset=False)
-        embedded = self._extract(source, self.features_, self.distillation_, Progress())
+        passes = self._passes(self.features_._held_teacher(), source)
+        students = self._students_on(passes.teacher.device, self.distillation_)
+        embedded = passes.extract(np.arange(len(source)), students)
         return Bunch(**score_spaces(self.density_, self.fusion_, _by_space(*embedded)))
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -369,52 +391,38 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         rng: np.random.RandomState,
         progress: Progress,
     ) -> None:
-        features, distillation = self._fit_spaces(source, split, rng, progress)
-        n_batches = math.ceil(len(source) / self.batch_size)
-        with progress.task("features", n_batches) as task:
-            embedded = self._extract(source, features, distillation, task)
-        density, fusion, offset = self._fit_densities(*embedded, split, draw_seed(rng))
+        teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
+        teacher = self._load_teacher(teacher_seed)
+        log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
+        distillation: BlockDistillation | None = None
+        if DISCREPANCY in SPACES[self.feature_spaces]:
+            distillation = self._part(BlockDistillation)
+            passes = distillation._fitting_passes(teacher, source)
+        else:
+            passes = self._passes(teacher, source)
+        features = self._part(ViTFeatures)._adopt(passes, teacher_seed)
+        if distillation is not None:
+            distillation._fit_students(passes, split, students_seed, progress)
+            distillation._hold(teacher, teacher_seed)
+        with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
+            students = self._students_on(teacher.device, distillation)
+            z_p, z_f = passes.extract(np.arange(len(source)), students, task.track)
+        density, fusion, offset = self._fit_densities(z_p, z_f, split, draw_seed(rng))
         # Last, lest a fit that fails leaves half of a new state in an old one.
         self.features_, self.distillation_ = features, distillation
         self.density_, self.fusion_, self.offset_ = density, fusion, offset
         self.validation_indices_ = split[1]
 
-    def _fit_spaces(
-        self,
-        source: ImageSource,
-        split: tuple[np.ndarray, np.ndarray],
-        rng: np.random.RandomState,
-        progress: Progress,
-    ) -> tuple[ViTFeatures, BlockDistillation | None]:
-        """Load the backbone and train the students."""
-        teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
-        teacher = self._load_teacher(teacher_seed)
-        log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
-        features = self._part(ViTFeatures)._adopt(teacher, teacher_seed, source)
-        if DISCREPANCY not in SPACES[self.feature_spaces]:
-            return features, None
-        distillation = self._part(BlockDistillation)
-        distillation._fit_students(teacher, source, split, students_seed, progress)
-        distillation._hold(teacher, teacher_seed)
-        return features, distillation
+    @staticmethod
+    def _students_on(
+        device: torch.device, distillation: BlockDistillation | None
+    ) -> dict[int, torch.nn.Module]:
+        return distillation._students_on(device) if distillation else {}
 
     def _part(self, estimator_class: type[Any]) -> Any:
         """An estimator that the detector is made of, with the detector's parameters."""
         names = estimator_class().get_params(deep=False)
         return estimator_class(**{name: getattr(self, name) for name in names})
-
-    def _extract(
-        self,
-        source: ImageSource,
-        features: ViTFeatures,
-        distillation: BlockDistillation | None,
-        progress: Progress,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Embed all images in both spaces, in one pass of the teacher."""
-        teacher = features._held_teacher()
-        students = distillation._students_on(teacher.device) if distillation else []
-        batches = self._batches_of(source, teacher)(np.arange(len(source)))
-        return extract(teacher, students, progress.track(batches))
 
     def _fit_densities(
         self,

@@ -13,9 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._base import ImageEstimator, draw_seed
 from skanomaly_vit._compat import _fit_context
-from skanomaly_vit._extraction import extract
-from skanomaly_vit._images import ImageSource
-from skanomaly_vit._teacher import Teacher
+from skanomaly_vit._memory import RememberedPasses
 
 
 class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):
@@ -47,6 +45,10 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         Where the backbone runs. ``None`` is CUDA or MPS if there is one, else the CPU.
     n_jobs : int or None, default=None
         Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+    memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
+        Where features are kept for other calls: a folder, a `DiskCache`, or an object such as
+        `joblib.Memory`. The keys are the contents of images and the weights of the backbone.
+        Results are the same with or without.
     random_state : int, RandomState instance or None, default=None
         Seed of random weights; used only with ``pretrained=False``.
 
@@ -94,6 +96,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         store_backbone: bool = False,
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
+        memory: Any = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.backbone = backbone
@@ -104,6 +107,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         self.store_backbone = store_backbone
         self.device = device
         self.n_jobs = n_jobs
+        self.memory = memory
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -132,7 +136,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         """
         source = self._open(X, reset=True)
         seed = draw_seed(check_random_state(self.random_state))
-        return self._adopt(self._load_teacher(seed), seed, source)
+        return self._adopt(self._passes(self._load_teacher(seed), source), seed)
 
     def transform(self, X: Any) -> np.ndarray:
         """Compute the pre-trained features of images.
@@ -153,13 +157,11 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
             If the images are not as described, or one cannot be decoded.
         """
         check_is_fitted(self)
-        return self._extract(self._held_teacher(), self._open(X, reset=False))
+        source = self._open(X, reset=False)
+        passes = self._passes(self._held_teacher(), source)
+        return passes.extract(np.arange(len(source)), {})[0]
 
-    def _adopt(self, teacher: Teacher, seed: int, source: ImageSource) -> ViTFeatures:
-        self._n_features_out = self._extract(teacher, source.take([0])).shape[1]
-        self._hold(teacher, seed)
+    def _adopt(self, passes: RememberedPasses, seed: int) -> ViTFeatures:
+        self._n_features_out = passes.extract(np.arange(1), {})[0].shape[1]
+        self._hold(passes.teacher, seed)
         return self
-
-    def _extract(self, teacher: Teacher, source: ImageSource) -> np.ndarray:
-        batches_of = self._batches_of(source, teacher)
-        return extract(teacher, [], batches_of(np.arange(len(source))))[0]

@@ -28,11 +28,23 @@ def noise(teacher: Teacher, n: int = 3) -> torch.Tensor:
     return torch.randn(n, 3, *teacher.preprocessing.image_size, generator=generator)
 
 
+def embed(teacher, students, batches) -> tuple[np.ndarray, np.ndarray]:
+    """Features and discrepancies (n, k) for students of the last k blocks."""
+    first = len(teacher.blocks) - len(students)
+
+    def teacher_pass(blocks, visit):
+        return (teacher(batch, blocks=blocks, visit=visit) for batch in batches)
+
+    features, columns = extract(teacher_pass, dict(enumerate(students, start=first)))
+    none = np.empty((len(features), 0))
+    return features, np.stack(list(columns.values()), axis=1) if columns else none
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_student_with_its_teachers_weights_has_discrepancy_zero(name):
     teacher = as_teacher(family(name))
     students = [copy.deepcopy(block) for block in teacher.blocks]
-    _, discrepancies = extract(teacher, students, [noise(teacher)])
+    _, discrepancies = embed(teacher, students, [noise(teacher)])
     np.testing.assert_array_equal(discrepancies, np.zeros((3, 3)))
 
 
@@ -43,7 +55,7 @@ def test_a_new_student_differs_from_its_teacher_and_follows_its_generator(name):
         [new_student(block, torch.Generator().manual_seed(seed)) for block in teacher.blocks]
         for seed in (0, 0, 1)
     )
-    errors = [extract(teacher, s, [noise(teacher)])[1] for s in (first, again, other)]
+    errors = [embed(teacher, s, [noise(teacher)])[1] for s in (first, again, other)]
     assert (errors[0] > 1e-3).all()
     np.testing.assert_array_equal(errors[0], errors[1])
     assert (errors[0] != errors[2]).all()
@@ -56,8 +68,8 @@ def test_features_are_the_networks_own_output_with_or_without_students(name):
     batch = noise(teacher)
     with torch.inference_mode():  # attention with a bias rounds otherwise where gradients are on
         expected = as_teacher(model).model(batch).numpy()
-    alone, none = extract(teacher, [], [batch])
-    with_students, _ = extract(teacher, copy.deepcopy(teacher.blocks), [batch])
+    alone, none = embed(teacher, [], [batch])
+    with_students, _ = embed(teacher, copy.deepcopy(teacher.blocks), [batch])
     np.testing.assert_array_equal(alone, expected)
     np.testing.assert_array_equal(with_students, expected)
     assert none.shape == (3, 0)
@@ -67,7 +79,7 @@ def test_discrepancy_is_the_mean_squared_error_over_tokens_and_channels(tiny):
     teacher = as_teacher(tiny)
     students = [new_student(b, torch.Generator().manual_seed(0)) for b in teacher.blocks[-2:]]
     batch = noise(teacher)
-    _, discrepancies = extract(teacher, students, [batch[:2], batch[2:]])
+    _, discrepancies = embed(teacher, students, [batch[:2], batch[2:]])
     with torch.no_grad():
         tokens = tiny.eval().norm_pre(tiny._pos_embed(tiny.patch_embed(batch)))
         for index, block in enumerate(tiny.blocks):
@@ -97,7 +109,7 @@ def test_dropout_in_the_network_leaves_targets_alone():
         num_classes=0, proj_drop_rate=0.5, drop_path_rate=0.5,
     ).train()  # fmt: skip
     teacher = as_teacher(model)
-    runs = [extract(teacher, [], [noise(teacher)])[0] for _ in range(2)]
+    runs = [embed(teacher, [], [noise(teacher)])[0] for _ in range(2)]
     np.testing.assert_array_equal(*runs)
 
 
@@ -108,14 +120,14 @@ def test_hooks_are_gone_after_a_pass_even_one_that_failed(tiny):
         raise RuntimeError("visitor")
 
     with pytest.raises(RuntimeError, match="visitor"):
-        teacher(noise(teacher), n_blocks=2, visit=fail)
+        teacher(noise(teacher), blocks=[1, 2], visit=fail)
     assert not any(block._forward_hooks for block in teacher.blocks)
 
 
-def test_a_pass_visits_only_the_last_blocks_in_order(tiny):
+def test_a_pass_visits_only_the_blocks_asked_for_in_order(tiny):
     teacher = as_teacher(tiny)
     seen = []
-    teacher(noise(teacher), n_blocks=2, visit=lambda call: seen.append(call.index))
+    teacher(noise(teacher), blocks=[1, 2], visit=lambda call: seen.append(call.index))
     assert seen == [1, 2]
 
 
@@ -134,7 +146,7 @@ def test_no_activation_outlives_its_block(tiny):
 
     for block in teacher.blocks:
         block.register_forward_hook(note)
-    features, _ = extract(teacher, [Watcher() for _ in range(3)], [noise(teacher)] * 4)
+    features, _ = embed(teacher, [Watcher() for _ in range(3)], [noise(teacher)] * 4)
     assert len(outputs) == 12
     assert max(alive) <= 2  # what went into the block, and what came out of it
     assert len(features) == 12
@@ -154,7 +166,7 @@ def test_a_network_without_blocks_is_no_vit(name):
 def test_a_network_with_blocks_of_another_kind_is_no_vit():
     teacher = as_teacher("test_efficientnet", pretrained=False)
     with pytest.raises(ValueError, match="is no Vision Transformer: its block"):
-        extract(teacher, copy.deepcopy(teacher.blocks[-1:]), [noise(teacher, 1)])
+        embed(teacher, copy.deepcopy(teacher.blocks[-1:]), [noise(teacher, 1)])
 
 
 def test_a_network_that_does_not_pool_is_refused(tiny):
@@ -168,7 +180,7 @@ def test_a_network_that_does_not_pool_is_refused(tiny):
 
     teacher = as_teacher(Unpooled(), image_size=8)
     with pytest.raises(ValueError, match=r"gives \(2, 64, 24\) for 2 images; expected"):
-        extract(teacher, [], [noise(teacher, 2)])
+        embed(teacher, [], [noise(teacher, 2)])
 
 
 def test_own_module_with_plain_forward_works():
@@ -189,7 +201,7 @@ def test_own_module_with_plain_forward_works():
 
     teacher = as_teacher(Own(), image_size=16)
     students = [copy.deepcopy(block) for block in teacher.blocks]
-    features, discrepancies = extract(teacher, students, [noise(teacher)])
+    features, discrepancies = embed(teacher, students, [noise(teacher)])
     assert features.shape == (3, 8)
     np.testing.assert_array_equal(discrepancies, np.zeros((3, 2)))
 
@@ -202,7 +214,7 @@ def test_another_image_size_changes_the_tokens_and_keeps_the_features(name):
     teacher = as_teacher(family(name), image_size=4 * patch)
     assert teacher.preprocessing.image_size == (4 * patch, 4 * patch)
     seen = []
-    features = teacher(noise(teacher), n_blocks=1, visit=lambda c: seen.append(c.tokens.shape))
+    features = teacher(noise(teacher), blocks=[2], visit=lambda c: seen.append(c.tokens.shape))
     assert features.shape == (3, 24)
     assert 16 <= seen[0][1] <= 21  # 4 x 4 patches and up to five prefix tokens
 
@@ -225,7 +237,7 @@ def test_pickled_teacher_gives_the_same_features(tiny):
     teacher = as_teacher(tiny)
     copied = pickle.loads(pickle.dumps(teacher))
     batch = noise(teacher)
-    np.testing.assert_array_equal(extract(teacher, [], [batch])[0], extract(copied, [], [batch])[0])
+    np.testing.assert_array_equal(embed(teacher, [], [batch])[0], embed(copied, [], [batch])[0])
 
 
 def test_device_none_is_the_best_there_is(monkeypatch):

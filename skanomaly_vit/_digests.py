@@ -1,0 +1,65 @@
+"""What an image is, in 32 bytes: a digest of its content."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import time
+
+import numpy as np
+
+from skanomaly_vit._decode import Item, decode_image
+
+#: Nanoseconds for which a file's time stamps cannot tell two changes apart.
+_STAMP_RESOLUTION = 2 * 10**9
+
+
+def digest_image(item: Item) -> bytes:
+    """SHA-256 of a file's bytes, or of the pixels of an image in memory.
+
+    Parameters
+    ----------
+    item : str, PIL.Image.Image, ndarray or torch.Tensor
+        As `decode_image` takes it.
+
+    Returns
+    -------
+    digest : bytes
+        32 of them.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    """
+    if isinstance(item, str):
+        return _digest_file(item)
+    pixels = np.ascontiguousarray(decode_image(item))
+    digest = hashlib.sha256(f"{pixels.dtype.str} {pixels.shape}\n".encode())
+    digest.update(pixels.data)
+    return digest.digest()
+
+
+def combine(*parts: object) -> bytes:
+    """SHA-256 of a sequence of texts, numbers and digests, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        digest.update(f"{type(part).__name__} {len(data)}\n".encode() + data)
+    return digest.digest()
+
+
+def _digest_file(path: str) -> bytes:
+    stamp = os.stat(path)
+    # The time of the last change of the inode, which, other than mtime, nobody can set.
+    identity = (stamp.st_ctime_ns, stamp.st_size, stamp.st_ino, stamp.st_dev)
+    settled = time.time_ns() - stamp.st_ctime_ns > _STAMP_RESOLUTION
+    read = _read_digest if settled else _read_digest.__wrapped__
+    return read(path, identity)
+
+
+@functools.lru_cache(maxsize=2**17)
+def _read_digest(path: str, identity: tuple[int, ...]) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -1,0 +1,281 @@
+"""What was computed before: tokens, features, students, under keys made of content."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from skanomaly_vit import __version__
+from skanomaly_vit._digests import combine
+from skanomaly_vit._extraction import extract
+from skanomaly_vit._images import ImageSource
+from skanomaly_vit._passes import FEATURES, Activations, Level, TeacherPasses, Tokens
+from skanomaly_vit._students import Tensors
+from skanomaly_vit._teacher import Teacher
+from skanomaly_vit.cache import DiskCache
+
+#: Part of every key: raised whenever what is computed changes.
+FORMAT = 1
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+class Memory:
+    """One way to remember named tensors, whatever keeps them.
+
+    Parameters
+    ----------
+    keeper : DiskCache, path, object with ``cache`` or None
+        ``None`` keeps nothing. Of an object with ``cache``, such as `joblib.Memory`, a function
+        is got that remembers; a path is that of a `DiskCache`.
+    """
+
+    def __init__(self, keeper: Any) -> None:
+        if isinstance(keeper, str | PathLike):
+            keeper = DiskCache(keeper)
+        self.disk: DiskCache | None = keeper if isinstance(keeper, DiskCache) else None
+        self._remembering = None if keeper is None or self.disk else keeper.cache(_follow)
+
+    def __bool__(self) -> bool:
+        return self.disk is not None or self._remembering is not None
+
+    def recall(
+        self,
+        keys: Mapping[Name, bytes],
+        compute: Callable[[list[Name]], Mapping[Name, Tensors]],
+        is_final: Callable[[], bool] = lambda: True,
+    ) -> dict[Name, Tensors]:
+        """Recall what is known under `keys`, and compute the rest in one go.
+
+        Parameters
+        ----------
+        keys : mapping of name to bytes
+            Those most likely to be known first.
+        compute : callable
+            Gives the tensors of a list of names.
+        is_final : callable
+            Whether what was computed is worth keeping.
+        """
+        if self.disk is not None:
+            return self._recall_from(self.disk, keys, compute, is_final)
+        known: dict[Name, Tensors] = {}
+        computed: dict[Name, Tensors] = {}
+        for name, key in keys.items():
+
+            def follow(name: Name = name) -> bytes:
+                if name not in computed:
+                    computed.update(compute([other for other in keys if other not in known]))
+                if not is_final():
+                    raise _NotFinalError
+                return save(computed[name])
+
+            try:
+                known[name] = load(self._remembering(_Recipe(key, follow)))  # type: ignore[misc]
+            except _NotFinalError:
+                known[name] = computed[name]
+        return known
+
+    @staticmethod
+    def _recall_from(
+        disk: DiskCache,
+        keys: Mapping[Name, bytes],
+        compute: Callable[[list[Name]], Mapping[Name, Tensors]],
+        is_final: Callable[[], bool],
+    ) -> dict[Name, Tensors]:
+        found = disk.get(list(keys.values()))
+        known = {name: load(found[key]) for name, key in keys.items() if key in found}
+        missing = [name for name in keys if name not in known]
+        if missing:
+            computed = compute(missing)
+            known |= computed
+            if is_final():
+                disk.put({keys[name]: save(tensors) for name, tensors in computed.items()})
+        return known
+
+
+class _NotFinalError(Exception):
+    """Carries what must not be remembered past the function that would remember it."""
+
+
+class _Recipe:
+    """A computation that is its key to whoever hashes or pickles it."""
+
+    def __init__(self, key: bytes, compute: Callable[[], bytes] | None = None) -> None:
+        self.key = key
+        self.compute = compute
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.key,)
+
+    def __repr__(self) -> str:
+        return self.key.hex()
+
+
+def _follow(recipe: _Recipe) -> bytes:
+    return recipe.compute()  # type: ignore[misc]
+
+
+class StoredActivations(Activations):
+    """Keeps tokens in a cache on disk, under the content of each image.
+
+    Parameters
+    ----------
+    disk : DiskCache
+    source : ImageSource
+    digests : list of bytes
+        Of the images of `source`.
+    context : bytes
+        What the tokens depend on beside the image.
+    """
+
+    def __init__(
+        self, disk: DiskCache, source: ImageSource, digests: list[bytes], context: bytes
+    ) -> None:
+        self._disk = disk
+        self._source = source
+        self._digests = digests
+        self._context = context
+
+    def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
+        keys = {position: self._keys(position, levels) for position in positions}
+        found = self._disk.get([key for of_image in keys.values() for key in of_image.values()])
+        return {
+            position: {level: load(found[key])["tokens"] for level, key in of_image.items()}
+            for position, of_image in keys.items()
+            if found.keys() >= set(of_image.values())
+        }
+
+    def keep(self, tokens: Mapping[int, Tokens]) -> None:
+        entries = {}
+        for position, values in tokens.items():
+            if self._source.digest(position) != self._digests[position]:
+                raise ValueError(f"{self._source.name(position)} changed while it was in use")
+            for level, key in self._keys(position, values).items():
+                entries[key] = save({"tokens": values[level].cpu().contiguous()})
+        self._disk.put(entries)
+
+    def has_room(self, n_images: int) -> bool:
+        return self._disk.works
+
+    def _keys(self, position: int, levels: Collection[Level]) -> dict[Level, bytes]:
+        digest = self._digests[position]
+        return {level: combine("tokens", self._context, digest, level) for level in levels}
+
+
+class RememberedPasses:
+    """Passes of one teacher over one set of images, and what is remembered of them.
+
+    Parameters
+    ----------
+    teacher : Teacher
+    source : ImageSource
+    memory : Memory
+    held : Activations
+        Where tokens are kept if `memory` cannot keep them.
+    kept_blocks : collection of int
+        The blocks whose tokens are worth keeping in `held`.
+    batch_size : int
+    n_jobs : int or None
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        source: ImageSource,
+        memory: Memory,
+        *,
+        held: Activations,
+        kept_blocks: Collection[int],
+        batch_size: int,
+        n_jobs: int | None,
+    ) -> None:
+        self.teacher = teacher
+        self.memory = memory
+        self._batch_size = batch_size
+        activations = held
+        if memory:
+            self._digests = [source.digest(position) for position in range(len(source))]
+            self._context = combine(FORMAT, teacher.fingerprint, *_surroundings(teacher.device))
+        if memory.disk is not None:
+            # All blocks: which of them other settings will want is not known.
+            kept_blocks = range(len(teacher.blocks))
+            activations = StoredActivations(memory.disk, source, self._digests, self._context)
+        self.passes = TeacherPasses(
+            teacher,
+            source,
+            activations=activations,
+            kept_blocks=kept_blocks,
+            batch_size=batch_size,
+            n_jobs=n_jobs,
+        )
+
+    def key(self, kind: str, indices: np.ndarray, *parts: object) -> bytes:
+        """Key of what was computed from some of the images, in their order."""
+        images = b"".join(self._digests[index] for index in indices)
+        # The number of threads can change the order of a sum.
+        threads = torch.get_num_threads()
+        return combine(kind, self._context, threads, self._batch_size, images, *parts)
+
+    def extract(
+        self,
+        indices: np.ndarray,
+        students: Mapping[int, nn.Module],
+        track: Callable[..., Any] = iter,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Features (n_images, dim) and discrepancies (n_images, n_students), block by block."""
+
+        def compute(names: list[Level]) -> dict[Level, Tensors]:
+            asked = {index: students[index] for index in sorted(names) if index != FEATURES}
+            features, columns = extract(self.passes.over(indices, track), asked)
+            arrays = {FEATURES: features, **columns}
+            return {name: {"values": torch.from_numpy(arrays[name])} for name in names}
+
+        names = [FEATURES, *sorted(students, reverse=True)]
+        if self.memory:
+            keys = {name: self._key_of(name, indices, students) for name in names}
+            found = self.memory.recall(keys, compute)
+        else:
+            found = compute(names)
+        arrays = {name: tensors["values"].numpy() for name, tensors in found.items()}
+        columns = [arrays[index] for index in sorted(students)]
+        none = np.empty((len(indices), 0))
+        return arrays[FEATURES], np.stack(columns, axis=1) if columns else none
+
+    def _key_of(self, name: Level, indices: np.ndarray, students: Mapping[int, nn.Module]) -> bytes:
+        if name == FEATURES:
+            return self.key("features", indices)
+        return self.key("discrepancy", indices, name, _digest_student(students[name]))
+
+
+def _digest_student(student: nn.Module) -> bytes:
+    tensors = {name: value.cpu().contiguous() for name, value in student.state_dict().items()}
+    return combine(type(student).__name__, save(tensors))
+
+
+def _surroundings(device: torch.device) -> list[str]:
+    """What the bits of a result depend on beside its inputs."""
+    packages = ("torch", "timm", "pillow", "numpy")
+    return [__version__, *(version(package) for package in packages), _processor(device)]
+
+
+@functools.cache
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu_info = Path("/proc/cpuinfo")
+    names = [platform.processor()]
+    if cpu_info.exists():
+        lines = cpu_info.read_text().splitlines()
+        names += [line for line in lines if line.startswith("model name")][:1]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{device.type} {platform.machine()} {capability} {names}"

@@ -1,0 +1,220 @@
+"""Passes of a teacher over a set of images, each image embedded once where its tokens are kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_flatten
+
+from skanomaly_vit._extraction import Pass
+from skanomaly_vit._images import ImageSource
+from skanomaly_vit._teacher import BlockCall, Teacher, Visitor
+
+#: What is kept of an image: the tokens before block i under i, after the last block under L, and
+#: the pooled features under FEATURES.
+Level: TypeAlias = int
+FEATURES: Level = -1
+
+Tokens: TypeAlias = dict[Level, torch.Tensor]
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Activations(ABC):
+    """Where the teacher's tokens are kept, image by image."""
+
+    @abstractmethod
+    def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
+        """Those of the images that have all `levels`, each with its tokens."""
+
+    @abstractmethod
+    def keep(self, tokens: Mapping[int, Tokens]) -> None:
+        """Keep the tokens of some images, as far as there is room."""
+
+    @abstractmethod
+    def has_room(self, n_images: int) -> bool:
+        """Whether it is worth while to collect the tokens of so many images more."""
+
+
+class HeldActivations(Activations):
+    """Keeps tokens in memory, on the teacher's device, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._bytes_per_image = 0
+        self._tokens: dict[int, Tokens] = {}
+
+    def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
+        return {
+            position: self._tokens[position]
+            for position in positions
+            if position in self._tokens and self._tokens[position].keys() >= set(levels)
+        }
+
+    def keep(self, tokens: Mapping[int, Tokens]) -> None:
+        for position, levels in tokens.items():
+            size = sum(value.nbytes for value in levels.values())
+            if self._bytes + size > self._max_bytes:
+                return
+            self._tokens[position] = levels
+            self._bytes += size
+            self._bytes_per_image = size
+
+    def has_room(self, n_images: int) -> bool:
+        # Before the first image its size is not known; `keep` looks then.
+        wanted = self._bytes + n_images * self._bytes_per_image
+        return self._max_bytes > 0 and wanted <= self._max_bytes
+
+
+class TeacherPasses:
+    """Passes of one teacher over one set of images.
+
+    Parameters
+    ----------
+    teacher : Teacher
+    source : ImageSource
+    activations : Activations
+        Where tokens are kept between passes. Kept tokens are replayed: an image whose tokens
+        are there is neither decoded nor embedded again.
+    kept_blocks : collection of int
+        The blocks whose tokens are collected to be kept.
+    batch_size : int
+    n_jobs : int or None
+        Threads that decode.
+
+    Notes
+    -----
+    Replaying is exact: the tokens are those that the teacher gave, and the other arguments of a
+    block (rotary embeddings, position biases) depend on the image size alone. Where they do
+    not, which is looked at in every batch, nothing is kept.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        source: ImageSource,
+        *,
+        activations: Activations,
+        kept_blocks: Collection[int],
+        batch_size: int,
+        n_jobs: int | None,
+    ) -> None:
+        self.teacher = teacher
+        self._source = source
+        self._activations = activations
+        self._kept_blocks = kept_blocks
+        self._batch_size = batch_size
+        self._n_jobs = n_jobs
+        self._arguments: dict[int, Arguments] = {}
+        self._replayable = True
+
+    def over(
+        self, indices: np.ndarray, track: Callable[[Iterator[Any]], Iterator[Any]] = iter
+    ) -> Pass:
+        """A pass over some of the images, in order; `track` is shown every batch."""
+
+        def teacher_pass(blocks: Collection[int], visit: Visitor) -> Iterator[torch.Tensor]:
+            return track(self._run(indices, sorted(blocks), visit))
+
+        return teacher_pass
+
+    def _run(
+        self, indices: np.ndarray, blocks: Sequence[int], visit: Visitor
+    ) -> Iterator[torch.Tensor]:
+        for start in range(0, len(indices), self._batch_size):
+            batch = indices[start : start + self._batch_size].tolist()
+            known = self._recall(batch, blocks)
+            if known is None:
+                yield self.teacher(self._decode(batch), blocks=blocks, visit=visit)
+            else:
+                yield self._replay([known[position] for position in batch], blocks, visit)
+
+    def _recall(self, batch: Sequence[int], blocks: Sequence[int]) -> dict[int, Tokens] | None:
+        """Tokens of all images of a batch, embedding those not known; None without room."""
+        levels = {FEATURES, *blocks, *(index + 1 for index in blocks)}
+        known = self._activations.find(batch, levels)
+        missing = [position for position in batch if position not in known]
+        if not missing:
+            return known
+        if not self._replayable or not self._activations.has_room(len(missing)):
+            return None
+        embedded = self._embed(missing, {*blocks, *self._kept_blocks})
+        return known | embedded if self._replayable else None
+
+    def _decode(self, positions: Sequence[int]) -> torch.Tensor:
+        (images,) = self._source.take(positions).batches(
+            self.teacher.preprocessing, batch_size=len(positions), n_jobs=self._n_jobs
+        )
+        return images
+
+    def _embed(self, positions: Sequence[int], blocks: Collection[int]) -> dict[int, Tokens]:
+        """Run the teacher over images, collect their tokens, and have them kept."""
+        collected: Tokens = {}
+
+        def visit(call: BlockCall) -> None:
+            if not _same(_arguments(call), self._arguments_of(call.index)):
+                self._replayable = False
+            collected.setdefault(call.index, call.tokens)
+            collected[call.index + 1] = call.output
+
+        self._probe()  # here, since the pass below is not to be interrupted by another
+        # Not inference_mode: autograd refuses to save its tensors for a student's backward pass.
+        with torch.inference_mode(False), torch.no_grad():
+            collected[FEATURES] = self.teacher(self._decode(positions), blocks=blocks, visit=visit)
+        tokens = {
+            position: {level: values[i] for level, values in collected.items()}
+            for i, position in enumerate(positions)
+        }
+        if self._replayable:
+            self._activations.keep(tokens)
+        return tokens
+
+    def _replay(self, images: list[Tokens], blocks: Sequence[int], visit: Visitor) -> torch.Tensor:
+        """Show `visit` the blocks at work on images whose tokens are known."""
+
+        def batch(level: Level) -> torch.Tensor:
+            return torch.stack([tokens[level] for tokens in images]).to(self.teacher.device)
+
+        output = torch.empty(0)
+        for i, index in enumerate(blocks):
+            follows = i > 0 and blocks[i - 1] == index - 1
+            tokens, output = output if follows else batch(index), batch(index + 1)
+            args, kwargs = self._arguments_of(index)
+            visit(BlockCall(index, (tokens, *args), kwargs, output))
+        return batch(FEATURES)
+
+    def _arguments_of(self, index: int) -> Arguments:
+        """What the block gets beside tokens."""
+        self._probe()
+        return self._arguments[index]
+
+    def _probe(self) -> None:
+        """Run the teacher on a blank image to see with what arguments it calls its blocks."""
+        if self._arguments:
+            return
+
+        def visit(call: BlockCall) -> None:
+            self._arguments[call.index] = _arguments(call)
+
+        blank = torch.zeros(1, 3, *self.teacher.preprocessing.image_size)
+        with torch.inference_mode(False), torch.no_grad():
+            self.teacher(blank, blocks=range(len(self.teacher.blocks)), visit=visit)
+
+
+def _arguments(call: BlockCall) -> Arguments:
+    return call.args[1:], call.kwargs
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether arguments of two calls are equal, tensors among them by value."""
+    flat_a, form_a = tree_flatten(a)
+    flat_b, form_b = tree_flatten(b)
+    return form_a == form_b and all(
+        torch.equal(x, y) if torch.is_tensor(x) and torch.is_tensor(y) else x is y or x == y
+        for x, y in zip(flat_a, flat_b, strict=True)
+    )

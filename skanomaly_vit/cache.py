@@ -1,0 +1,273 @@
+"""A cache on disk that processes share: bytes under keys, checked, of bounded size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+#: Keys in one SQL statement; SQLite allows at least 999 variables.
+_KEYS_AT_ONCE = 500
+
+#: Seconds after which a use is noted again. A note costs a write.
+_USE_RESOLUTION = 60.0
+
+#: Seconds to wait for another process's write.
+_PATIENCE = 60.0
+
+#: A full cache is emptied to this share, so that not every entry written costs one dropped.
+_SHARE_LEFT = 0.9
+
+#: Bytes of the largest entry; SQLite's own limit is a little below 2**30.
+_LARGEST = 2**29
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    key BLOB PRIMARY KEY, checksum BLOB NOT NULL, size INTEGER NOT NULL, used REAL NOT NULL,
+    value BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS entries_by_use ON entries (used, key, size);
+CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
+INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT * FROM total);
+CREATE TRIGGER IF NOT EXISTS entry_added AFTER INSERT ON entries
+    BEGIN UPDATE total SET bytes = bytes + NEW.size; END;
+CREATE TRIGGER IF NOT EXISTS entry_dropped AFTER DELETE ON entries
+    BEGIN UPDATE total SET bytes = bytes - OLD.size; END;
+"""
+
+
+class CacheWarning(UserWarning):
+    """A cache cannot be used as it should; results are computed instead.
+
+    Issued where an entry is damaged (it is dropped, and made again) and where the cache's file
+    cannot be read or written (it is not used any more). No result is affected.
+    """
+
+
+class DiskCache:
+    """Keep what was computed in a file on disk.
+
+    For the parameter `memory` of the estimators. Any number of processes of one machine share
+    a cache; a process that is killed while it writes leaves the cache as it was before.
+
+    Parameters
+    ----------
+    location : str or path-like
+        A folder, made if it is not there. It must be on a local disk: SQLite's write-ahead
+        log, which this is built on, does not work over a network.
+    max_bytes : int, default=10 * 2**30
+        Size in bytes of the entries that are kept. Beyond it, those used least recently
+        go first.
+
+    See Also
+    --------
+    TransformalyDetector : Its parameter `memory` takes a cache, or a path to one.
+
+    Notes
+    -----
+    Entries are plain bytes with a SHA-256 checksum in an SQLite database; nothing in it is ever
+    executed or unpickled.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from skanomaly_vit import DiskCache
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with DiskCache(folder, max_bytes=10**6) as cache:
+    ...         cache.put({b"key": b"value"})
+    ...         cache.get([b"key", b"other"])
+    {b'key': b'value'}
+    """
+
+    def __init__(self, location: str | os.PathLike[str], max_bytes: int = 10 * 2**30) -> None:
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes={max_bytes} must be at least 1")
+        self.location = Path(location)
+        if self.location.exists() and not self.location.is_dir():
+            raise ValueError(f"{str(self.location)!r} is a file; a cache needs a folder")
+        self.max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._process = 0
+        self._broken = False
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Look entries up.
+
+        Parameters
+        ----------
+        keys : sequence of bytes
+            Of the entries.
+
+        Returns
+        -------
+        found : dict of bytes to bytes
+            The values of those that are there and whole.
+
+        Warns
+        -----
+        CacheWarning
+            If an entry is damaged, or the cache cannot be read.
+        """
+        found: dict[bytes, bytes] = {}
+        damaged: list[bytes] = []
+
+        def read(connection: sqlite3.Connection) -> None:
+            stale = []
+            for key, checksum, used, value in _rows(connection, keys):
+                if _checksum(key, value) != checksum:
+                    damaged.append(key)
+                    continue
+                found[key] = value
+                if used < time.time() - _USE_RESOLUTION:
+                    stale.append((time.time(), key))
+            if stale or damaged:
+                with connection:
+                    connection.executemany("UPDATE entries SET used = ? WHERE key = ?", stale)
+                    _drop(connection, damaged)
+
+        self._do(read)
+        if damaged:
+            self._warn(f"{len(damaged)} damaged entry(ies) dropped, to be computed again")
+        return found
+
+    def put(self, entries: Mapping[bytes, bytes]) -> None:
+        """Keep entries, all of them or, if the process is killed meanwhile, none.
+
+        Parameters
+        ----------
+        entries : mapping of bytes to bytes
+            An entry under a key that is there already is left out, and so is one larger than
+            the cache.
+
+        Warns
+        -----
+        CacheWarning
+            If the cache cannot be written.
+        """
+        limit = min(self.max_bytes, _LARGEST)
+        now = time.time()
+        rows = [
+            (key, _checksum(key, value), len(value), now, value)
+            for key, value in entries.items()
+            if len(value) <= limit
+        ]
+
+        def write(connection: sqlite3.Connection) -> None:
+            with connection:
+                connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
+                self._make_room(connection)
+
+        self._do(write)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all entries; 0 if the cache cannot be read."""
+        sizes = [0]
+        self._do(lambda connection: sizes.append(_total(connection)))
+        return sizes[-1]
+
+    @property
+    def works(self) -> bool:
+        """Whether the cache is in use: reading and writing have not failed."""
+        return not self._broken
+
+    def close(self) -> None:
+        """Let go of the file. The cache opens it again when it is used."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def __enter__(self) -> DiskCache:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"DiskCache({str(self.location)!r}, max_bytes={self.max_bytes})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DiskCache:
+        # scikit-learn's clone copies parameters: all clones share one connection.
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.location, self.max_bytes)
+
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        excess = _total(connection) - self.max_bytes
+        if excess <= 0:
+            return
+        excess += int((1 - _SHARE_LEFT) * self.max_bytes)
+        dropped = []
+        for key, size in connection.execute("SELECT key, size FROM entries ORDER BY used, key"):
+            if excess <= 0:
+                break
+            dropped.append(key)
+            excess -= size
+        _drop(connection, dropped)
+
+    def _do(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """Have `work` done, one thread at a time; if it fails, the cache is not used any more."""
+        if self._broken:
+            return
+        try:
+            with self._lock:
+                work(self._connect())
+        except (sqlite3.Error, OSError) as error:
+            self._broken = True
+            self._warn(f"it is not used any more ({type(error).__name__}: {error})")
+
+    def _connect(self) -> sqlite3.Connection:
+        # A connection must not be carried over a fork.
+        if self._connection is None or self._process != os.getpid():
+            self.location.mkdir(parents=True, exist_ok=True)
+            self._connection = _connect(self.location / "cache.sqlite")
+            self._process = os.getpid()
+            weakref.finalize(self, self._connection.close)
+        return self._connection
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(f"The cache at {str(self.location)!r}: {what}.", CacheWarning, stacklevel=4)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_PATIENCE, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA page_size = 16384")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.executescript(_SCHEMA)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _rows(connection: sqlite3.Connection, keys: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
+    for start in range(0, len(keys), _KEYS_AT_ONCE):
+        some = keys[start : start + _KEYS_AT_ONCE]
+        marks = ", ".join("?" * len(some))
+        query = f"SELECT key, checksum, used, value FROM entries WHERE key IN ({marks})"
+        yield from connection.execute(query, some)
+
+
+def _drop(connection: sqlite3.Connection, keys: list[bytes]) -> None:
+    connection.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in keys])
+
+
+def _total(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT bytes FROM total").fetchone()[0])
+
+
+def _checksum(key: bytes, value: bytes) -> bytes:
+    """Over the key too: an entry that came under another's key is damaged."""
+    return hashlib.sha256(key + value).digest()
