@@ -9,6 +9,7 @@ from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -257,18 +258,28 @@ class RememberedPasses:
         return self.key("discrepancy", indices, name, _digest_student(students[name]))
 
 
+#: Students do not change once they are fitted, and a search asks for the same ones often.
+_student_digests: WeakKeyDictionary[nn.Module, bytes] = WeakKeyDictionary()
+
+
 def _digest_student(student: nn.Module) -> bytes:
+    if student not in _student_digests:
+        _student_digests[student] = _digest_weights(student)
+    return _student_digests[student]
+
+
+def _digest_weights(student: nn.Module) -> bytes:
     tensors = {name: value.cpu().contiguous() for name, value in student.state_dict().items()}
     return combine(type(student).__name__, save(tensors))
 
 
+@functools.cache
 def _surroundings(device: torch.device) -> list[str]:
     """What the bits of a result depend on beside its inputs."""
     packages = ("torch", "timm", "pillow", "numpy")
     return [__version__, *(version(package) for package in packages), _processor(device)]
 
 
-@functools.cache
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

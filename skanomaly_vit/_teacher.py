@@ -70,12 +70,14 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self._one_visit_at_a_time = threading.Lock()
         self.preprocessing = preprocessing
-        self.to(device)
+        self.device = device
+        self.model.to(device)
 
     def to(self, device: torch.device) -> Teacher:
         """Move the network, in place."""
-        self.device = device
-        self.model.to(device)
+        if device != self.device:
+            self.device = device
+            self.model.to(device)
         return self
 
     @property
