@@ -117,7 +117,7 @@ class ImageEstimator(BaseEstimator):
         return teacher
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
+        state = dict(super().__getstate__())  # a copy: what comes may be the attributes themselves
         if "_teacher" in state and not self.store_backbone:
             state["_teacher"] = None
         return state

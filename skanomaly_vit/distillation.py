@@ -390,6 +390,11 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         for value in student.state_dict().values():
             if value.is_floating_point():
                 value.copy_(value.to(getattr(torch, self.student_dtype)))
+                if not value.isfinite().all():
+                    raise ValueError(
+                        f"student_dtype={self.student_dtype!r} cannot hold a student's weights: "
+                        "they are too large. Pass student_dtype='bfloat16' or None."
+                    )
         return student
 
     def _n_epochs(self) -> int:

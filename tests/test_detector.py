@@ -501,3 +501,10 @@ def test_a_refit_of_students_that_fails_leaves_the_old_ones_whole(
 def test_clone_of_a_fitted_detector_is_unfitted(fitted, images):
     with pytest.raises(NotFittedError):
         clone(fitted).predict(images)
+
+
+def test_pickling_leaves_the_detector_as_it_was(fitted, images):
+    teacher = fitted.features_._teacher
+    pickle.dumps(fitted)
+    assert fitted.features_._teacher is teacher
+    assert fitted.distillation_._teacher is teacher

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -173,3 +175,58 @@ def test_history_is_finite_and_counted(make, images):
     assert [record["epoch"] for record in history] == [1, 2, 3]
     assert all(math.isfinite(v) for record in history for v in record["train_loss"])
     assert all(record["seconds"] > 0 for record in history)
+
+
+def test_students_learn_on_a_sample_of_the_tokens(make, images):
+    fraction = make(token_fraction=0.4, max_epochs=20, learning_rate=5e-3).fit(images)
+    first, last = (fraction.history_[epoch]["valid_loss"] for epoch in (0, -1))
+    assert (np.array(last) < 0.8 * np.array(first)).all()
+    whole = make(max_epochs=20, learning_rate=5e-3).fit(images)
+    assert (fraction.transform(images) != whole.transform(images)).all()
+
+
+def test_the_sample_of_tokens_follows_the_seed_and_the_block_alone(make, images):
+    few, many = (make(token_fraction=0.4, n_blocks=n).fit(images) for n in (1, 3))
+    np.testing.assert_array_equal(few.transform(images)[:, 0], many.transform(images)[:, 2])
+    other = make(token_fraction=0.4, n_blocks=1, random_state=1).fit(images)
+    assert (few.transform(images) != other.transform(images)).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["rotary embeddings (EVA-02)", "shared relative position bias (relpos)"]
+)
+def test_tokens_of_other_blocks_are_not_sampled(name, images):
+    options = {"backbone": family(name), "n_blocks": 1, "token_fraction": 0.5}
+    with pytest.raises(ValueError, match=r"Pass token_fraction=1\.0 or student='ridge'"):
+        BlockDistillation(student="block", **options).fit(images)
+    BlockDistillation(student="ridge", **options).fit(images)  # of no matter there
+
+
+@pytest.mark.parametrize("student", ["ridge", "block"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_students_in_half_precision_take_half_the_bytes_and_keep_their_scores(
+    student, dtype, images
+):
+    options = {"n_blocks": 2, "image_size": 28, "max_epochs": 1, "random_state": 0}
+    whole, half = (
+        BlockDistillation(student=student, student_dtype=d, **options).fit(images)
+        for d in (None, dtype)
+    )
+    pickled = pickle.dumps(half)
+    assert len(pickled) < 0.55 * len(pickle.dumps(whole))
+    loaded = pickle.loads(pickled)
+    np.testing.assert_array_equal(loaded.transform(images), half.transform(images))
+    assert half.transform(images).dtype == np.float32
+    np.testing.assert_allclose(half.transform(images), whole.transform(images), rtol=0.05)
+    assert (half.transform(images) != whole.transform(images)).any()
+
+
+def test_weights_that_half_precision_cannot_hold_are_an_error(tiny, images):
+    large = copy.deepcopy(tiny)
+    with torch.no_grad():
+        for parameter in large.blocks[2].mlp.fc2.parameters():
+            parameter *= 1e7
+    options = {"backbone": large, "n_blocks": 1, "random_state": 0}
+    with pytest.raises(ValueError, match="student_dtype='float16' cannot hold a student's weights"):
+        BlockDistillation(student_dtype="float16", **options).fit(images)
+    BlockDistillation(student_dtype="bfloat16", **options).fit(images)
