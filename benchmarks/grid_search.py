@@ -94,7 +94,8 @@ def measure(args: argparse.Namespace, X: list[str], y: np.ndarray, folder: str) 
 
 
 def fit_plainly(args: argparse.Namespace, X: list[str], y: np.ndarray) -> float:
-    folds = [[X[i] for i in train] for train, _ in NormalOnlyKFold(3, random_state=args.seed).split(X, y)]
+    splits = NormalOnlyKFold(3, random_state=args.seed).split(X, y)
+    folds = [[X[i] for i in train] for train, _ in splits]
     start = perf_counter()
     for images in folds:
         TransformalyDetector(student=args.student, random_state=args.seed).fit(images)
