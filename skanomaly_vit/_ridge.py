@@ -25,26 +25,24 @@ class RidgeStudent(nn.Module):
 
     Parameters
     ----------
-    weights : torch.Tensor of shape (2 * dim + 1, dim)
-        Of the map from [token, mean token, 1] to the residual.
+    token_weight, mean_weight : torch.Tensor of shape (dim, dim)
+        Of the maps from the token, and from the mean token, to the residual.
+    bias : torch.Tensor of shape (1, dim)
     """
 
     token_weight: torch.Tensor
     mean_weight: torch.Tensor
     bias: torch.Tensor
 
-    def __init__(self, weights: torch.Tensor) -> None:
+    def __init__(
+        self, token_weight: torch.Tensor, mean_weight: torch.Tensor, bias: torch.Tensor
+    ) -> None:
         super().__init__()
-        dim = weights.shape[1]
-        parts = weights.split([dim, dim, 1])
-        for name, part in zip(("token_weight", "mean_weight", "bias"), parts, strict=True):
-            # One layout, wherever the weights come from: products round by layout.
-            self.register_buffer(name, part.clone(memory_format=torch.contiguous_format))
-
-    @classmethod
-    def from_state(cls, state: dict[str, torch.Tensor]) -> RidgeStudent:
-        """The student of a `state_dict`."""
-        return cls(torch.cat([state["token_weight"], state["mean_weight"], state["bias"]]))
+        # Copies of one layout, wherever the weights come from: products round by layout.
+        layout = torch.contiguous_format
+        self.register_buffer("token_weight", token_weight.clone(memory_format=layout))
+        self.register_buffer("mean_weight", mean_weight.clone(memory_format=layout))
+        self.register_buffer("bias", bias.clone(memory_format=layout))
 
     def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; other arguments are not used."""
@@ -185,4 +183,6 @@ def _solve(index: int, sums: RidgeStatistics, alpha: float, dtype: torch.dtype) 
             f"Block {index} of the backbone gives tokens that are not finite, or too large to "
             "square. Check its weights."
         )
-    return Trained(RidgeStudent(weights.to(dtype)), [sums.loss(weights)], [])
+    dim = weights.shape[1]
+    student = RidgeStudent(*weights.to(dtype).split([dim, dim, 1]))
+    return Trained(student, [sums.loss(weights)], [])

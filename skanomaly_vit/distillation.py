@@ -376,7 +376,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
         def build(state: Tensors) -> torch.nn.Module:
             if self.student == "ridge":
-                return RidgeStudent.from_state(state)
+                return RidgeStudent(**state)
             student = copy.deepcopy(block).eval().requires_grad_(False)
             student.load_state_dict(state)
             return student
