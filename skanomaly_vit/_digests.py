@@ -52,9 +52,11 @@ def combine(*parts: object) -> bytes:
 
 def _digest_file(path: str) -> bytes:
     stamp = os.stat(path)
-    # The time of the last change of the inode, which, other than mtime, nobody can set.
-    identity = (stamp.st_ctime_ns, stamp.st_size, stamp.st_ino, stamp.st_dev)
-    settled = time.time_ns() - stamp.st_ctime_ns > _STAMP_RESOLUTION
+    # The time of the last change of the inode, which, other than mtime, nobody can set. On
+    # Windows it is that of the file's creation, so that mtime is needed too.
+    times = (stamp.st_ctime_ns, stamp.st_mtime_ns)
+    identity = (*times, stamp.st_size, stamp.st_ino, stamp.st_dev)
+    settled = time.time_ns() - max(times) > _STAMP_RESOLUTION
     read = _read_digest if settled else _read_digest.__wrapped__
     return read(path, identity)
 

@@ -25,6 +25,9 @@ _PATIENCE = 60.0
 #: A full cache is emptied to this share, so that not every entry written costs one dropped.
 _SHARE_LEFT = 0.9
 
+#: Bytes to which the write-ahead log is cut once its content is in the database.
+_LARGEST_LOG = 2**26
+
 #: Bytes of the largest entry; SQLite's own limit is a little below 2**30.
 _LARGEST = 2**29
 
@@ -90,13 +93,16 @@ class DiskCache:
         if max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes} must be at least 1")
         self.location = Path(location)
-        if self.location.exists() and not self.location.is_dir():
+        # Not Path.exists: it raises where a folder above may not be looked into.
+        if os.path.exists(self.location) and not os.path.isdir(self.location):
             raise ValueError(f"{str(self.location)!r} is a file; a cache needs a folder")
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._process = 0
+        self._finalizer: weakref.finalize[..., DiskCache] | None = None
         self._broken = False
+        with _caches_lock:
+            _caches.add(self)
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Look entries up.
@@ -122,7 +128,8 @@ class DiskCache:
         def read(connection: sqlite3.Connection) -> None:
             stale = []
             for key, checksum, used, value in _rows(connection, keys):
-                if _checksum(key, value) != checksum:
+                # A damaged header of a row can make the value one of any type.
+                if not isinstance(value, bytes) or _checksum(key, value) != checksum:
                     damaged.append(key)
                     continue
                 found[key] = value
@@ -135,7 +142,7 @@ class DiskCache:
 
         self._do(read)
         if damaged:
-            self._warn(f"{len(damaged)} damaged entry(ies) dropped, to be computed again")
+            self._warn(f"{len(damaged)} damaged entry(ies) dropped, to be computed again", 3)
         return found
 
     def put(self, entries: Mapping[bytes, bytes]) -> None:
@@ -163,9 +170,10 @@ class DiskCache:
         def write(connection: sqlite3.Connection) -> None:
             with connection:
                 connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
-                self._make_room(connection)
+                self._make_room(connection, now)
 
-        self._do(write)
+        if rows:
+            self._do(write)
 
     @property
     def size(self) -> int:
@@ -182,9 +190,7 @@ class DiskCache:
     def close(self) -> None:
         """Let go of the file. The cache opens it again when it is used."""
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self._disconnect()
 
     def __enter__(self) -> DiskCache:
         return self
@@ -202,14 +208,16 @@ class DiskCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.location, self.max_bytes)
 
-    def _make_room(self, connection: sqlite3.Connection) -> None:
+    def _make_room(self, connection: sqlite3.Connection, now: float) -> None:
         excess = _total(connection) - self.max_bytes
         if excess <= 0:
             return
-        excess += int((1 - _SHARE_LEFT) * self.max_bytes)
+        spare = int((1 - _SHARE_LEFT) * self.max_bytes)
         dropped = []
-        for key, size in connection.execute("SELECT key, size FROM entries ORDER BY used, key"):
-            if excess <= 0:
+        oldest_first = "SELECT key, size, used FROM entries ORDER BY used, key"
+        for key, size, used in connection.execute(oldest_first):
+            # What has just been written goes only if it must.
+            if excess <= (0 if used >= now else -spare):
                 break
             dropped.append(key)
             excess -= size
@@ -217,39 +225,85 @@ class DiskCache:
 
     def _do(self, work: Callable[[sqlite3.Connection], object]) -> None:
         """Have `work` done, one thread at a time; if it fails, the cache is not used any more."""
-        if self._broken:
-            return
-        try:
-            with self._lock:
+        with self._lock:
+            if self._broken:
+                return
+            try:
                 work(self._connect())
-        except (sqlite3.Error, OSError) as error:
-            self._broken = True
-            self._warn(f"it is not used any more ({type(error).__name__}: {error})")
+                return
+            except (sqlite3.Error, OSError, TypeError, ValueError) as error:
+                # The last two: a damaged file can hold values of any type, and text in no encoding.
+                self._broken = True
+                self._disconnect()
+                reason = f"{type(error).__name__}: {error}"
+        self._warn(f"it is not used any more ({reason})", 4)
 
     def _connect(self) -> sqlite3.Connection:
-        # A connection must not be carried over a fork.
-        if self._connection is None or self._process != os.getpid():
+        if self._connection is None:
             self.location.mkdir(parents=True, exist_ok=True)
             self._connection = _connect(self.location / "cache.sqlite")
-            self._process = os.getpid()
-            weakref.finalize(self, self._connection.close)
+            self._finalizer = weakref.finalize(self, self._connection.close)
         return self._connection
 
-    def _warn(self, what: str) -> None:
-        warnings.warn(f"The cache at {str(self.location)!r}: {what}.", CacheWarning, stacklevel=4)
+    def _disconnect(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer()
+        self._connection = self._finalizer = None
+
+    def _warn(self, what: str, stacklevel: int) -> None:
+        message = f"The cache at {str(self.location)!r}: {what}."
+        warnings.warn(message, CacheWarning, stacklevel=stacklevel)
+
+
+#: All caches of this process, for what has to be done before a fork.
+_caches: weakref.WeakSet[DiskCache] = weakref.WeakSet()
+_caches_lock = threading.Lock()
+_waiting_for_fork: list[DiskCache] = []
+
+
+def _before_fork() -> None:
+    """Let go of every file and lock: neither can be carried over a fork.
+
+    The child's SQLite would believe that it holds the file locks of its parent, which it does
+    not, and another process could take away the write-ahead log that the child writes to.
+    """
+    _caches_lock.acquire()
+    for cache in list(_caches):
+        cache._lock.acquire()
+        _waiting_for_fork.append(cache)
+        cache._disconnect()
+
+
+def _after_fork() -> None:
+    while _waiting_for_fork:
+        _waiting_for_fork.pop()._lock.release()
+    _caches_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=_PATIENCE, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA page_size = 16384")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.executescript(_SCHEMA)
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        connection = sqlite3.connect(path, timeout=_PATIENCE, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA page_size = 16384")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA journal_size_limit = {_LARGEST_LOG}")
+            connection.executescript(_SCHEMA)
+            return connection
+        except (sqlite3.Error, ValueError) as error:
+            connection.close()
+            # For a process that is just making the file, SQLite does not wait.
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _rows(connection: sqlite3.Connection, keys: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
@@ -270,4 +324,6 @@ def _total(connection: sqlite3.Connection) -> int:
 
 def _checksum(key: bytes, value: bytes) -> bytes:
     """Over the key too: an entry that came under another's key is damaged."""
-    return hashlib.sha256(key + value).digest()
+    checksum = hashlib.sha256(key)
+    checksum.update(value)
+    return checksum.digest()
