@@ -125,7 +125,7 @@ class DiskCache:
         found: dict[bytes, bytes] = {}
         damaged: list[bytes] = []
 
-        def read(connection: sqlite3.Connection) -> None:
+        def _read(connection: sqlite3.Connection) -> None:
             stale = []
             for key, checksum, used, value in _rows(connection, keys):
                 # A damaged header of a row can make the value one of any type.
@@ -140,7 +140,7 @@ class DiskCache:
                     connection.executemany("UPDATE entries SET used = ? WHERE key = ?", stale)
                     _drop(connection, damaged)
 
-        self._do(read)
+        self._do(_read)
         if damaged:
             self._warn(f"{len(damaged)} damaged entry(ies) dropped, to be computed again", 3)
         return found
@@ -167,24 +167,36 @@ class DiskCache:
             if len(value) <= limit
         ]
 
-        def write(connection: sqlite3.Connection) -> None:
+        def _write(connection: sqlite3.Connection) -> None:
             with connection:
                 connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
                 self._make_room(connection, now)
 
         if rows:
-            self._do(write)
+            self._do(_write)
 
     @property
     def size(self) -> int:
-        """Bytes of all entries; 0 if the cache cannot be read."""
+        """Bytes of all entries.
+
+        Returns
+        -------
+        size : int
+            0 if the cache cannot be read.
+        """
         sizes = [0]
         self._do(lambda connection: sizes.append(_total(connection)))
         return sizes[-1]
 
     @property
     def works(self) -> bool:
-        """Whether the cache is in use: reading and writing have not failed."""
+        """Whether the cache is in use.
+
+        Returns
+        -------
+        works : bool
+            False once reading or writing has failed.
+        """
         return not self._broken
 
     def close(self) -> None:
