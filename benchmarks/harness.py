@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import os
 import resource
 import shlex
@@ -12,10 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import joblib
 import numpy as np
 import torch
 
-from skanomaly_vit import __version__
+from skanomaly_vit import TransformalyDetector, __version__
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -101,6 +103,16 @@ def images_in(folder: Path) -> list[str]:
     if not paths:
         raise DataError(f"no images in {folder} (files ending in {', '.join(sorted(SUFFIXES))})")
     return paths
+
+
+@functools.cache
+def _load(path: str) -> TransformalyDetector:
+    return joblib.load(path)
+
+
+def score_with(path: str, images: np.ndarray) -> np.ndarray:
+    """Score with a detector from a file, which a worker process reads once."""
+    return _load(path).score_samples(images)
 
 
 def peak_memory() -> float:

@@ -8,7 +8,6 @@ gives each of `n_jobs` workers its share of the cores unless told otherwise, as 
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from time import perf_counter
 
 import joblib
 import numpy as np
-from harness import positive, print_circumstances
+from harness import positive, print_circumstances, score_with
 
 from skanomaly_vit import TransformalyDetector
 
@@ -51,19 +50,10 @@ def measure(path: str, images: np.ndarray, workers: int, threads: int, repeats: 
     ):
         for _ in range(1 + repeats):
             start = perf_counter()
-            parallel(joblib.delayed(score)(path, part) for part in parts)
+            parallel(joblib.delayed(score_with)(path, part) for part in parts)
             seconds.append(perf_counter() - start)
     joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
     return seconds[1:]
-
-
-@functools.cache
-def load(path: str) -> TransformalyDetector:
-    return joblib.load(path)
-
-
-def score(path: str, images: np.ndarray) -> np.ndarray:
-    return load(path).score_samples(images)
 
 
 if __name__ == "__main__":

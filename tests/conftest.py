@@ -8,6 +8,7 @@ import torch
 from backbones import family
 
 from skanomaly_vit import TransformalyDetector
+from skanomaly_vit._teacher import Teacher
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +57,17 @@ def make_detector(tiny):
 @pytest.fixture
 def fitted(make_detector, images) -> TransformalyDetector:
     return make_detector().fit(images)
+
+
+@pytest.fixture
+def embedded(monkeypatch) -> list[int]:
+    """How many images each pass of a teacher takes, as they happen."""
+    taken: list[int] = []
+    run = Teacher.__call__
+
+    def counting(self, images, **options):
+        taken.append(len(images))
+        return run(self, images, **options)
+
+    monkeypatch.setattr(Teacher, "__call__", counting)
+    return taken

@@ -34,20 +34,6 @@ def cache(tmp_path):
 
 
 @pytest.fixture
-def embedded(monkeypatch) -> list[int]:
-    """How many images each pass of a teacher takes, as they happen."""
-    taken: list[int] = []
-    run = Teacher.__call__
-
-    def counting(self, images, **options):
-        taken.append(len(images))
-        return run(self, images, **options)
-
-    monkeypatch.setattr(Teacher, "__call__", counting)
-    return taken
-
-
-@pytest.fixture
 def paths(images, tmp_path) -> list[str]:
     names = [str(tmp_path / f"{i}.png") for i in range(len(images))]
     for name, image in zip(names, images, strict=True):

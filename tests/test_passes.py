@@ -8,21 +8,6 @@ import torch
 from backbones import FAMILIES, family
 
 from skanomaly_vit import BlockDistillation, TransformalyDetector
-from skanomaly_vit._teacher import Teacher
-
-
-@pytest.fixture
-def embedded(monkeypatch) -> list[int]:
-    """How many images each pass of a teacher takes, as they happen."""
-    taken: list[int] = []
-    run = Teacher.__call__
-
-    def counting(self, images, **options):
-        taken.append(len(images))
-        return run(self, images, **options)
-
-    monkeypatch.setattr(Teacher, "__call__", counting)
-    return taken
 
 
 def students_of(distillation: BlockDistillation) -> list[torch.Tensor]:
