@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,11 @@ class BlockCall:
         """Call `student` as the teacher's block was called: (batch, tokens, dim)."""
         return student(*self.args, **self.kwargs)
 
+
+#: Fewer tokens in a batch than this are padded: matrix products of few rows round otherwise than
+#: those of many (seen below 48 rows with two threads on AVX2), and what an image gives would hang
+#: on how many others are in its batch. No network of practical size has so few.
+_FEW_ROWS = 64
 
 Visitor = Callable[[BlockCall], None]
 
@@ -133,9 +139,19 @@ class Teacher:
             The penultimate output: the pooled tokens after the final norm.
         """
         images = images.to(device=self.device, dtype=self.dtype)
+        n_images = len(images)
         # Hooks hang on the blocks: a second thread's pass would be shown to the first's visitor.
-        with self._one_visit_at_a_time, _visited(self._indexed(blocks), visit):
-            return _penultimate(self.model, images)
+        with self._one_visit_at_a_time, _visited(self._indexed(blocks), visit, n_images):
+            return _penultimate(self.model, self._padded(images))[:n_images]
+
+    def _padded(self, images: torch.Tensor) -> torch.Tensor:
+        """A batch with so many tokens that its products round as those of a larger one do."""
+        patches = getattr(self.model, "patch_embed", None)
+        tokens_per_image = getattr(patches, "num_patches", _FEW_ROWS)
+        n_more = math.ceil(_FEW_ROWS / tokens_per_image) - len(images)
+        if n_more <= 0:
+            return images
+        return torch.cat([images, images[:1].expand(n_more, -1, -1, -1)])
 
     def _indexed(self, blocks: Collection[int]) -> list[tuple[int, nn.Module]]:
         return [(index, block) for index, block in enumerate(self.blocks) if index in blocks]
@@ -214,15 +230,15 @@ def _penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _visited(blocks: list[tuple[int, nn.Module]], visit: Visitor) -> Iterator[None]:
-    """Have `visit` called after each of `blocks`, while the context is open."""
+def _visited(blocks: list[tuple[int, nn.Module]], visit: Visitor, n_images: int) -> Iterator[None]:
+    """Have `visit` called after each of `blocks`, for the first images of the batch."""
 
     def hook_of(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             _require_tokens(module, index, args, output)
             # One layout, whether tokens come from the network or were kept: products round by it.
-            tokens = args[0].contiguous()
-            visit(BlockCall(index, (tokens, *args[1:]), kwargs, output.contiguous()))
+            tokens, output = args[0][:n_images].contiguous(), output[:n_images].contiguous()
+            visit(BlockCall(index, (tokens, *args[1:]), kwargs, output))
 
         return hook
 

@@ -23,7 +23,11 @@ def as_teacher(model: torch.nn.Module, **options: object) -> Teacher:
     return load_teacher(model, **defaults | options)
 
 
-def noise(teacher: Teacher, n: int = 3) -> torch.Tensor:
+#: Enough that no batch is padded, so that what is compared is what the network itself gives.
+N_IMAGES = 16
+
+
+def noise(teacher: Teacher, n: int = N_IMAGES) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(n, 3, *teacher.preprocessing.image_size, generator=generator)
 
@@ -45,7 +49,7 @@ def test_a_student_with_its_teachers_weights_has_discrepancy_zero(name):
     teacher = as_teacher(family(name))
     students = [copy.deepcopy(block) for block in teacher.blocks]
     _, discrepancies = embed(teacher, students, [noise(teacher)])
-    np.testing.assert_array_equal(discrepancies, np.zeros((3, 3)))
+    np.testing.assert_array_equal(discrepancies, np.zeros((N_IMAGES, 3)))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -72,7 +76,7 @@ def test_features_are_the_networks_own_output_with_or_without_students(name):
     with_students, _ = embed(teacher, copy.deepcopy(teacher.blocks), [batch])
     np.testing.assert_array_equal(alone, expected)
     np.testing.assert_array_equal(with_students, expected)
-    assert none.shape == (3, 0)
+    assert none.shape == (N_IMAGES, 0)
 
 
 def test_discrepancy_is_the_mean_squared_error_over_tokens_and_channels(tiny):
@@ -149,7 +153,7 @@ def test_no_activation_outlives_its_block(tiny):
     features, _ = embed(teacher, [Watcher() for _ in range(3)], [noise(teacher)] * 4)
     assert len(outputs) == 12
     assert max(alive) <= 2  # what went into the block, and what came out of it
-    assert len(features) == 12
+    assert len(features) == 4 * N_IMAGES
 
 
 def test_more_blocks_than_there_are_is_an_error(tiny):
@@ -202,8 +206,8 @@ def test_own_module_with_plain_forward_works():
     teacher = as_teacher(Own(), image_size=16)
     students = [copy.deepcopy(block) for block in teacher.blocks]
     features, discrepancies = embed(teacher, students, [noise(teacher)])
-    assert features.shape == (3, 8)
-    np.testing.assert_array_equal(discrepancies, np.zeros((3, 2)))
+    assert features.shape == (N_IMAGES, 8)
+    np.testing.assert_array_equal(discrepancies, np.zeros((N_IMAGES, 2)))
 
 
 # timm, resampling the bias tables of BEiT: remarks of torch on speed and on indexing.
@@ -215,7 +219,7 @@ def test_another_image_size_changes_the_tokens_and_keeps_the_features(name):
     assert teacher.preprocessing.image_size == (4 * patch, 4 * patch)
     seen = []
     features = teacher(noise(teacher), blocks=[2], visit=lambda c: seen.append(c.tokens.shape))
-    assert features.shape == (3, 24)
+    assert features.shape == (N_IMAGES, 24)
     assert 16 <= seen[0][1] <= 21  # 4 x 4 patches and up to five prefix tokens
 
 
