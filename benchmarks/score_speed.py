@@ -3,6 +3,8 @@
 Sides, all on the same images, batches and threads, interleaved and repeated; medians count:
 
 - *bare*: the backbone's forward pass on normalised tensors in memory;
+- *bare, bf16*, *bare, compiled*: the same under `torch.autocast`, and through `torch.compile` (only
+  with `--compile`; it needs a C++ compiler), to see whether they would pay on this machine;
 - *two networks*: the evaluation of the paper's code, the backbone once for its features and once
   more, block by block beside all students, for the discrepancies;
 - *ridge*, *block*: `score_samples` of the detector on decoded images in memory;
@@ -33,7 +35,7 @@ def main() -> None:
     size = (args.images, args.size, args.size, 3)
     images = rng.integers(0, 256, size, dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        sides = make_sides(images, save(images, Path(folder)), args.batch_size)
+        sides = make_sides(images, save(images, Path(folder)), args)
         seconds = measure(sides, args.repeats)
     bare = args.images / statistics.median(seconds["bare"])
     print(f"{args.images} images of {args.size} px, batches of {args.batch_size}\n")
@@ -51,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=positive, default=112, help="pixels; default: 112")
     parser.add_argument("--batch-size", type=positive, default=32, help="default: 32")
     parser.add_argument("--repeats", type=positive, default=5, help="default: 5")
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     return parser
 
 
@@ -62,9 +65,9 @@ def save(images: np.ndarray, folder: Path) -> list[str]:
 
 
 def make_sides(
-    images: np.ndarray, paths: list[str], batch_size: int
+    images: np.ndarray, paths: list[str], args: argparse.Namespace
 ) -> dict[str, Callable[[], object]]:
-    few = images[:16]
+    few, batch_size = images[:16], args.batch_size
     options = {"n_blocks": 10, "batch_size": batch_size, "random_state": 0}
     ridge = TransformalyDetector(student="ridge", **options).fit(few)
     block = TransformalyDetector(student="block", max_epochs=1, **options).fit(few)
@@ -74,8 +77,15 @@ def make_sides(
     ).fit(few)
     tensors = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255)
     batches = list(tensors.sub(0.45).div(0.225).split(batch_size))
+    compiled = {}
+    if args.compile:
+        fast = torch.compile(model)
+        run_bare(fast, batches)
+        compiled = {"bare, compiled": lambda: run_bare(fast, batches)}
     return {
         "bare": lambda: run_bare(model, batches),
+        "bare, bf16": lambda: run_in_bf16(model, batches),
+        **compiled,
         "two networks": lambda: run_two(model, students.distillation_.students_, batches),
         "ridge": lambda: ridge.score_samples(images),
         "block": lambda: block.score_samples(images),
@@ -87,6 +97,11 @@ def make_sides(
 def run_bare(model: torch.nn.Module, batches: list[torch.Tensor]) -> None:
     for batch in batches:
         model(batch)
+
+
+def run_in_bf16(model: torch.nn.Module, batches: list[torch.Tensor]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        run_bare(model, batches)
 
 
 @torch.inference_mode()
