@@ -28,6 +28,7 @@ from skanomaly_vit._scorers import (
     DENSITIES,
     fit_fusion,
     make_density,
+    one_blas_thread,
     require_spread,
     score_spaces,
     sum_spaces,
@@ -337,7 +338,8 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         passes = self._passes(self.features_._held_teacher(), source)
         students = self._students_on(passes.teacher.device, self.distillation_)
         embedded = passes.extract(np.arange(len(source)), students)
-        return Bunch(**score_spaces(self.density_, self.fusion_, _by_space(*embedded)))
+        with one_blas_thread(embedded[0]):
+            return Bunch(**score_spaces(self.density_, self.fusion_, _by_space(*embedded)))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Score of images relative to the threshold.
@@ -407,7 +409,8 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
             students = self._students_on(teacher.device, distillation)
             z_p, z_f = passes.extract(np.arange(len(source)), students, task.track)
-        density, fusion, offset = self._fit_densities(z_p, z_f, split, draw_seed(rng))
+        with one_blas_thread(z_p):
+            density, fusion, offset = self._fit_densities(z_p, z_f, split, draw_seed(rng))
         # Last, lest a fit that fails leaves half of a new state in an old one.
         self.features_, self.distillation_ = features, distillation
         self.density_, self.fusion_, self.offset_ = density, fusion, offset
