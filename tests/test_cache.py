@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -61,24 +61,31 @@ def database(folder: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def start(code: str, *args: object, options: tuple[str, ...] = ("-W", "error")) -> subprocess.Popen:
-    """A process of its own; the prelude gives it `value` and `DiskCache`."""
-    prelude = "import hashlib, os, random, signal, sys, threading, time\n" + PRELUDE
-    return subprocess.Popen(
-        [sys.executable, *options, "-c", prelude + code, *map(str, args)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts processes of their own; the prelude gives them `value` and `DiskCache`."""
+    started = []
+
+    def start(code: str, *args: object, options: tuple[str, ...] = ("-W", "error")):
+        process = subprocess.Popen(
+            [sys.executable, *options, "-c", PRELUDE + code, *map(str, args)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
 
 
 def finish(process: subprocess.Popen) -> str:
     """Its output; nothing may have gone wrong."""
-    try:
-        output, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     return output
 
@@ -89,6 +96,7 @@ def value(key: bytes, size: int = 1000) -> bytes:
 
 
 PRELUDE = """
+import hashlib, os, random, signal, sys, threading, time
 from skanomaly_vit.cache import DiskCache
 def value(key, size=1000):
     return (hashlib.sha256(key).digest() * (size // 32 + 1))[:size]
@@ -153,7 +161,7 @@ def test_the_first_value_stays(cache, folder):
     assert cache.size == 6
 
 
-def test_a_later_process_finds_what_was_put(folder):
+def test_a_later_process_finds_what_was_put(folder, start):
     finish(start("DiskCache(sys.argv[1]).put({b'a': b'1'})", folder))
     with DiskCache(folder) as cache:
         assert cache.get([b"a"]) == {b"a": b"1"}
@@ -172,7 +180,7 @@ def test_any_bytes(entries, other):
 # Many at once
 
 
-def test_processes_write_and_read_at_once(folder):
+def test_processes_write_and_read_at_once(folder, start):
     code = """
 cache, me = DiskCache(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
@@ -267,7 +275,7 @@ def test_patience_with_another_writer_ends(folder, monkeypatch, is_made):
 
 
 @needs_fork
-def test_a_child_and_its_parent_go_on_with_the_cache(folder):
+def test_a_child_and_its_parent_go_on_with_the_cache(folder, start):
     code = """
 cache = DiskCache(sys.argv[1])
 cache.put({b"before": value(b"before")})
@@ -291,7 +299,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 @needs_fork
-def test_a_fork_while_another_thread_uses_the_cache(folder):
+def test_a_fork_while_another_thread_uses_the_cache(folder, start):
     code = """
 cache = DiskCache(sys.argv[1])
 done = threading.Event()
@@ -319,7 +327,7 @@ thread.join()
 
 
 @needs_fork
-def test_caches_that_are_gone_do_not_matter_to_a_fork(folder):
+def test_caches_that_are_gone_do_not_matter_to_a_fork(folder, start):
     code = """
 for _ in range(3):
     cache = DiskCache(sys.argv[1])
@@ -338,16 +346,15 @@ assert DiskCache(sys.argv[1]).get([b"a"]) == {b"a": value(b"a")}
 # Kills
 
 
-def kill_at_random(code: str, folder: Path, seed: int) -> None:
-    process = start(code, folder, seed)
+def kill_after(seconds: float, process: subprocess.Popen) -> None:
     assert process.stdout.readline() == "ready\n"
-    time.sleep(random.Random(seed).uniform(0, 0.15))
+    time.sleep(seconds)
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_killed_writer_leaves_whole_puts(folder, seed):
+def test_a_killed_writer_leaves_whole_puts(folder, seed, start):
     code = """
 cache, seed = DiskCache(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
@@ -355,7 +362,7 @@ for k in range(10**6):
     keys = [b"%d %d" % (k, part) for part in range(100)]
     cache.put({key: value(key, 20_000) for key in keys})
 """
-    kill_at_random(code, folder, seed)
+    kill_after(random.Random(seed).uniform(0, 0.15), start(code, folder, seed))
     found = check_sound(folder)
     puts = {key.split()[0] for key in found}
     assert found.keys() == {b"%s %d" % (put, part) for put in puts for part in range(100)}
@@ -365,7 +372,7 @@ for k in range(10**6):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_writer_killed_while_it_makes_room_leaves_a_valid_cache(folder, seed):
+def test_a_writer_killed_while_it_makes_room_leaves_a_valid_cache(folder, seed, start):
     code = """
 cache, rng = DiskCache(sys.argv[1], max_bytes=10**6), random.Random(int(sys.argv[2]))
 print("ready", flush=True)
@@ -373,18 +380,14 @@ while True:
     keys = [b"%d" % rng.randrange(1000) for _ in range(20)]
     cache.put({key: value(key, rng.randrange(50_000)) for key in keys})
 """
-    kill_at_random(code, folder, seed)
+    kill_after(random.Random(seed).uniform(0, 0.15), start(code, folder, seed))
     assert sum(map(len, check_sound(folder).values())) <= 10**6
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_process_killed_while_it_makes_the_file_leaves_a_valid_cache(folder, seed):
+def test_a_process_killed_while_it_makes_the_file_leaves_a_valid_cache(folder, seed, start):
     code = "print('ready', flush=True)\nDiskCache(sys.argv[1]).put({b'a': value(b'a')})"
-    process = start(code, folder)
-    process.stdout.readline()
-    time.sleep(random.Random(seed).uniform(0, 0.008))
-    process.kill()
-    process.communicate()
+    kill_after(random.Random(seed).uniform(0, 0.008), start(code, folder))
     with DiskCache(folder) as cache:
         cache.put({b"a": value(b"a")})
     assert check_sound(folder) == {b"a": value(b"a")}
@@ -400,7 +403,6 @@ def check_dropped(folder: Path, damaged: set[bytes], entries: dict[bytes, bytes]
         with pytest.warns(CacheWarning, match=f"{len(damaged)} damaged .* computed again") as seen:
             assert cache.get(list(entries)) == whole
         assert len(seen) == 1
-        assert seen[0].filename == __file__
         assert str(folder) in str(seen[0].message)
         assert cache.get(list(entries)) == whole
         assert cache.size == sum(map(len, whole.values()))
@@ -503,7 +505,6 @@ def test_a_damaged_file_turns_the_cache_off(folder, damage, first):
             call()
     assert len(seen) == 1
     assert re.search(r"not used any more \(.*Error: ", str(seen[0].message))
-    assert seen[0].filename == __file__
     assert not cache.works
     assert cache.get(list(entries)) == {}
     assert cache.size == 0
@@ -582,6 +583,28 @@ def test_a_damaged_total_does_not_raise(cache, folder, statement):
         assert cache.get(list(numbered(3))).items() <= numbered(3).items()
 
 
+@pytest.mark.parametrize("wrong", ["text", b"bytes"])
+def test_a_time_that_has_become_something_else_turns_the_cache_off(cache, folder, wrong):
+    cache.put({b"a": b"1"})
+    with database(folder) as connection:
+        connection.execute("UPDATE entries SET used = ?", [wrong])
+    with pytest.warns(CacheWarning, match="not used any more"):
+        cache.get([b"a"])
+    assert not cache.works
+
+
+@pytest.mark.parametrize(
+    ("column", "message"), [("value", "1 damaged"), ("used", "not used any more")]
+)
+def test_a_warning_names_the_line_that_used_the_cache(cache, folder, column, message):
+    cache.put({b"a": b"1"})
+    with database(folder) as connection:
+        connection.execute(f"UPDATE entries SET {column} = 'text'")
+    with pytest.warns(CacheWarning, match=message) as seen:
+        exec(compile("cache.get([b'a'])", "a user's file", "exec"), {"cache": cache})
+    assert seen[0].filename == "a user's file"
+
+
 def test_damage_that_no_message_can_tell_turns_the_cache_off(folder):
     with DiskCache(folder) as cache:
         cache.put({b"a": b"1"})
@@ -628,7 +651,7 @@ print(warning.category.__name__, warning.message)
 
 @pytest.mark.skipif(not hasattr(os, "setuid"), reason="no POSIX permissions on this system")
 @pytest.mark.parametrize("mode", [0o000, 0o555])
-def test_a_folder_without_permission(mode):
+def test_a_folder_without_permission(mode, start):
     # Not tmp_path: other users, such as root becomes here, may not look into that.
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
@@ -641,7 +664,7 @@ def test_a_folder_without_permission(mode):
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid"), reason="no POSIX permissions on this system")
-def test_a_file_that_may_only_be_read():
+def test_a_file_that_may_only_be_read(start):
     with tempfile.TemporaryDirectory() as folder:
         with DiskCache(folder) as cache:
             cache.put({b"b": b"2"})
@@ -666,7 +689,7 @@ def test_a_full_database(folder, monkeypatch):
     assert check_sound(folder) == {b"small": value(b"small")}
 
 
-def test_files_that_may_not_grow(folder):
+def test_files_that_may_not_grow(folder, start):
     pytest.importorskip("resource")
     code = """
 import resource, warnings
@@ -858,11 +881,12 @@ def test_clones_share_it(cache):
     assert copy.deepcopy([cache])[0] is cache
 
 
-def test_a_pickle_is_a_cache_in_the_same_place(cache):
-    cache.put({b"a": b"1"})
-    with pickle.loads(pickle.dumps(cache)) as again:
-        assert (again.location, again.max_bytes) == (cache.location, cache.max_bytes)
-        assert again.get([b"a"]) == {b"a": b"1"}
+def test_a_pickle_is_a_cache_in_the_same_place(folder):
+    with DiskCache(folder, max_bytes=5000) as cache:
+        cache.put({b"a": b"1"})
+        with pickle.loads(pickle.dumps(cache)) as again:
+            assert (again.location, again.max_bytes) == (folder, 5000)
+            assert again.get([b"a"]) == {b"a": b"1"}
 
 
 def test_its_text_says_where_it_is(folder):
@@ -901,7 +925,7 @@ def test_a_cache_that_is_gone_has_let_go_of_its_file(folder):
         "cache = DiskCache(sys.argv[1]); cache.put({b'a': b'1'}); cache.close(); cache.get([b'a'])",
     ],
 )
-def test_an_exit_closes_the_file_in_silence(folder, code):
+def test_an_exit_closes_the_file_in_silence(folder, code, start):
     finish(start(code, folder, options=("-W", "error", "-X", "dev")))
     assert not (folder / "cache.sqlite-wal").exists()
     assert check_sound_keys(folder) == [b"a"]

@@ -163,19 +163,51 @@ def test_a_link_to_another_file(file, tmp_path, later):
         assert digest_image(str(link)) == digest_image(str(target))
 
 
-def test_a_change_that_only_the_time_of_modification_shows(file, later, monkeypatch):
-    # As on Windows, where ctime is that of the file's creation.
-    def stat(path):
-        stamp = file.stat()
-        names = [name for name in dir(stamp) if name.startswith("st_")]
-        fields = {name: getattr(stamp, name) for name in names}
-        return SimpleNamespace(**fields | {"st_ctime_ns": 10**18})
+@pytest.fixture
+def pretend(monkeypatch):
+    """Gives files other stamps, such as those of file systems that this one is not."""
 
-    monkeypatch.setattr(digests_module, "os", SimpleNamespace(stat=stat))
+    def pretend(change):
+        def stat(path):
+            stamp = os.stat(path)
+            fields = {name: getattr(stamp, name) for name in dir(stamp) if name.startswith("st_")}
+            return SimpleNamespace(**fields | change(stamp))
+
+        monkeypatch.setattr(digests_module, "os", SimpleNamespace(stat=stat))
+
+    return pretend
+
+
+def test_a_change_that_only_the_time_of_modification_shows(file, later, pretend):
+    # As on Windows, where ctime is that of the file's creation.
+    pretend(lambda stamp: {"st_ctime_ns": 10**18})
     before = digest_image(str(file))
     later()
     file.write_bytes(b"two")
     assert digest_image(str(file)) != before
+
+
+def test_two_changes_in_one_tick_of_a_slow_clock(file, pretend):
+    tick = 2 * 10**9
+    now = time.time_ns() // tick * tick
+    pretend(lambda stamp: {"st_ctime_ns": now, "st_mtime_ns": now})
+    before = digest_image(str(file))
+    file.write_bytes(b"two")
+    assert digest_image(str(file)) != before
+
+
+def test_changes_that_no_time_shows(file, tmp_path, later, pretend):
+    pretend(lambda stamp: {"st_ctime_ns": 10**18, "st_mtime_ns": 10**18})
+    other, link = tmp_path / "other", tmp_path / "link"
+    other.write_bytes(b"two")
+    link.symlink_to(file)
+    digests = [digest_image(str(link))]
+    link.unlink()
+    link.symlink_to(other)
+    digests.append(digest_image(str(link)))
+    other.write_bytes(b"longer")
+    digests.append(digest_image(str(link)))
+    assert len(set(digests)) == 3
 
 
 def test_an_old_file_is_read_once(file, later):
@@ -240,6 +272,8 @@ def test_combinations_differ_where_their_parts_do(first, second):
         (("a", "b"), ("b", "a")),
         ((b"a", b"bytes 1\nb"), (b"abytes 1\n", b"b")),
         ((b"abytes 1\nb",), (b"a", b"b")),
+        ((b"abytes\nb",), (b"a", b"b")),
+        (("\udc80",), ("\udc81",)),  # of file names that are no UTF-8
         ((1, 23), (12, 3)),
     ],
 )
