@@ -24,9 +24,14 @@ def normality(estimator: Any, X: Any) -> np.ndarray:
     )
 
 
-def _negative_fpr95(is_anomaly: np.ndarray, abnormality: np.ndarray) -> float:
+def fpr_at_95_tpr(is_anomaly: np.ndarray, abnormality: np.ndarray) -> float:
+    """Share of normal samples flagged where 95 % of the anomalies are; smaller is better."""
     fpr, tpr, _ = roc_curve(is_anomaly, abnormality, drop_intermediate=False)
-    return -float(fpr[np.argmax(tpr >= 0.95)])
+    return float(fpr[np.argmax(tpr >= 0.95)])
+
+
+def _negative_fpr95(is_anomaly: np.ndarray, abnormality: np.ndarray) -> float:
+    return -fpr_at_95_tpr(is_anomaly, abnormality)
 
 
 #: Name -> metric of a mask of the anomalies and scores that are high for them; greater is better.

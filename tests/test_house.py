@@ -17,6 +17,8 @@ PACKAGE = Path(skanomaly_vit.__file__).parent
 #: Top to bottom; a room imports only from rooms below it.
 ROOMS = [
     "__init__",
+    "evaluation",
+    "_confusion",
     "model_selection",
     "_metrics",
     "_pseudo_anomalies",
