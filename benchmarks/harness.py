@@ -9,6 +9,7 @@ import os
 import resource
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -145,3 +146,21 @@ def append_csv(path: Path, row: dict[str, Any]) -> None:
         if is_new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def merge_csv(path: Path, row: dict[str, Any], key: Sequence[str]) -> None:
+    """Write a row, in place of that with the same values under `key`, if there is one."""
+    rows = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    new = {name: str(value) for name, value in row.items()}
+    same = [i for i, old in enumerate(rows) if all(old[name] == new[name] for name in key)]
+    rows[slice(same[0], same[0] + 1) if same else slice(len(rows), None)] = [new]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(new))
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(path)

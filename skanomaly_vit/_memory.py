@@ -20,7 +20,14 @@ from skanomaly_vit import __version__
 from skanomaly_vit._digests import combine
 from skanomaly_vit._extraction import extract
 from skanomaly_vit._images import ImageSource
-from skanomaly_vit._passes import FEATURES, Activations, Level, TeacherPasses, Tokens
+from skanomaly_vit._passes import (
+    FEATURES,
+    Activations,
+    LayeredActivations,
+    Level,
+    TeacherPasses,
+    Tokens,
+)
 from skanomaly_vit._students import Tensors
 from skanomaly_vit._teacher import Teacher
 from skanomaly_vit.cache import DiskCache
@@ -182,7 +189,7 @@ class RememberedPasses:
     source : ImageSource
     memory : Memory
     held : Activations
-        Where tokens are kept if `memory` cannot keep them.
+        Where tokens are kept between passes, beside a `memory` on disk.
     kept_blocks : collection of int
         The blocks whose tokens are worth keeping in `held`.
     batch_size : int
@@ -203,18 +210,18 @@ class RememberedPasses:
         self.teacher = teacher
         self.memory = memory
         self._batch_size = batch_size
-        activations = held
         if memory:
             self._digests = [source.digest(position) for position in range(len(source))]
             self._context = combine(FORMAT, teacher.fingerprint, *_surroundings(teacher.device))
         if memory.disk is not None:
             # All blocks: which of them other settings will want is not known.
             kept_blocks = range(len(teacher.blocks))
-            activations = StoredActivations(memory.disk, source, self._digests, self._context)
+            stored = StoredActivations(memory.disk, source, self._digests, self._context)
+            held = LayeredActivations(held, stored)
         self.passes = TeacherPasses(
             teacher,
             source,
-            activations=activations,
+            activations=held,
             kept_blocks=kept_blocks,
             batch_size=batch_size,
             n_jobs=n_jobs,

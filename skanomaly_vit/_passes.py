@@ -58,10 +58,12 @@ class HeldActivations(Activations):
 
     def keep(self, tokens: Mapping[int, Tokens]) -> None:
         for position, levels in tokens.items():
-            size = sum(value.nbytes for value in levels.values())
+            there = self._tokens.get(position, {})
+            new = {level: value for level, value in levels.items() if level not in there}
+            size = sum(value.nbytes for value in new.values())
             if self._bytes + size > self._max_bytes:
                 return
-            self._tokens[position] = levels
+            self._tokens[position] = there | new
             self._bytes += size
             self._bytes_per_image = size
 
@@ -69,6 +71,36 @@ class HeldActivations(Activations):
         # Before the first image its size is not known; `keep` looks then.
         wanted = self._bytes + n_images * self._bytes_per_image
         return self._max_bytes > 0 and wanted <= self._max_bytes
+
+
+class LayeredActivations(Activations):
+    """Keeps tokens near, as far as there is room, and far.
+
+    Parameters
+    ----------
+    near, far : Activations
+        What is found far away is kept near.
+    """
+
+    def __init__(self, near: Activations, far: Activations) -> None:
+        self._near = near
+        self._far = far
+
+    def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
+        found = self._near.find(positions, levels)
+        rest = [position for position in positions if position not in found]
+        if not rest:
+            return found
+        from_far = self._far.find(rest, levels)
+        self._near.keep(from_far)
+        return found | from_far
+
+    def keep(self, tokens: Mapping[int, Tokens]) -> None:
+        self._near.keep(tokens)
+        self._far.keep(tokens)
+
+    def has_room(self, n_images: int) -> bool:
+        return self._near.has_room(n_images) or self._far.has_room(n_images)
 
 
 class TeacherPasses:

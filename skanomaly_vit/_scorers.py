@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,6 +13,8 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
+from skanomaly_vit._digests import combine
+from skanomaly_vit._recent import RecentlyUsed
 from skanomaly_vit.density import GaussianDensity, GaussianMixtureDensity, KNNDensity
 
 DENSITIES: dict[str, type[BaseEstimator]] = {
@@ -20,6 +23,9 @@ DENSITIES: dict[str, type[BaseEstimator]] = {
     "knn": KNNDensity,
 }
 
+
+#: A search fits the same PCA for every number of blocks.
+_recent_pcas: RecentlyUsed[PCA] = RecentlyUsed(2**26)
 
 #: Values in a matrix below which BLAS is kept to one thread.
 _SMALL = 2**22
@@ -34,22 +40,33 @@ def one_blas_thread(features: np.ndarray) -> AbstractContextManager[Any]:
     return threadpool_limits(1, user_api="blas") if features.size < _SMALL else nullcontext()
 
 
-def make_density(density: str | BaseEstimator, seed: int, pca_variance: float | None) -> Any:
-    """Make a new, unfitted scorer, behind a whitening PCA if `pca_variance` is given.
+def fit_density(
+    density: str | BaseEstimator,
+    features: np.ndarray,
+    *,
+    seed: int,
+    pca_variance: float | None,
+    remember: bool,
+) -> Any:
+    """Fit a new scorer, behind a whitening PCA if `pca_variance` is given.
 
     Parameters
     ----------
     density : str or estimator
         A name in `DENSITIES`, or an estimator, which is cloned.
+    features : ndarray of shape (n_images, n_features), float64
+        Of the normal images.
     seed : int
         Becomes every ``random_state`` of the scorer that is ``None``.
     pca_variance : float or None
         Share of the variance that the PCA keeps.
+    remember : bool
+        Whether the same features are likely to come again, in this process.
 
     Returns
     -------
     scorer : estimator
-        With ``fit`` and ``score_samples``.
+        With ``score_samples``.
     """
     scorer = DENSITIES[density]() if isinstance(density, str) else clone(density)
     unseeded = {
@@ -59,9 +76,22 @@ def make_density(density: str | BaseEstimator, seed: int, pca_variance: float | 
     }
     scorer.set_params(**unseeded)
     if pca_variance is None:
-        return scorer
-    pca = PCA(pca_variance, whiten=True, svd_solver="full")
-    return Pipeline([("pca", pca), ("density", scorer)])
+        return scorer.fit(features)
+    pca = _recall_pca(features, pca_variance) if remember else _fit_pca(features, pca_variance)
+    return Pipeline([("pca", pca), ("density", scorer.fit(pca.transform(features)))])
+
+
+def _fit_pca(features: np.ndarray, variance: float) -> PCA:
+    return PCA(variance, whiten=True, svd_solver="full").fit(features)
+
+
+def _recall_pca(features: np.ndarray, variance: float) -> PCA:
+    key = combine(features.shape, features.tobytes(), variance)
+    pca = _recent_pcas.get(key)
+    if pca is None:
+        pca = _fit_pca(features, variance)
+        _recent_pcas.put(key, pca, pca.components_.nbytes)
+    return copy.deepcopy(pca)
 
 
 def require_spread(features: np.ndarray) -> None:

@@ -34,6 +34,11 @@ class Trained:
     train_loss: list[float]
     valid_loss: list[float]
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of the student."""
+        return sum(value.nbytes for value in self.student.state_dict().values())
+
     def to_tensors(self) -> Tensors:
         """All of it, as tensors on the CPU."""
         state = {

@@ -26,8 +26,8 @@ from skanomaly_vit._labels import warn_about_labels
 from skanomaly_vit._progress import Progress, log
 from skanomaly_vit._scorers import (
     DENSITIES,
+    fit_density,
     fit_fusion,
-    make_density,
     one_blas_thread,
     require_spread,
     score_spaces,
@@ -439,9 +439,13 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         require_spread(features[train])
         embedded = _by_space(features[train], discrepancies[train])
         density = {
-            space: make_density(
-                self.density, seed, self.pca_variance if space == PRETRAINED else None
-            ).fit(embedded[space])
+            space: fit_density(
+                self.density,
+                embedded[space],
+                seed=seed,
+                pca_variance=self.pca_variance if space == PRETRAINED else None,
+                remember=self.memory is not None,
+            )
             for space in SPACES[self.feature_spaces]
         }
         fusion = fit_fusion(self.fusion, density, embedded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -23,13 +23,18 @@ from skanomaly_vit._base import (
     split_validation,
 )
 from skanomaly_vit._compat import _fit_context
+from skanomaly_vit._digests import combine
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._progress import Progress
+from skanomaly_vit._recent import RecentlyUsed
 from skanomaly_vit._ridge import RidgeStudent, fit_ridge_students
 from skanomaly_vit._students import Tensors, Trained, history_of
 from skanomaly_vit._teacher import Teacher
 from skanomaly_vit._training import Schedule, train_students
+
+#: Students that came from `memory`; a search asks for the same ones in setting after setting.
+_recent_students: RecentlyUsed[Trained] = RecentlyUsed(2**28)
 
 
 class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
@@ -304,13 +309,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         if passes.memory:
             # From the last block back: those are in every smaller `n_blocks`.
             keys = {i: self._student_key(passes, i, split, seed) for i in block_indices[::-1]}
-            found = passes.memory.recall(
-                keys,
-                lambda blocks: {i: record.to_tensors() for i, record in train(blocks).items()},
-                is_final=lambda: not progress.stop_requested,
-            )
-            blocks = passes.teacher.blocks
-            trained = {i: self._rebuild(tensors, blocks[i]) for i, tensors in found.items()}
+            trained = self._recall_students(passes, keys, train, progress)
         else:
             trained = train(block_indices)
         records = [trained[index] for index in block_indices]
@@ -319,6 +318,28 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.students_, self.history_ = students, history_of(records, seconds)
         self.block_indices_, self.validation_indices_ = block_indices, split[1]
         self._running_dtype = passes.teacher.dtype
+
+    def _recall_students(
+        self,
+        passes: RememberedPasses,
+        keys: dict[int, bytes],
+        train: Callable[[Collection[int]], dict[int, Trained]],
+        progress: Progress,
+    ) -> dict[int, Trained]:
+        # One that is rounded is another student, and one of another memory is missing in this.
+        own = {i: combine(k, self.student_dtype, repr(self.memory)) for i, k in keys.items()}
+        recent = {i: record for i in keys if (record := _recent_students.get(own[i])) is not None}
+        found = passes.memory.recall(
+            {i: key for i, key in keys.items() if i not in recent},
+            lambda blocks: {i: record.to_tensors() for i, record in train(blocks).items()},
+            is_final=lambda: not progress.stop_requested,
+        )
+        blocks = passes.teacher.blocks
+        rebuilt = {i: self._rebuild(tensors, blocks[i]) for i, tensors in found.items()}
+        if not progress.stop_requested:
+            for i, record in rebuilt.items():
+                _recent_students.put(own[i], record, record.n_bytes)
+        return recent | rebuilt
 
     def _fit_ridge(
         self,

@@ -44,6 +44,7 @@ ROOMS = [
     "_decode",
     "cache",
     "_labels",
+    "_recent",
     "_compat",
 ]
 

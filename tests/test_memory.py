@@ -332,3 +332,54 @@ def test_memory_can_come_after_fit(make_detector, images, cache, embedded):
     embedded.clear()
     np.testing.assert_array_equal(detector.score_samples(images), expected)
     assert embedded == []
+
+
+@pytest.fixture
+def looked_up(monkeypatch) -> list[bytes]:
+    """Keys that are looked up in caches on disk, as it happens."""
+    keys: list[bytes] = []
+    get = DiskCache.get
+
+    def noting(self, wanted):
+        keys.extend(wanted)
+        return get(self, wanted)
+
+    monkeypatch.setattr(DiskCache, "get", noting)
+    return keys
+
+
+@pytest.mark.parametrize(("budget", "readings"), [(2**30, 1), (0, 2)])
+def test_a_fit_reads_kept_tokens_once_if_they_fit_in_memory(
+    make_detector, images, cache, looked_up, budget, readings
+):
+    make_detector(memory=cache, random_state=0).fit(images)
+    looked_up.clear()
+    # Another split: tokens are known, students and discrepancies are not.
+    make_detector(memory=cache, random_state=1, activation_cache=budget).fit(images)
+    tokens_per_image = 4  # at three levels, and the features
+    times = [looked_up.count(key) for key in set(looked_up)]
+    trained_on = 16
+    assert times.count(readings) >= trained_on * tokens_per_image
+    assert max(times) == readings
+
+
+def test_students_are_rebuilt_once_a_process(make_detector, images, cache, looked_up):
+    first = make_detector(memory=cache).fit(images)
+    second = make_detector(memory=cache, pca_variance=0.5).fit(images)
+    for a, b in zip(first.distillation_.students_, second.distillation_.students_, strict=True):
+        assert a is b
+
+
+def test_students_of_one_memory_are_missing_in_another(make_detector, images, tmp_path):
+    make_detector(memory=tmp_path / "a").fit(images)
+    make_detector(memory=tmp_path / "b").fit(images)
+    with DiskCache(tmp_path / "a") as a, DiskCache(tmp_path / "b") as b:
+        assert a.size == b.size > 0
+
+
+def test_rounded_students_are_others(make_detector, images, cache):
+    exact = make_detector(memory=cache).fit(images)
+    before = outcome(exact, images)
+    make_detector(memory=cache, student_dtype="bfloat16").fit(images)
+    assert_same(outcome(exact, images), before)
+    assert_same(outcome(make_detector(memory=cache).fit(images), images), before)

@@ -1,0 +1,30 @@
+"""`RecentlyUsed`: what it holds, and what goes."""
+
+from __future__ import annotations
+
+from skanomaly_vit._recent import RecentlyUsed
+
+
+def test_what_was_used_least_recently_goes_first():
+    recent: RecentlyUsed[str] = RecentlyUsed(10)
+    recent.put(b"a", "a", 4)
+    recent.put(b"b", "b", 4)
+    assert recent.get(b"a") == "a"
+    recent.put(b"c", "c", 4)
+    assert [recent.get(key) for key in (b"a", b"b", b"c")] == ["a", None, "c"]
+
+
+def test_what_is_larger_than_all_of_it_drives_nothing_out():
+    recent: RecentlyUsed[str] = RecentlyUsed(10)
+    recent.put(b"a", "a", 4)
+    recent.put(b"b", "b", 11)
+    assert recent.get(b"a") == "a"
+    assert recent.get(b"b") is None
+
+
+def test_an_entry_is_counted_once():
+    recent: RecentlyUsed[str] = RecentlyUsed(10)
+    for _ in range(3):
+        recent.put(b"a", "a", 4)
+    recent.put(b"b", "b", 6)
+    assert recent.get(b"a") == "a"
