@@ -176,8 +176,9 @@ class StoredActivations(Activations):
         return self._disk.works
 
     def _keys(self, position: int, levels: Collection[Level]) -> dict[Level, bytes]:
-        digest = self._digests[position]
-        return {level: combine("tokens", self._context, digest, level) for level in levels}
+        # One digest an image: there are a dozen levels.
+        prefix = combine("tokens", self._context, self._digests[position])
+        return {level: prefix + level.to_bytes(2, "big", signed=True) for level in levels}
 
 
 class RememberedPasses:

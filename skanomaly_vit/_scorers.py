@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from skanomaly_vit._digests import combine
 from skanomaly_vit._recent import RecentlyUsed
@@ -37,7 +38,15 @@ def one_blas_thread(features: np.ndarray) -> AbstractContextManager[Any]:
     On small matrices its threads and those of torch, which go on waiting for work after a pass of
     the network, fight over the cores: twice the time of a search that finds all in `memory`.
     """
-    return threadpool_limits(1, user_api="blas") if features.size < _SMALL else nullcontext()
+    if features.size >= _SMALL:
+        return nullcontext()
+    return _thread_pools().limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    """The libraries with threads, which take longer to find than densities to fit."""
+    return ThreadpoolController()
 
 
 def fit_density(
