@@ -379,12 +379,9 @@ def _find_elpv() -> Path:
 def _read_cell(row: list[str], where: str) -> tuple[str, float, str]:
     try:
         name, text, module_type = row
-        thirds = 3 * float(text)
-    except ValueError:
-        thirds, module_type = np.nan, ""
-    # Written so that NaN fails it.
-    if not (abs(thirds - np.round(thirds)) < 0.01 and 0 <= round(thirds) <= 3) or (
-        module_type not in ("mono", "poly")
-    ):
+        (probability,) = (k / 3 for k in range(4) if abs(float(text) - k / 3) < 0.01)
+    except ValueError:  # too few columns, no number, or none of these probabilities
+        module_type = ""
+    if module_type not in ("mono", "poly"):
         raise ValueError(f"{where}, reads {' '.join(row)!r}. Expected {_ELPV}")
-    return name, round(thirds) / 3, module_type
+    return name, probability, module_type
