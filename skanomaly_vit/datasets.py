@@ -129,7 +129,7 @@ def load_image_folder(
     parts = [list_classes(folder, _CLASS_TREE) for folder in _parts(root)]
     if len(parts) == 2:
         check_same_classes(repr(str(root)), *parts)
-    return as_bunch(*(_draw(part, n_per_class, seed) for part in parts))
+    return as_bunch(*(_draw(part, root, n_per_class, seed) for part in parts))
 
 
 def _parts(root: Path) -> list[Path]:
@@ -146,20 +146,22 @@ def _parts(root: Path) -> list[Path]:
     return [root]
 
 
-def _draw(classes: Classes, n_per_class: int | None, seed: int) -> Classes:
+def _draw(classes: Classes, root: Path, n_per_class: int | None, seed: int) -> Classes:
     if n_per_class is None:
         return classes
-    return {name: _draw_class(paths, n_per_class, seed) for name, paths in classes.items()}
+    return {name: _draw_class(paths, root, n_per_class, seed) for name, paths in classes.items()}
 
 
-def _draw_class(paths: list[str], n_images: int, seed: int) -> list[str]:
+def _draw_class(paths: list[str], root: Path, n_images: int, seed: int) -> list[str]:
     folder = Path(paths[0]).parent
     if len(paths) < n_images:
         raise ValueError(
             f"{str(folder)!r} holds {len(paths)} images, fewer than n_per_class={n_images}"
         )
     # A generator of its own: which images are drawn does not depend on the other classes.
-    rng = np.random.default_rng([seed, *os.fsencode(Path(folder.parent.name, folder.name))])
+    # Nor on where the tree lies; only a part's name counts, as parts are draws of their own.
+    part = folder.parent.relative_to(root).name
+    rng = np.random.default_rng([seed, *os.fsencode(f"{part}/{folder.name}")])
     chosen = rng.choice(len(paths), n_images, replace=False)
     return [paths[i] for i in sorted(chosen)]
 
