@@ -12,16 +12,19 @@ if TYPE_CHECKING:
     from skanomaly_vit.detector import TransformalyDetector
     from skanomaly_vit.distillation import BlockDistillation
     from skanomaly_vit.features import ViTFeatures
+    from skanomaly_vit.tuned_features import CompactFeatures, MeanShiftedFeatures
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BlockDistillation",
     "CacheWarning",
+    "CompactFeatures",
     "DiskCache",
     "GaussianDensity",
     "GaussianMixtureDensity",
     "KNNDensity",
+    "MeanShiftedFeatures",
     "TransformalyDetector",
     "ViTFeatures",
     "WeightsUnavailableError",
@@ -32,10 +35,12 @@ __all__ = [
 _ROOMS = {
     "BlockDistillation": "distillation",
     "CacheWarning": "cache",
+    "CompactFeatures": "tuned_features",
     "DiskCache": "cache",
     "GaussianDensity": "density",
     "GaussianMixtureDensity": "density",
     "KNNDensity": "density",
+    "MeanShiftedFeatures": "tuned_features",
     "TransformalyDetector": "detector",
     "ViTFeatures": "features",
     "WeightsUnavailableError": "_backbones",

@@ -1,0 +1,397 @@
+"""Images to features of a Vision Transformer whose last blocks were tuned on normal images."""
+
+from __future__ import annotations
+
+from numbers import Real
+from os import PathLike
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.preprocessing import normalize
+
+from skanomaly_vit._base import TRAINING_CONSTRAINTS
+from skanomaly_vit._compat import Interval
+from skanomaly_vit._images import ImageSource
+from skanomaly_vit._memory import RememberedPasses
+from skanomaly_vit._objectives import Compactness, MeanShiftedContrast
+from skanomaly_vit._teacher import Teacher
+from skanomaly_vit._tuned_base import TunedFeatures
+from skanomaly_vit._tuning import TunedNetwork, TuningSchedule
+
+
+class CompactFeatures(TunedFeatures):
+    """Features tuned to lie close together on normal images (PANDA).
+
+    The last blocks of a Vision Transformer are tuned by stochastic gradient descent so that the
+    pooled features of normal images come closer to a fixed centre, their mean under the
+    pre-trained network: the loss is the mean squared distance to it [1]_. Images of another
+    kind are not drawn along, or less. Only a density after it, such as `KNNDensity`, makes a
+    score of the features.
+
+    The loss is smallest where all images have the same feature, whatever they show. Against this
+    collapse the authors stop after a fixed number of epochs and clip the gradient; beyond that,
+    and this is ours, tuning ends where the loss on held-out images falls below a share of what
+    it was (`min_spread`).
+
+    Parameters
+    ----------
+    backbone : str or torch.nn.Module, default="embedded"
+        ``"embedded"`` (the small ViT that ships with the package), the name of a timm model
+        with transformer blocks in ``.blocks``, or such a network. A network is copied.
+    pretrained : bool, str or path-like, default=True
+        ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
+        draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
+        read as tensors only. Of no effect if `backbone` is a network.
+    image_size : int, tuple of (int, int) or None, default=None
+        Height and width in pixels that images are resized to. ``None`` is the backbone's own.
+    image_shape : tuple of (int, int, int) or None, default=None
+        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+    n_tuned_blocks : int, default=2
+        How many of the last blocks are tuned, together with the final norm.
+    max_epochs : int, default=15
+        Passes over the training images, at most; the authors' number.
+    learning_rate : float, default=1e-2
+        Of stochastic gradient descent with momentum 0.9; the authors' value.
+    validation_fraction : float, default=0.2
+        Share of the images in [0, 1) that nothing is learned from; the epoch with the smallest
+        loss on them is kept. With 0 the last epoch counts, and only
+        `max_epochs` guards against collapse.
+    patience : int, default=3
+        Tuning ends after so many epochs without a smaller loss on the held-out images.
+    min_spread : float, default=0.5
+        Share in [0, 1) of the held-out loss before tuning. The first epoch with a smaller one
+        ends tuning, and is not kept.
+    activation_cache : int, default=2**30
+        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
+        that they pass through it once and not in every epoch. The result does not depend on it.
+    batch_size : int, default=32
+        Images in a step of training, and in a pass of the backbone.
+    store_backbone : bool, default=False
+        Whether a pickle holds the backbone beside what was tuned. If not, it is loaded again
+        where the pickle is used, as `backbone` and `pretrained` say, and refused if it is not the
+        same to the bit.
+    device : str, torch.device or None, default=None
+        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
+    n_jobs : int or None, default=None
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+    memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
+        Where features and tokens are kept for other calls: a folder, a `DiskCache`, or an object
+        such as `joblib.Memory`, which keeps features alone. The keys are the contents of images
+        and the weights of the network. Results are the same with or without.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the order of images, of the validation split, and of random weights.
+    verbose : int, default=0
+        Above 0, a line per epoch goes to the logger ``"skanomaly_vit"``.
+
+    Attributes
+    ----------
+    center_ : ndarray of shape (dim,)
+        Mean pre-trained feature of the images that `fit` was given.
+    history_ : list of dict
+        Per epoch ``epoch``, ``train_loss``, ``valid_loss`` where images were held out, and
+        ``seconds``.
+    initial_loss_ : float
+        Loss on the held-out images before tuning; nan if none were held out.
+    n_epochs_ : int
+        Epochs of tuning that are in the features; 0 is the pre-trained network, which is kept
+        if no epoch brings a gain on the held-out images.
+    validation_indices_ : ndarray of int
+        Positions in `X` of the images that were held out.
+    backbone_fingerprint_ : str
+        SHA-256 over class, weights and preprocessing of the backbone, before tuning.
+    n_features_in_ : int
+        Length of a flattened image; only where `image_shape` is given.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns; only where `X` has names that are all strings and `image_shape` is
+        given.
+
+    See Also
+    --------
+    MeanShiftedFeatures : Tuned by contrast, which cannot collapse.
+    ViTFeatures : The features before tuning.
+    KNNDensity : What the authors score features by.
+
+    Notes
+    -----
+    As in the authors' code, which tunes the last two stages of a ResNet: the squared distance is
+    divided by the number of channels, the norm of the gradient clipped to 1e-3, the weight decay
+    5e-5. The network stays in eval mode. Steps are as short as that: a few hundred images need
+    more epochs, or a larger `learning_rate`, to move as far as the authors' thousands.
+
+
+    References
+    ----------
+    .. [1] T. Reiss, N. Cohen, L. Bergman and Y. Hoshen, "PANDA: Adapting Pretrained Features for
+       Anomaly Detection and Segmentation", CVPR 2021, arXiv:2010.05903.
+
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit import CompactFeatures
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    >>> features = CompactFeatures(max_epochs=1, random_state=0).fit(images)
+    >>> features.transform(images).shape
+    (8, 384)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **TunedFeatures._parameter_constraints,
+        "min_spread": [Interval(Real, 0, 1, closed="left")],
+        "activation_cache": TRAINING_CONSTRAINTS["activation_cache"],
+    }
+
+    def __init__(
+        self,
+        *,
+        backbone: str | torch.nn.Module = "embedded",
+        pretrained: bool | str | PathLike[str] = True,
+        image_size: int | tuple[int, int] | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        n_tuned_blocks: int = 2,
+        max_epochs: int = 15,
+        learning_rate: float = 1e-2,
+        validation_fraction: float = 0.2,
+        patience: int = 3,
+        min_spread: float = 0.5,
+        activation_cache: int = 2**30,
+        batch_size: int = 32,
+        store_backbone: bool = False,
+        device: str | torch.device | None = None,
+        n_jobs: int | None = None,
+        memory: Any = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.pretrained = pretrained
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.n_tuned_blocks = n_tuned_blocks
+        self.max_epochs = max_epochs
+        self.learning_rate = learning_rate
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.min_spread = min_spread
+        self.activation_cache = activation_cache
+        self.batch_size = batch_size
+        self.store_backbone = store_backbone
+        self.device = device
+        self.n_jobs = n_jobs
+        self.memory = memory
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fitting_passes(
+        self, teacher: Teacher, source: ImageSource, network: TunedNetwork
+    ) -> RememberedPasses:
+        """Passes that keep the tokens before the first tuned block from one to the next."""
+        return self._passes(
+            teacher, source, activation_cache=self.activation_cache, kept_blocks=[network.first]
+        )
+
+    def _objective(
+        self,
+        source: ImageSource,
+        passes: RememberedPasses,
+        network: TunedNetwork,
+        center: np.ndarray,
+    ) -> Compactness:
+        return Compactness(passes.passes, network, center)
+
+    def _schedule(self) -> TuningSchedule:
+        return TuningSchedule(
+            max_epochs=self.max_epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            patience=self.patience,
+            min_share=self.min_spread,
+            momentum=0.9,
+            max_norm=1e-3,
+        )
+
+
+class MeanShiftedFeatures(TunedFeatures):
+    """Features tuned by contrast around the mean of normal images, of length 1 (MSAD).
+
+    The last blocks of a Vision Transformer are tuned by stochastic gradient descent on pairs of
+    random views of normal images. Features are scaled to length 1 and seen from a fixed centre,
+    their mean under the pre-trained network; the direction in which one view of an image lies
+    has to be nearer to that of the other view than to those of all other images of the batch
+    (InfoNCE) [1]_. Angles are taken at the centre since at the origin, where contrastive
+    learning has them, the loss would drive normal images apart. The authors score the features
+    by cosine distance to the two nearest neighbours, for which Euclidean distance
+    (`KNNDensity`) stands, as all have length 1.
+
+    Parameters
+    ----------
+    backbone : str or torch.nn.Module, default="embedded"
+        ``"embedded"`` (the small ViT that ships with the package), the name of a timm model
+        with transformer blocks in ``.blocks``, or such a network. A network is copied.
+    pretrained : bool, str or path-like, default=True
+        ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
+        draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
+        read as tensors only. Of no effect if `backbone` is a network.
+    image_size : int, tuple of (int, int) or None, default=None
+        Height and width in pixels that images are resized to. ``None`` is the backbone's own.
+    image_shape : tuple of (int, int, int) or None, default=None
+        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+    n_tuned_blocks : int, default=2
+        How many of the last blocks are tuned, together with the final norm.
+    max_epochs : int, default=20
+        Passes over the training images, at most; the authors' number.
+    learning_rate : float, default=1e-5
+        Of stochastic gradient descent; the authors' value.
+    temperature : float, default=0.25
+        By which cosines are divided in the loss.
+    validation_fraction : float, default=0.2
+        Share of the images in [0, 1) that nothing is learned from; the epoch with the smallest
+        loss on them is kept. With 0 the last epoch counts.
+    patience : int, default=3
+        Tuning ends after so many epochs without a smaller loss on the held-out images.
+    batch_size : int, default=64
+        Images in a step of training, and in a pass of the backbone.
+    store_backbone : bool, default=False
+        Whether a pickle holds the backbone beside what was tuned. If not, it is loaded again
+        where the pickle is used, as `backbone` and `pretrained` say, and refused if it is not the
+        same to the bit.
+    device : str, torch.device or None, default=None
+        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
+    n_jobs : int or None, default=None
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+    memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
+        Where features are kept for other calls: a folder, a `DiskCache`, or an object such as
+        `joblib.Memory`. The keys are the contents of images and the weights of the network.
+        Results are the same with or without.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the order of images and of their views, of the validation split, and of random
+        weights.
+    verbose : int, default=0
+        Above 0, a line per epoch goes to the logger ``"skanomaly_vit"``.
+
+    Attributes
+    ----------
+    center_ : ndarray of shape (dim,)
+        Mean of the pre-trained features, each scaled to length 1, of the images that `fit` was
+        given.
+    history_ : list of dict
+        Per epoch ``epoch``, ``train_loss``, ``valid_loss`` where images were held out, and
+        ``seconds``.
+    initial_loss_ : float
+        Loss on the held-out images before tuning; nan if none were held out.
+    n_epochs_ : int
+        Epochs of tuning that are in the features; 0 is the pre-trained network, which is kept
+        if no epoch brings a gain on the held-out images.
+    validation_indices_ : ndarray of int
+        Positions in `X` of the images that were held out.
+    backbone_fingerprint_ : str
+        SHA-256 over class, weights and preprocessing of the backbone, before tuning.
+    n_features_in_ : int
+        Length of a flattened image; only where `image_shape` is given.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns; only where `X` has names that are all strings and `image_shape` is
+        given.
+
+    See Also
+    --------
+    CompactFeatures : Tuned to lie close together.
+    ViTFeatures : The features before tuning.
+    KNNDensity : What the authors score features by.
+
+    Notes
+    -----
+    As in the authors' code, views are made by a random crop of 0.2 to 1 of the area, changes of
+    colour, grey, blur and mirroring (here of images already resized to the backbone's size), and
+    the weight decay is 5e-5. That code has neither held-out images nor an early end, and tunes
+    the last two stages of a ResNet. The network stays in eval mode; held-out images are seen in
+    the same views in every epoch.
+
+
+    References
+    ----------
+    .. [1] T. Reiss and Y. Hoshen, "Mean-Shifted Contrastive Loss for Anomaly Detection",
+       AAAI 2023, arXiv:2106.03844.
+
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit import MeanShiftedFeatures
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    >>> features = MeanShiftedFeatures(max_epochs=1, random_state=0).fit(images)
+    >>> features.transform(images).shape
+    (8, 384)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **TunedFeatures._parameter_constraints,
+        "temperature": [Interval(Real, 0, None, closed="neither")],
+    }
+
+    def __init__(
+        self,
+        *,
+        backbone: str | torch.nn.Module = "embedded",
+        pretrained: bool | str | PathLike[str] = True,
+        image_size: int | tuple[int, int] | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        n_tuned_blocks: int = 2,
+        max_epochs: int = 20,
+        learning_rate: float = 1e-5,
+        temperature: float = 0.25,
+        validation_fraction: float = 0.2,
+        patience: int = 3,
+        batch_size: int = 64,
+        store_backbone: bool = False,
+        device: str | torch.device | None = None,
+        n_jobs: int | None = None,
+        memory: Any = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.pretrained = pretrained
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.n_tuned_blocks = n_tuned_blocks
+        self.max_epochs = max_epochs
+        self.learning_rate = learning_rate
+        self.temperature = temperature
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.batch_size = batch_size
+        self.store_backbone = store_backbone
+        self.device = device
+        self.n_jobs = n_jobs
+        self.memory = memory
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _features_of(self, passes: RememberedPasses, n_images: int) -> np.ndarray:
+        return normalize(super()._features_of(passes, n_images))
+
+    def _objective(
+        self,
+        source: ImageSource,
+        passes: RememberedPasses,
+        network: TunedNetwork,
+        center: np.ndarray,
+    ) -> MeanShiftedContrast:
+        return MeanShiftedContrast(
+            source,
+            passes.teacher.preprocessing,
+            network,
+            center,
+            temperature=self.temperature,
+            batch_size=self.batch_size,
+            n_jobs=self.n_jobs,
+        )
+
+    def _schedule(self) -> TuningSchedule:
+        return TuningSchedule(
+            max_epochs=self.max_epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            patience=self.patience,
+        )
