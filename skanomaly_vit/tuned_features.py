@@ -119,12 +119,10 @@ class CompactFeatures(TunedFeatures):
     5e-5. The network stays in eval mode. Steps are as short as that: a few hundred images need
     more epochs, or a larger `learning_rate`, to move as far as the authors' thousands.
 
-
     References
     ----------
     .. [1] T. Reiss, N. Cohen, L. Bergman and Y. Hoshen, "PANDA: Adapting Pretrained Features for
        Anomaly Detection and Segmentation", CVPR 2021, arXiv:2010.05903.
-
 
     Examples
     --------
@@ -307,12 +305,10 @@ class MeanShiftedFeatures(TunedFeatures):
     the last two stages of a ResNet. The network stays in eval mode; held-out images are seen in
     the same views in every epoch.
 
-
     References
     ----------
     .. [1] T. Reiss and Y. Hoshen, "Mean-Shifted Contrastive Loss for Anomaly Detection",
        AAAI 2023, arXiv:2106.03844.
-
 
     Examples
     --------

@@ -14,7 +14,13 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import validate_data
 
-from skanomaly_vit import BlockDistillation, TransformalyDetector, ViTFeatures
+from skanomaly_vit import (
+    BlockDistillation,
+    CompactFeatures,
+    MeanShiftedFeatures,
+    TransformalyDetector,
+    ViTFeatures,
+)
 
 # --- scikit-learn's own checks
 #
@@ -75,6 +81,28 @@ class RowDistillation(RowAdapter, BlockDistillation):
         )  # fmt: skip
 
 
+class RowCompact(RowAdapter, CompactFeatures):
+    def __init__(
+        self, *, backbone="skanomaly_tiny_double", pretrained=False, n_tuned_blocks=1,
+        validation_fraction=0.2, random_state=None,
+    ):  # fmt: skip
+        super().__init__(
+            backbone=backbone, pretrained=pretrained, n_tuned_blocks=n_tuned_blocks,
+            max_epochs=1, validation_fraction=validation_fraction, random_state=random_state,
+        )  # fmt: skip
+
+
+class RowMeanShifted(RowAdapter, MeanShiftedFeatures):
+    def __init__(
+        self, *, backbone="skanomaly_tiny_double", pretrained=False, n_tuned_blocks=1,
+        validation_fraction=0.2, random_state=None,
+    ):  # fmt: skip
+        super().__init__(
+            backbone=backbone, pretrained=pretrained, n_tuned_blocks=n_tuned_blocks,
+            max_epochs=1, validation_fraction=validation_fraction, random_state=random_state,
+        )  # fmt: skip
+
+
 # Some checks pass labels of several kinds, which the detector ignores and says so.
 @pytest.mark.filterwarnings("ignore::skanomaly_vit._labels.LabelWarning")
 @parametrize_with_checks(
@@ -84,6 +112,8 @@ class RowDistillation(RowAdapter, BlockDistillation):
         RowFeatures(),
         RowDistillation(),
         RowDistillation(student="block"),
+        RowCompact(),
+        RowMeanShifted(),
     ]
 )
 def test_scikit_learn_checks(estimator, check):
@@ -110,9 +140,14 @@ def outputs(estimator, X) -> np.ndarray:
         (BlockDistillation, {}),
         (BlockDistillation, {"student": "block"}),
         (ViTFeatures, {}),
+        (CompactFeatures, {}),
+        (MeanShiftedFeatures, {}),
     ],
-    ids=["detector", "detector-block", "distillation", "distillation-block", "features"],
-)
+    ids=[
+        "detector", "detector-block", "distillation", "distillation-block", "features",
+        "compact", "mean-shifted",
+    ],
+)  # fmt: skip
 def image_estimator(request, tiny):
     cls, parameters = request.param
     return cls(**parameters_of(cls, tiny) | parameters)
@@ -213,8 +248,16 @@ def test_wrong_images_are_refused_by_fit_and_after_it(image_estimator, images, X
 
 # --- what documentation says
 
+PUBLIC = [
+    TransformalyDetector,
+    BlockDistillation,
+    ViTFeatures,
+    CompactFeatures,
+    MeanShiftedFeatures,
+]
 
-@pytest.mark.parametrize("cls", [TransformalyDetector, BlockDistillation, ViTFeatures])
+
+@pytest.mark.parametrize("cls", PUBLIC)
 def test_documented_defaults_are_the_real_ones(cls):
     documented = dict(
         re.findall(r"^    (\w+) : .*default=(.+)$", cls.__doc__.split("Attributes")[0], re.M)
@@ -225,6 +268,6 @@ def test_documented_defaults_are_the_real_ones(cls):
     assert {name: eval(text) for name, text in documented.items()} == real
 
 
-@pytest.mark.parametrize("cls", [TransformalyDetector, BlockDistillation, ViTFeatures])
+@pytest.mark.parametrize("cls", PUBLIC)
 def test_every_parameter_has_a_constraint(cls):
     assert set(cls._parameter_constraints) >= set(inspect.signature(cls).parameters)
