@@ -90,6 +90,7 @@ class TunedFeatures(
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         self._tune(teacher, source, split, seed, Progress(self, context))
         self._hold(teacher, teacher_seed)
+        self._held_tuned()  # here, since `transform` is to leave the attributes alone
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 

@@ -103,7 +103,7 @@ def test_compact_features_lie_closer_to_the_mean_of_pretrained_ones(make, tiny, 
 
 
 def test_the_held_out_loss_is_what_it_says(make, tiny, images):
-    features = make(CompactFeatures, learning_rate=1.0, max_epochs=12).fit(images)
+    features = make(CompactFeatures, max_epochs=12, patience=12).fit(images)
     assert features.n_epochs_ > 0
     held_out = images[features.validation_indices_]
     assert len(held_out) == 4
