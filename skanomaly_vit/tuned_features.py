@@ -219,8 +219,8 @@ class MeanShiftedFeatures(TunedFeatures):
     has to be nearer to that of the other view than to those of all other images of the batch
     (InfoNCE) [1]_. Angles are taken at the centre since at the origin, where contrastive
     learning has them, the loss would drive normal images apart. The authors score the features
-    by cosine distance to the two nearest neighbours, for which Euclidean distance
-    (`KNNDensity`) stands, as all have length 1.
+    by cosine distance to the two nearest neighbours; as all have length 1, Euclidean distance
+    (`KNNDensity`) has the same neighbours.
 
     Parameters
     ----------
@@ -303,7 +303,8 @@ class MeanShiftedFeatures(TunedFeatures):
     colour, grey, blur and mirroring (here of images already resized to the backbone's size), and
     the weight decay is 5e-5. That code has neither held-out images nor an early end, and tunes
     the last two stages of a ResNet. The network stays in eval mode; held-out images are seen in
-    the same views in every epoch.
+    the same views in every epoch. A few hundred images make so few steps that the authors'
+    `learning_rate` hardly moves the features.
 
     References
     ----------
