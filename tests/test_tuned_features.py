@@ -244,6 +244,33 @@ def test_epochs_are_logged(cls, make, images, caplog):
     assert "held out" in caplog.text
 
 
+class StopAfterTwo:
+    """A callback that counts tasks, and asks to stop after two epochs."""
+
+    max_propagation_depth = None
+
+    def __init__(self):
+        self.ended = []
+
+    def setup(self, estimator, context):
+        pass
+
+    teardown = on_fit_task_begin = setup
+
+    def on_fit_task_end(self, estimator, context):
+        self.ended.append(context.task_name)
+        return self.ended.count("epoch") == 2
+
+
+@BOTH
+def test_callbacks_see_epochs_and_batches_and_can_stop(cls, make, images):
+    callback = StopAfterTwo()
+    features = make(cls, max_epochs=9, patience=9).set_callbacks(callback).fit(images)
+    assert len(features.history_) == callback.ended.count("epoch") == 2
+    # 16 images in 2 batches to learn from, 4 in 1 held out
+    assert callback.ended.count("batch") == 2 * (2 + 1)
+
+
 # --- what it leaves alone
 
 
