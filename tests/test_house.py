@@ -18,6 +18,7 @@ PACKAGE = Path(skanomaly_vit.__file__).parent
 ROOMS = [
     "__init__",
     "evaluation",
+    "baselines",
     "_confusion",
     "datasets",
     "_dior",
