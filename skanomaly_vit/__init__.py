@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skanomaly_vit._backbones import WeightsUnavailableError
     from skanomaly_vit.cache import CacheWarning, DiskCache
-    from skanomaly_vit.density import GaussianDensity, GaussianMixtureDensity, KNNDensity
+    from skanomaly_vit.density import (
+        ExcessDensity,
+        GaussianDensity,
+        GaussianMixtureDensity,
+        KNNDensity,
+    )
     from skanomaly_vit.detector import TransformalyDetector
     from skanomaly_vit.distillation import BlockDistillation
     from skanomaly_vit.features import ViTFeatures
@@ -21,6 +26,7 @@ __all__ = [
     "CacheWarning",
     "CompactFeatures",
     "DiskCache",
+    "ExcessDensity",
     "GaussianDensity",
     "GaussianMixtureDensity",
     "KNNDensity",
@@ -37,6 +43,7 @@ _ROOMS = {
     "CacheWarning": "cache",
     "CompactFeatures": "tuned_features",
     "DiskCache": "cache",
+    "ExcessDensity": "density",
     "GaussianDensity": "density",
     "GaussianMixtureDensity": "density",
     "KNNDensity": "density",

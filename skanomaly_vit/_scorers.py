@@ -16,12 +16,18 @@ from threadpoolctl import ThreadpoolController
 
 from skanomaly_vit._digests import combine
 from skanomaly_vit._recent import RecentlyUsed
-from skanomaly_vit.density import GaussianDensity, GaussianMixtureDensity, KNNDensity
+from skanomaly_vit.density import (
+    ExcessDensity,
+    GaussianDensity,
+    GaussianMixtureDensity,
+    KNNDensity,
+)
 
 DENSITIES: dict[str, type[BaseEstimator]] = {
     "gaussian": GaussianDensity,
     "gmm": GaussianMixtureDensity,
     "knn": KNNDensity,
+    "excess": ExcessDensity,
 }
 
 

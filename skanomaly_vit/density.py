@@ -16,9 +16,10 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
 from skanomaly_vit._compat import Interval, StrOptions
+from skanomaly_vit._excess import ExcessDensity
 from skanomaly_vit._standardized import FloatArray, StandardizedDensity
 
-__all__ = ["GaussianDensity", "GaussianMixtureDensity", "KNNDensity"]
+__all__ = ["ExcessDensity", "GaussianDensity", "GaussianMixtureDensity", "KNNDensity"]
 
 # In units of sqrt(n_features), the root mean square distance of a sample from the mean. Thirty
 # times what rounding makes of the distance between two equal points (about sqrt(machine epsilon)).

@@ -24,6 +24,7 @@ from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._labels import warn_about_labels
 from skanomaly_vit._progress import Progress, log
+from skanomaly_vit._recipes import AUTO, DISCREPANCY, PRETRAINED, RECIPES, resolve
 from skanomaly_vit._scorers import (
     DENSITIES,
     fit_density,
@@ -36,7 +37,6 @@ from skanomaly_vit._scorers import (
 from skanomaly_vit.distillation import BlockDistillation
 from skanomaly_vit.features import ViTFeatures
 
-PRETRAINED, DISCREPANCY = "pretrained", "discrepancy"
 SPACES = {
     "both": (PRETRAINED, DISCREPANCY),
     PRETRAINED: (PRETRAINED,),
@@ -49,8 +49,8 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
 
     Transformaly [1]_ looks at an image in two feature spaces of one frozen Vision Transformer:
     its pooled output, and how badly students that learned from normal images only imitate its
-    last blocks. A density is fitted in each space; the score of an image is the
-    logarithm of the product of its two likelihoods.
+    last blocks. A density is fitted in each space; the score of an image is the sum of its two
+    log-likelihoods, each on the scale of the normal images.
 
     Parameters
     ----------
@@ -66,34 +66,43 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
     image_shape : tuple of (int, int, int) or None, default=None
         Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+    recipe : {"default", "paper"}, default="default"
+        What the parameters that are ``"auto"`` stand for: what was most accurate on the data
+        that we measured, or the values of the paper.
     n_blocks : int or None, default=10
         How many of the last blocks get a student. ``None`` is all blocks.
-    pca_variance : float or None, default=0.9
+    pca_variance : float, None or "auto", default="auto"
         Share in (0, 1) of the variance of the pre-trained features that a whitening PCA keeps.
-        ``None`` leaves them as they are.
-    density : {"gaussian", "gmm", "knn"} or estimator, default="gaussian"
+        ``None`` leaves them as they are. ``"auto"`` is ``None``; in the paper's recipe 0.9.
+    density : {"gaussian", "gmm", "knn", "excess", "auto"} or estimator, default="auto"
         The density scorer, cloned for each space: `GaussianDensity`, `GaussianMixtureDensity`,
-        `KNNDensity`, or any estimator with ``fit`` and ``score_samples`` (higher = more normal).
-        A ``random_state`` of it that is ``None`` follows the detector's.
-    fusion : {"product", "standardized"}, default="product"
-        How the scores of both spaces become one. ``"product"`` adds log-likelihoods, as the
-        paper does. ``"standardized"`` first brings each to mean 0 and standard deviation 1 on
-        the training images; meant for scorers that give no log-likelihood.
+        `KNNDensity`, `ExcessDensity`, or any estimator with ``fit`` and ``score_samples`` (higher
+        = more normal). A ``random_state`` of it that is ``None`` follows the detector's.
+        ``"auto"`` is a Gaussian with a Ledoit-Wolf covariance in the pre-trained space and
+        `ExcessDensity` in the discrepancy space; in the paper's recipe a Gaussian in each.
+    fusion : {"product", "standardized", "auto"}, default="auto"
+        How the scores of both spaces become one. ``"product"`` adds log-likelihoods.
+        ``"standardized"`` first brings each to mean 0 and standard deviation 1 on the training
+        images, so that both weigh alike. ``"auto"`` is ``"standardized"``; in the paper's recipe
+        ``"product"``.
     feature_spaces : {"both", "pretrained", "discrepancy"}, default="both"
         The spaces that count. With ``"pretrained"`` no students are trained.
-    student : {"ridge", "block"}, default="ridge"
+    student : {"ridge", "block", "auto"}, default="auto"
         What imitates a block. ``"ridge"`` is a linear map from a token and the mean token of
         its image to what the block adds to the token, solved in closed form in one pass.
         ``"block"`` is a block of the same architecture, started at random and trained by
-        gradient descent, as in the paper.
+        gradient descent. ``"auto"`` is ``"ridge"``; in the paper's recipe ``"block"``.
     ridge_alpha : float, default=0.01
         Penalty on the weights of ridge students, relative to the mean square of their inputs.
-    max_epochs : int, default=3
+    max_epochs : int or "auto", default="auto"
         Passes over the training images to train block students; ridge students need one.
-    learning_rate : float, default=1e-3
-        Of Adam, for block students; the peak under the one-cycle schedule.
-    learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
-        ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`.
+        ``"auto"`` is 3; in the paper's recipe 30.
+    learning_rate : float or "auto", default="auto"
+        Of Adam, for block students; the peak under the one-cycle schedule. ``"auto"`` is 1e-3;
+        in the paper's recipe 1e-4.
+    learning_rate_schedule : {"one_cycle", "constant", "auto"}, default="auto"
+        ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`. ``"auto"``
+        is ``"one_cycle"``; in the paper's recipe ``"constant"``.
     token_fraction : float, default=1.0
         Share in (0, 1] of an image's tokens, drawn anew in each step, on which block students
         learn; the tokens that they attend to are always all. 0.25 trains a block in less than
@@ -102,9 +111,9 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         Share of the images in [0, 1) that neither students nor densities learn from. They set
         the threshold and choose each block student's best epoch. With 0 the threshold comes
         from the training images, on which scores are too high, and the last epoch counts.
-    patience : int, default=3
+    patience : int or "auto", default="auto"
         A block student that has not improved on the held-out images for so many epochs is
-        not trained further.
+        not trained further. ``"auto"`` is 3; in the paper's recipe 30, which is never.
     activation_cache : int, default=2**30
         Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
         that they pass through it once and not in every epoch. The result does not depend on it.
@@ -140,7 +149,7 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         The students; ``None`` with ``feature_spaces="pretrained"``.
     density_ : dict
         The fitted scorer of each space that counts, under ``"pretrained"`` (a pipeline of PCA
-        and density) and ``"discrepancy"``.
+        and density if `pca_variance` is a number) and ``"discrepancy"``.
     offset_ : float
         ``decision_function = score_samples - offset_``.
     fusion_ : dict
@@ -161,8 +170,9 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
 
     Notes
     -----
-    The students of the paper are ``student="block"``; ridge students are faster and were more
-    accurate on most data that we measured.
+    ``recipe="paper"`` is the method as published: block students, a whitening PCA, a Gaussian in
+    each space, the product of likelihoods. The default is faster and was more accurate on the data
+    that we measured (docs/benchmarks.md).
 
     Unlike the code released with the paper, students are chosen on held-out training images and
     not on test images, the teacher is in eval mode, a batch goes through the teacher once for
@@ -191,9 +201,20 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
         **TRAINING_CONSTRAINTS,
-        "pca_variance": [Interval(Real, 0, 1, closed="neither"), None],
-        "density": [StrOptions(set(DENSITIES)), HasMethods(["fit", "score_samples"])],
-        "fusion": [StrOptions({"product", "standardized"})],
+        **{
+            name: [*TRAINING_CONSTRAINTS[name], StrOptions({AUTO})]
+            for name in (
+                "student",
+                "max_epochs",
+                "learning_rate",
+                "learning_rate_schedule",
+                "patience",
+            )
+        },
+        "recipe": [StrOptions(set(RECIPES))],
+        "pca_variance": [Interval(Real, 0, 1, closed="neither"), StrOptions({AUTO}), None],
+        "density": [StrOptions({AUTO, *DENSITIES}), HasMethods(["fit", "score_samples"])],
+        "fusion": [StrOptions({"product", "standardized", AUTO})],
         "feature_spaces": [StrOptions(set(SPACES))],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
     }
@@ -205,19 +226,20 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         pretrained: bool | str | PathLike[str] = True,
         image_size: int | tuple[int, int] | None = None,
         image_shape: tuple[int, int, int] | None = None,
+        recipe: str = "default",
         n_blocks: int | None = 10,
-        pca_variance: float | None = 0.9,
-        density: Any = "gaussian",
-        fusion: str = "product",
+        pca_variance: float | str | None = "auto",
+        density: Any = "auto",
+        fusion: str = "auto",
         feature_spaces: str = "both",
-        student: str = "ridge",
+        student: str = "auto",
         ridge_alpha: float = 0.01,
-        max_epochs: int = 3,
-        learning_rate: float = 1e-3,
-        learning_rate_schedule: str = "one_cycle",
+        max_epochs: int | str = "auto",
+        learning_rate: float | str = "auto",
+        learning_rate_schedule: str = "auto",
         token_fraction: float = 1.0,
         validation_fraction: float = 0.2,
-        patience: int = 3,
+        patience: int | str = "auto",
         activation_cache: int = 2**30,
         student_dtype: str | None = None,
         contamination: float = 0.05,
@@ -233,6 +255,7 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         self.pretrained = pretrained
         self.image_size = image_size
         self.image_shape = image_shape
+        self.recipe = recipe
         self.n_blocks = n_blocks
         self.pca_variance = pca_variance
         self.density = density
@@ -296,7 +319,7 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Log-likelihood of images.
+        """Normality of images: the sum of their log-likelihoods in both spaces, as `fusion` says.
 
         Parameters
         ----------
@@ -425,7 +448,8 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
     def _part(self, estimator_class: type[Any]) -> Any:
         """An estimator that the detector is made of, with the detector's parameters."""
         names = estimator_class().get_params(deep=False)
-        return estimator_class(**{name: getattr(self, name) for name in names})
+        own = {name: getattr(self, name) for name in names}
+        return estimator_class(**own | {k: v for k, v in resolve(self).items() if k in own})
 
     def _fit_densities(
         self,
@@ -438,17 +462,19 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         train, validation = split
         require_spread(features[train])
         embedded = _by_space(features[train], discrepancies[train])
+        values = resolve(self)
+        of_space = values["density"]
         density = {
             space: fit_density(
-                self.density,
+                of_space[space] if isinstance(of_space, dict) else of_space,
                 embedded[space],
                 seed=seed,
-                pca_variance=self.pca_variance if space == PRETRAINED else None,
+                pca_variance=values["pca_variance"] if space == PRETRAINED else None,
                 remember=self.memory is not None,
             )
             for space in SPACES[self.feature_spaces]
         }
-        fusion = fit_fusion(self.fusion, density, embedded)
+        fusion = fit_fusion(values["fusion"], density, embedded)
         held_out = validation if len(validation) else train
         scores = score_spaces(
             density, fusion, _by_space(features[held_out], discrepancies[held_out])

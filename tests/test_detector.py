@@ -32,6 +32,7 @@ from sklearn.svm import OneClassSVM
 
 from skanomaly_vit import (
     BlockDistillation,
+    ExcessDensity,
     GaussianDensity,
     GaussianMixtureDensity,
     KNNDensity,
@@ -50,17 +51,61 @@ def test_odd_images_score_lower_in_both_spaces(fitted, images, odd_images):
     assert roc_auc_score(y, scores["discrepancy"]) > 0.9
 
 
-def test_score_is_the_sum_of_the_log_likelihoods_computed_by_hand(fitted, images, odd_images):
+def spaces_of(detector, X) -> tuple[np.ndarray, np.ndarray]:
+    parts = (detector.features_, detector.distillation_)
+    return tuple(part.transform(X).astype(np.float64) for part in parts)
+
+
+def test_score_of_the_paper_is_the_sum_of_log_likelihoods(make_detector, images, odd_images):
+    quick = {"max_epochs": 1}
+    detector = make_detector(recipe="paper", **quick).fit(images)
+    train = np.delete(np.arange(20), detector.validation_indices_)
+    features, errors = (space[train] for space in spaces_of(detector, images))
+    new_features, new_errors = spaces_of(detector, odd_images)
+    pca = PCA(0.9, whiten=True, svd_solver="full").fit(features)
+    gaussian = GaussianDensity(shrinkage=0.0).fit(pca.transform(features))
+    expected = gaussian.score_samples(pca.transform(new_features)) + GaussianDensity(
+        shrinkage=0.0
+    ).fit(errors).score_samples(new_errors)
+    np.testing.assert_allclose(detector.score_samples(odd_images), expected, rtol=1e-6)
+
+
+def test_default_score_is_the_sum_of_standardised_log_likelihoods(fitted, images, odd_images):
     train = np.delete(np.arange(20), fitted.validation_indices_)
-    features = fitted.features_.transform(images).astype(np.float64)
-    errors = fitted.distillation_.transform(images).astype(np.float64)
-    pca = PCA(0.9, whiten=True, svd_solver="full").fit(features[train])
-    expected = GaussianDensity().fit(pca.transform(features[train])).score_samples(
-        pca.transform(fitted.features_.transform(odd_images).astype(np.float64))
-    ) + GaussianDensity().fit(errors[train]).score_samples(
-        fitted.distillation_.transform(odd_images).astype(np.float64)
-    )
+    expected = np.zeros(6)
+    densities = (GaussianDensity(shrinkage="ledoit_wolf"), ExcessDensity())
+    spaces = zip(densities, spaces_of(fitted, images), spaces_of(fitted, odd_images), strict=True)
+    for density, seen, new in spaces:
+        own = density.fit(seen[train]).score_samples(seen[train])
+        expected += (density.score_samples(new) - own.mean()) / own.std()
     np.testing.assert_allclose(fitted.score_samples(odd_images), expected, rtol=1e-6)
+
+
+PAPER = {
+    "student": "block",
+    "max_epochs": 30,
+    "learning_rate": 1e-4,
+    "learning_rate_schedule": "constant",
+}
+
+
+def test_recipe_of_the_paper_fills_in_what_is_left_open(make_detector, images):
+    """What section 4 of the paper says of the students, and no parameter that is given."""
+    detector = make_detector(recipe="paper", max_epochs="auto")
+    part = detector._part(BlockDistillation)
+    assert {name: getattr(part, name) for name in PAPER} == PAPER
+    given = detector.set_params(student="ridge", density="knn", fusion="standardized").fit(images)
+    assert given.distillation_.student == "ridge"
+    assert list(given.density_["pretrained"].named_steps) == ["pca", "density"]
+    assert isinstance(given.density_["discrepancy"], KNNDensity)
+    assert given.fusion_["pretrained"] != (0.0, 1.0)
+
+
+def test_default_recipe_is_what_the_parts_do_alone():
+    part, alone = TransformalyDetector()._part(BlockDistillation), BlockDistillation()
+    assert {name: getattr(part, name) for name in PAPER} == {
+        name: getattr(alone, name) for name in PAPER
+    }
 
 
 def test_contract_of_scikit_learns_outlier_detectors(fitted, images, odd_images):
@@ -91,7 +136,7 @@ def test_without_discrepancies_no_student_is_trained(make_detector, images):
 
 
 def test_standardized_fusion_gives_each_space_mean_0_and_deviation_1(make_detector, images):
-    detector = make_detector(fusion="standardized").fit(images)
+    detector = make_detector(fusion="standardized", density="gaussian").fit(images)
     train = np.delete(images, detector.validation_indices_, axis=0)
     for scores in detector.score_spaces(train).values():
         assert np.mean(scores) == pytest.approx(0, abs=1e-3)
