@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-from skanomaly_vit import TransformalyDetector
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import make_pipeline
+
+from skanomaly_vit import TransformalyDetector, ViTFeatures
 from skanomaly_vit.baselines import BASELINES, make_baseline
 
 #: The densities of the paper, which the ablations of the paper vary.
@@ -32,11 +37,39 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"recipe": "paper"},
 }
 
-METHODS = [*VARIANTS, *BASELINES]
+#: Name -> module, class and parameters of a detector of PyOD, on the features of the backbone.
+PYOD: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "pyod-knn": ("knn", "KNN", {"method": "mean"}),
+    "pyod-lof": ("lof", "LOF", {}),
+    "pyod-ecod": ("ecod", "ECOD", {}),
+    "pyod-copod": ("copod", "COPOD", {}),
+    "pyod-hbos": ("hbos", "HBOS", {}),
+    "pyod-pca": ("pca", "PCA", {}),
+}
+
+METHODS = [*VARIANTS, *BASELINES, *PYOD]
+
+
+class PyODScorer(BaseEstimator):
+    """A detector of PyOD, whose scores are high for anomalies, as scikit-learn has them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def fit(self, X: np.ndarray, y: Any = None) -> PyODScorer:
+        module, detector, parameters = PYOD[self.name]
+        self.detector_ = getattr(import_module(f"pyod.models.{module}"), detector)(**parameters)
+        self.detector_.fit(X)
+        return self
+
+    def score_samples(self, X: np.ndarray) -> np.ndarray:
+        return -self.detector_.decision_function(X)
 
 
 def make_method(name: str, **shared: Any) -> Any:
-    """Make a detector; `shared` are the backbone, its image size, memory and seed."""
+    """Make a detector; `shared` are the parameters of its features."""
     if name in VARIANTS:
         return TransformalyDetector(**VARIANTS[name], **shared)
+    if name in PYOD:
+        return make_pipeline(ViTFeatures(**shared), PyODScorer(name))
     return make_baseline(name, **shared)

@@ -1,0 +1,65 @@
+"""Print the tables of docs/benchmarks.md from the CSV files that compare.py wrote."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+SETTINGS = ["unimodal", "multimodal"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="CSV")
+    parser.add_argument("--metric", default="auroc", help="a column; default: auroc")
+    args = parser.parse_args()
+    for file in args.files:
+        rows = pd.read_csv(file, dtype={"class": str})
+        for name, of_dataset in rows.groupby("dataset"):
+            print(f"\n{name}: {args.metric} in percent\n")
+            print_means(of_dataset, args.metric)
+            for setting in SETTINGS:
+                print(f"\n{name}, {setting}, class by class\n")
+                print_classes(of_dataset[of_dataset["setting"] == setting], args.metric)
+
+
+def print_means(rows: pd.DataFrame, metric: str) -> None:
+    """A row a method, in the order of the file; incomplete evaluations are marked."""
+    n_classes = rows["class"].nunique()
+    print("| method | " + " | ".join(SETTINGS) + " | fit, s (unimodal) | seeds |")
+    print("|---" * (len(SETTINGS) + 3) + "|")
+    for method in rows["method"].unique():
+        of_method = rows[rows["method"] == method]
+        cells = [
+            mean_cell(of_method[of_method["setting"] == setting], metric, n_classes)
+            for setting in SETTINGS
+        ]
+        fits = of_method.loc[of_method["setting"] == "unimodal", "fit_seconds"]
+        cells += [f"{fits.median():.1f}" if len(fits) else "", str(of_method["seed"].nunique())]
+        print(f"| {method} | " + " | ".join(cells) + " |")
+
+
+def mean_cell(rows: pd.DataFrame, metric: str, n_classes: int) -> str:
+    if rows.empty:
+        return ""
+    of_seeds = 100 * rows.groupby("seed")[metric].mean()
+    spread = f" ± {of_seeds.std():.1f}" if len(of_seeds) > 1 else ""
+    missing = (
+        "" if rows["class"].nunique() == n_classes else f" ({rows['class'].nunique()} classes)"
+    )
+    return f"{of_seeds.mean():.1f}{spread}{missing}"
+
+
+def print_classes(rows: pd.DataFrame, metric: str) -> None:
+    table = 100 * rows.pivot_table(index="method", columns="class", values=metric, sort=False)
+    print("| method | " + " | ".join(table.columns) + " |")
+    print("|---" * (len(table.columns) + 1) + "|")
+    for method, values in table.iterrows():
+        cells = ["" if pd.isna(value) else f"{value:.1f}" for value in values]
+        print(f"| {method} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
