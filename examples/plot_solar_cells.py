@@ -26,15 +26,17 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from PIL import Image
 from sklearn.callback import ProgressBar
 from sklearn.metrics import roc_auc_score
 
 from skanomaly_vit import TransformalyDetector
+from skanomaly_vit.datasets import load_elpv
 
 try:
+    import elpv_dataset  # noqa: F401, the images
     import matplotlib.pyplot as plt
     import rich  # noqa: F401, ProgressBar needs it
-    from elpv_dataset.utils import load_dataset
 except ImportError as error:
     raise SystemExit(
         f'This example needs {error.name}. Install: pip install "skanomaly-vit[demo]"'
@@ -49,10 +51,10 @@ except ImportError as error:
 
 N_TRAIN = 350
 
-images, probability, cell_type = load_dataset()
-mono = cell_type == "mono"
-functional = np.flatnonzero(mono & (probability == 0))
-defective = np.flatnonzero(mono & (probability == 1))
+cells = load_elpv()
+mono = cells.module_type == "mono"
+functional = np.flatnonzero(mono & (cells.defect_probability == 0))
+defective = np.flatnonzero(mono & (cells.defect_probability == 1))
 
 functional = np.random.default_rng(0).permutation(functional)
 train, held_out = functional[:N_TRAIN], functional[N_TRAIN:]
@@ -73,19 +75,19 @@ if sys.stdout.isatty():
     detector.set_callbacks(ProgressBar())
 
 start = perf_counter()
-detector.fit(images[train])
+detector.fit(cells.images[train])
 print(f"fit              {perf_counter() - start:.0f} s", flush=True)
 
 # %%
 # Score
 # -----
-# Scores are log-likelihoods: higher = more normal.
+# Scores are sums of standardised log-likelihoods: higher = more normal.
 
 test = np.concatenate([held_out, defective])
 is_defective = np.isin(test, defective)
 
 start = perf_counter()
-scores = detector.score_samples(images[test])
+scores = detector.score_samples(cells.images[test])
 seconds = perf_counter() - start
 flagged = scores < detector.offset_
 
@@ -103,7 +105,7 @@ print(
 # Cells that are defective beyond doubt are an easy case: many are simply darker. Anything learned
 # has to be compared with what the mean brightness of a cell says already.
 
-brightness = images[test].mean(axis=(1, 2))
+brightness = np.array([np.asarray(Image.open(path)).mean() for path in cells.images[test]])
 print(
     f"AUROC, baseline  {100 * roc_auc_score(is_defective, -brightness):.1f} % from mean brightness "
     "alone (dark = defective)\n"
@@ -121,13 +123,13 @@ N_ROWS = 2  # of each kind
 COLORS = {"functional": "#0072B2", "defective": "#D55E00"}  # told apart by the colour-blind
 
 
-def draw_cells(figure, cells, title):
+def draw_cells(figure, positions, title):
     """Draw a grid of cells, given as positions in `test`."""
     figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
-    for ax, cell in zip(figure.subplots(N_ROWS, N_COLUMNS).flat, cells, strict=True):
+    for ax, cell in zip(figure.subplots(N_ROWS, N_COLUMNS).flat, positions, strict=True):
         label = "defective" if is_defective[cell] else "functional"
-        ax.imshow(images[test[cell]], cmap="gray", vmin=0, vmax=255)
-        ax.set_title(f"{scores[cell]:,.0f}\n{label}", fontsize=11, color=COLORS[label])
+        ax.imshow(Image.open(cells.images[test[cell]]), cmap="gray", vmin=0, vmax=255)
+        ax.set_title(f"{scores[cell]:,.1f}\n{label}", fontsize=11, color=COLORS[label])
         ax.set(xticks=[], yticks=[])
         for spine in ax.spines.values():
             spine.set(color=COLORS[label], linewidth=3)
@@ -136,9 +138,7 @@ def draw_cells(figure, cells, title):
 n_cells = N_ROWS * N_COLUMNS
 order = np.argsort(scores)
 figure = plt.figure(figsize=(12, 10.5), layout="constrained")
-figure.suptitle(
-    f"Solar cells by score (log-likelihood; below {detector.offset_:,.0f} = flagged)", fontsize=16
-)
+figure.suptitle(f"Solar cells by score (below {detector.offset_:,.1f} = flagged)", fontsize=16)
 top, bottom = figure.subfigures(2, 1)
 draw_cells(top, order[::-1][:n_cells], "Most normal")
 draw_cells(bottom, order[:n_cells], "Most abnormal")
