@@ -1,0 +1,326 @@
+"""Compare recipes: features, discrepancies, densities and fusions, on images of the training part.
+
+The test part of a data set is not looked at: of each class `--train` images are for training and
+`--choose` others for measuring, all from `train/<class>/`. Ridge students; tokens pass through the
+backbone once and lie in a temporary folder (0.6 MB an image). Statistics of ridge students add up,
+so all settings, classes and folds are solved from those of each class and fold.
+
+Discrepancies of the training images are *seen* (by students that learned from them) or *crossed*
+(by students that learned from the other four fifths).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import find_classes, not_negative, positive, print_circumstances, sample
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+
+from skanomaly_vit import ExcessDensity, GaussianDensity, KNNDensity
+from skanomaly_vit._images import open_images
+from skanomaly_vit._ridge import RidgeStatistics, RidgeStudent
+from skanomaly_vit._teacher import BlockCall, Teacher, load_teacher
+
+ALPHA = 0.01
+N_FOLDS = 5
+N_SEEN = 2000  # training images of the multimodal setting whose discrepancies are computed
+BATCH = 64
+SETTINGS = ("unimodal", "multimodal")
+
+Scores = tuple[np.ndarray, np.ndarray]  # of the training images and of those to measure on
+Scorer = Callable[[np.ndarray, np.ndarray], Scores]
+
+
+def main() -> None:
+    args = parse_args()
+    print_circumstances(args.seed)
+    images = Images(args)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        tokens = Tokens(images, Path(folder))
+        print("embedded", flush=True)
+        discrepancies = Discrepancies(images, tokens)
+    with args.output.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["setting", "pretrained", "discrepancy", "fusion", "mean_auroc", "seed"])
+        for row in compare(images, tokens.features(), discrepancies):
+            writer.writerow([*row, args.seed])
+            print(" ".join(f"{value:<22}" for value in row), flush=True)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="PATH", help="train/<class>/")
+    add("--train", type=positive, default=500, help="images a class; default: 500")
+    add("--choose", type=positive, default=100, help="images a class; default: 100")
+    add("--seed", type=not_negative, default=0, help="default: 0")
+    add("--output", type=Path, required=True, metavar="CSV")
+    return parser.parse_args()
+
+
+class Images:
+    """Which images there are, of what class, and in which fold."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        folders = find_classes(args.data)["train"]
+        drawn = [sample([folder], args.train + args.choose, args.seed) for folder in folders]
+        self.n_classes = len(folders)
+        self.paths = [p for of in drawn for p in of[: args.train]]
+        self.n_train = len(self.paths)
+        self.paths += [p for of in drawn for p in of[args.train :]]
+        sizes = [
+            [min(len(of), args.train) for of in drawn],
+            [len(of[args.train :]) for of in drawn],
+        ]
+        self.classes = [np.repeat(np.arange(len(drawn)), of_part) for of_part in sizes]
+        rng = np.random.default_rng(args.seed)
+        self.folds = rng.permutation(np.arange(self.n_train) % N_FOLDS)
+        self.some = np.isin(np.arange(self.n_train), rng.permutation(self.n_train)[:N_SEEN])
+
+    def normal(self, setting: str, name: int) -> np.ndarray:
+        """Mask of the training images that are normal."""
+        of_class = self.classes[0] == name
+        return of_class if setting == "unimodal" else ~of_class
+
+    def auroc(self, setting: str, name: int, normality: np.ndarray) -> float:
+        of_class = self.classes[1] == name
+        return float(roc_auc_score(~of_class if setting == "unimodal" else of_class, -normality))
+
+
+class Tokens:
+    """Tokens before and after each block, half precision, on disk."""
+
+    def __init__(self, images: Images, folder: Path) -> None:
+        self.teacher = load_teacher(
+            "embedded", pretrained=True, image_size=None, device="cpu", seed=0
+        )
+        self.n_levels = len(self.teacher.blocks) + 1
+        self._n_train = images.n_train
+        self._levels: list[np.ndarray] = []
+        self.pooled = np.concatenate(list(self._embed(self.teacher, images, folder)))
+        self._features = self._pool()
+
+    def _embed(self, teacher: Teacher, images: Images, folder: Path) -> Iterator[np.ndarray]:
+        start = 0
+        source = open_images(images.paths)
+        for batch in source.batches(teacher.preprocessing, batch_size=BATCH, n_jobs=2):
+
+            def visit(call: BlockCall) -> None:
+                for level, values in ((call.index, call.tokens), (call.index + 1, call.output)):
+                    if level == len(self._levels):
+                        shape = (len(images.paths), *values.shape[1:])
+                        path = folder / f"{level}.npy"
+                        self._levels.append(np.lib.format.open_memmap(path, "w+", "f2", shape))
+                    self._levels[level][start : start + len(values)] = values.numpy()  # noqa: B023
+
+            yield teacher(batch, blocks=range(len(teacher.blocks)), visit=visit).numpy()
+            start += len(batch)
+
+    def calls(self, index: int, positions: np.ndarray) -> Iterator[BlockCall]:
+        """A block at work on some of the images."""
+        for start in range(0, len(positions), BATCH):
+            some = positions[start : start + BATCH]
+            tokens, output = (
+                torch.from_numpy(np.asarray(self._levels[level][some], dtype=np.float32))
+                for level in (index, index + 1)
+            )
+            yield BlockCall(index, (tokens,), {}, output)
+
+    def _pool(self) -> dict[str, np.ndarray]:
+        """Class token, and mean of the patches, after the final norm, of late blocks."""
+        features = {"cls": self.pooled}
+        for back in range(3):
+            level = self.n_levels - 1 - back
+            values = torch.from_numpy(np.asarray(self._levels[level], dtype=np.float32))
+            normed = self.teacher.model.norm(values).numpy()
+            features[f"cls-{back}"] = normed[:, 0]
+            features[f"mean-{back}"] = normed[:, 1:].mean(axis=1)
+        return features
+
+    def features(self) -> dict[str, Scores]:
+        """Each kind of feature, of the training images and of the others."""
+        return {
+            name: (values[: self._n_train].astype(float), values[self._n_train :].astype(float))
+            for name, values in self._features.items()
+        }
+
+
+class Discrepancies:
+    """Errors of ridge students, (training images, blocks) seen and crossed, and of the others."""
+
+    def __init__(self, images: Images, tokens: Tokens) -> None:
+        self.images = images
+        blocks = range(1, tokens.n_levels - 1)
+        n_measured = len(images.paths) - images.n_train
+        cases = list(product(SETTINGS, range(images.n_classes)))
+        train_shape, other_shape = (images.n_train, len(blocks)), (n_measured, len(blocks))
+        self.seen = {case: np.full(train_shape, np.nan) for case in cases}
+        self.crossed = {case: np.full(train_shape, np.nan) for case in cases}
+        self.measured = {case: np.empty(other_shape) for case in cases}
+        for column, block in enumerate(blocks):
+            self._solve(tokens, block, column)
+            print(f"block {block}", flush=True)
+
+    def _solve(self, tokens: Tokens, block: int, column: int) -> None:
+        images = self.images
+        parts = {
+            (name, fold): statistics(
+                tokens, block, np.flatnonzero((images.classes[0] == name) & (images.folds == fold))
+            )
+            for name in range(images.n_classes)
+            for fold in range(N_FOLDS)
+        }
+        others = np.arange(images.n_train, len(images.paths))
+        for case in self.seen:
+            normal = images.normal(*case)
+            names = set(images.classes[0][normal])
+            scored = np.flatnonzero(normal & (images.some if case[0] == "multimodal" else True))
+            student = solve(part for (name, _), part in parts.items() if name in names)
+            self.measured[case][:, column] = errors(student, tokens, block, others)
+            self.seen[case][scored, column] = errors(student, tokens, block, scored)
+            for fold in range(N_FOLDS):
+                student = solve(p for (n, f), p in parts.items() if n in names and f != fold)
+                of_fold = scored[images.folds[scored] == fold]
+                self.crossed[case][of_fold, column] = errors(student, tokens, block, of_fold)
+
+
+def statistics(tokens: Tokens, block: int, positions: np.ndarray) -> RidgeStatistics:
+    sums: RidgeStatistics | None = None
+    for call in tokens.calls(block, positions):
+        sums = sums or RidgeStatistics.empty(call.tokens.shape[-1])
+        sums.add(call)
+    if sums is None:
+        raise ValueError("a class has no images in one of the folds; pass a larger --train")
+    return sums
+
+
+def solve(parts: Iterator[RidgeStatistics]) -> RidgeStudent:
+    grams, crosses = zip(*((part.gram, part.cross) for part in parts), strict=True)
+    weights = RidgeStatistics(sum(grams), sum(crosses)).solve(ALPHA).float()
+    dim = weights.shape[1]
+    return RidgeStudent(*weights.split([dim, dim, 1]))
+
+
+def errors(student: RidgeStudent, tokens: Tokens, block: int, positions: np.ndarray) -> np.ndarray:
+    return np.concatenate(
+        [
+            (student(call.tokens) - call.output).square().mean(dim=(1, 2)).numpy()
+            for call in tokens.calls(block, positions)
+        ]
+    )
+
+
+def with_density(density: Any) -> Scorer:
+    def score(train: np.ndarray, others: np.ndarray) -> Scores:
+        fitted = density.fit(train)
+        return fitted.score_samples(train), fitted.score_samples(others)
+
+    return score
+
+
+def whitened(train: np.ndarray, others: np.ndarray) -> Scores:
+    pca = PCA(0.9, whiten=True, svd_solver="full").fit(train)
+    return with_density(GaussianDensity())(pca.transform(train), pca.transform(others))
+
+
+def k_means(train: np.ndarray, others: np.ndarray) -> Scores:
+    """Ten centres and one shrunk covariance around them."""
+    means = KMeans(10, n_init=3, random_state=0).fit(train)
+    around = GaussianDensity(shrinkage="ledoit_wolf").fit(
+        train - means.cluster_centers_[means.labels_]
+    )
+    shares = np.log(np.bincount(means.labels_) / len(train))
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        of_means = zip(shares, means.cluster_centers_, strict=True)
+        return np.logaddexp.reduce([w + around.score_samples(rows - c) for w, c in of_means])
+
+    return score(train), score(others)
+
+
+def logarithmic(scorer: Scorer) -> Scorer:
+    return lambda train, others: scorer(np.log(train), np.log(others))
+
+
+LEDOIT_WOLF = with_density(GaussianDensity(shrinkage="ledoit_wolf"))
+GAUSSIAN = with_density(GaussianDensity())
+
+#: Name -> features that are put side by side, and a scorer of them.
+PRETRAINED: dict[str, tuple[list[str], Scorer]] = {
+    "pca 90 %, gaussian": (["cls"], whitened),
+    "ledoit-wolf": (["cls"], LEDOIT_WOLF),
+    "cls + mean patch": (["cls", "mean-0"], LEDOIT_WOLF),
+    "one block earlier": (["cls-1"], LEDOIT_WOLF),
+    "two blocks earlier": (["cls-2"], LEDOIT_WOLF),
+    "10 means": (["cls"], k_means),
+}
+
+#: Name -> which discrepancies of the training images, and a scorer of them.
+DISCREPANCY: dict[str, tuple[str, Scorer]] = {
+    "gaussian": ("seen", GAUSSIAN),
+    "gaussian, crossed": ("crossed", GAUSSIAN),
+    "gaussian, log": ("seen", logarithmic(GAUSSIAN)),
+    "gaussian, log, crossed": ("crossed", logarithmic(GAUSSIAN)),
+    "knn": ("seen", with_density(KNNDensity())),
+    "excess": ("seen", with_density(ExcessDensity())),
+    "excess, crossed": ("crossed", with_density(ExcessDensity())),
+    "excess, log": ("seen", logarithmic(with_density(ExcessDensity()))),
+}
+
+
+def compare(
+    images: Images, features: dict[str, Scores], discrepancies: Discrepancies
+) -> Iterator[tuple[str, str, str, str, float]]:
+    for setting in SETTINGS:
+        first = {
+            name: [
+                scorer(*(np.hstack([features[k][i][mask] for k in kinds]) for i, mask in
+                         enumerate((images.normal(setting, c), slice(None)))))
+                for c in range(images.n_classes)
+            ]
+            for name, (kinds, scorer) in PRETRAINED.items()
+        }  # fmt: skip
+        second = {
+            name: [
+                scorer(known(getattr(discrepancies, kind)[setting, c]),
+                       discrepancies.measured[setting, c])
+                for c in range(images.n_classes)
+            ]
+            for name, (kind, scorer) in DISCREPANCY.items()
+        }  # fmt: skip
+        nothing: list[Scores] = [(np.array([0.0, 1.0]), np.zeros(1))] * images.n_classes
+        for (a, in_a), (b, in_b) in product(
+            (first | {"": nothing}).items(), (second | {"": nothing}).items()
+        ):
+            for fusion in FUSIONS if a and b else ["product"] if a or b else []:
+                of_classes = [
+                    images.auroc(setting, c, FUSIONS[fusion](in_a[c]) + FUSIONS[fusion](in_b[c]))
+                    for c in range(images.n_classes)
+                ]
+                yield setting, a, b, fusion if a and b else "", round(np.mean(of_classes), 5)
+
+
+def known(rows: np.ndarray) -> np.ndarray:
+    return rows[~np.isnan(rows[:, 0])]
+
+
+FUSIONS: dict[str, Callable[[Scores], np.ndarray]] = {
+    "product": lambda scores: scores[1],
+    "standardized": lambda scores: (scores[1] - scores[0].mean()) / scores[0].std(),
+}
+
+
+if __name__ == "__main__":
+    main()
