@@ -14,13 +14,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="CSV")
     parser.add_argument("--metric", default="auroc", help="a column; default: auroc")
+    parser.add_argument("--by-class", action="store_true", help="each class too, not only means")
     args = parser.parse_args()
     for file in args.files:
         rows = pd.read_csv(file, dtype={"class": str})
         for name, of_dataset in rows.groupby("dataset"):
             print(f"\n{name}: {args.metric} in percent\n")
             print_means(of_dataset, args.metric)
-            for setting in SETTINGS:
+            for setting in SETTINGS if args.by_class else []:
                 print(f"\n{name}, {setting}, class by class\n")
                 print_classes(of_dataset[of_dataset["setting"] == setting], args.metric)
 
@@ -28,17 +29,15 @@ def main() -> None:
 def print_means(rows: pd.DataFrame, metric: str) -> None:
     """A row a method, in the order of the file; incomplete evaluations are marked."""
     n_classes = rows["class"].nunique()
-    print("| method | " + " | ".join(SETTINGS) + " | fit, s (unimodal) | seeds |")
-    print("|---" * (len(SETTINGS) + 3) + "|")
+    print("| method | " + " | ".join(SETTINGS) + " | seeds |")
+    print("|---" * (len(SETTINGS) + 2) + "|")
     for method in rows["method"].unique():
         of_method = rows[rows["method"] == method]
         cells = [
             mean_cell(of_method[of_method["setting"] == setting], metric, n_classes)
             for setting in SETTINGS
         ]
-        fits = of_method.loc[of_method["setting"] == "unimodal", "fit_seconds"]
-        cells += [f"{fits.median():.1f}" if len(fits) else "", str(of_method["seed"].nunique())]
-        print(f"| {method} | " + " | ".join(cells) + " |")
+        print(f"| {method} | " + " | ".join([*cells, str(of_method["seed"].nunique())]) + " |")
 
 
 def mean_cell(rows: pd.DataFrame, metric: str, n_classes: int) -> str:
