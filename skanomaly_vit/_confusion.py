@@ -61,7 +61,8 @@ def pretraining_confusion(
     Raises
     ------
     ValueError
-        If there are fewer than two classes, or fewer images of one than `n_splits`.
+        If `features` are no numbers (images, say), or there are fewer than two classes, or fewer
+        images of one than `n_splits`.
 
     Warns
     -----
@@ -87,7 +88,7 @@ def pretraining_confusion(
            [ 1., nan,  1.],
            [ 1.,  1., nan]])
     """
-    Z = check_array(features, dtype=np.float64)
+    Z = _as_features(features)
     found = as_labels(labels, "labels")
     if len(found) != len(Z):
         raise ValueError(f"features has {len(Z)} rows and labels {len(found)}; pass one a row")
@@ -101,6 +102,16 @@ def pretraining_confusion(
     if missed:
         _warn(missed, threshold)
     return Bunch(classes=np.array(classes), auroc=auroc, missed=missed)
+
+
+def _as_features(features: Any) -> np.ndarray:
+    try:
+        return check_array(features, dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(
+            f"features is no array of numbers of shape (n_images, n_features): {error} Of images, "
+            "pass ViTFeatures().fit_transform(images)"
+        ) from error
 
 
 def _check_classes(by_class: dict[Any, np.ndarray], n_splits: int) -> None:

@@ -12,12 +12,19 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 def normality(estimator: Any, X: Any) -> np.ndarray:
     """Score of each sample, higher = more normal."""
+    require_normality(estimator)
     if hasattr(estimator, "score_samples"):
         return np.asarray(estimator.score_samples(X))
+    return np.asarray(estimator.decision_function(X))
+
+
+def require_normality(estimator: Any) -> None:
+    """Refuse an estimator of whose scores it is not known which way they point."""
     # High is abnormal in other libraries, and classes_[1] for a classifier: only scikit-learn's
     # outlier detectors are known to mean normal.
-    if hasattr(estimator, "__sklearn_tags__") and is_outlier_detector(estimator):
-        return np.asarray(estimator.decision_function(X))
+    is_known = hasattr(estimator, "__sklearn_tags__") and is_outlier_detector(estimator)
+    if hasattr(estimator, "score_samples") or is_known:
+        return
     raise ValueError(
         f"{type(estimator).__name__} is no outlier detector of scikit-learn's kind: it has no "
         "score_samples, and its decision_function, if any, may be high for anomalies"

@@ -24,7 +24,7 @@ from skanomaly_vit._digests import combine
 from skanomaly_vit._images import open_images
 from skanomaly_vit._labels import AUTO, as_labels, show_labels, which_are_anomalies
 from skanomaly_vit._memory import Memory
-from skanomaly_vit._metrics import fpr_at_95_tpr, normality
+from skanomaly_vit._metrics import fpr_at_95_tpr, normality, require_normality
 
 __all__ = ["ConfusionWarning", "evaluate", "one_vs_rest", "pretraining_confusion"]
 
@@ -71,7 +71,8 @@ def evaluate(
     Raises
     ------
     ValueError
-        If `test_y` has another length than `test_images`, or anomalies or normal images only.
+        If `estimator` gives no score, or `test_y` has another length than `test_images`, or
+        anomalies or normal images only.
 
     Examples
     --------
@@ -83,6 +84,7 @@ def evaluate(
     >>> evaluate(GaussianDensity(), X[:40], X[40:], np.repeat([1, -1], 10))["auroc"]
     1.0
     """
+    require_normality(estimator)
     is_anomaly = which_are_anomalies(test_y, anomaly_label)
     _check_length("test_images", test_images, "test_y", is_anomaly)
     if is_anomaly.all() or not is_anomaly.any():
@@ -144,7 +146,8 @@ def one_vs_rest(
     Raises
     ------
     ValueError
-        If lengths differ, a class is unknown or a turn would lack normal images or anomalies.
+        If `estimator` gives no score, lengths differ, a class is unknown, or a turn would lack
+        normal images or anomalies.
 
     See Also
     --------
@@ -174,6 +177,7 @@ def one_vs_rest(
     """
     if setting not in SETTINGS:
         raise ValueError(f"setting={setting!r} is not one of {SETTINGS}")
+    require_normality(estimator)
     train_classes = _classes_of(images, labels, "images", "labels")
     test_classes = _classes_of(test_images, test_labels, "test_images", "test_labels")
     turns = _choose(classes, train_classes)

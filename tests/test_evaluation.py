@@ -262,6 +262,12 @@ def test_one_split_needs_labels_of_both_kinds(y, message):
     assert not Brightness.seen
 
 
+def test_what_gives_no_score_is_refused_before_any_fit(tiny):
+    for call in (run, lambda e: evaluate(e, plain(1), plain(1, 2), [1, -1])):
+        with pytest.raises(ValueError, match="ViTFeatures is no outlier detector"):
+            call(ViTFeatures(backbone=tiny, image_size=-1))
+
+
 def clusters(*centres: float, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     names = [f"class {i}" for i in range(len(centres))]
@@ -311,6 +317,8 @@ def test_own_images_are_scored_by_a_density_that_has_not_seen_them():
         (np.zeros((4, 2)), ["a"] * 4, r"the class \['a'\] only"),
         (np.zeros((4, 2)), ["a", "a", "a", "b"], "class 'a' has 3 images; n_splits=5 needs"),
         (np.zeros((4, 2)), ["a", "b"], "features has 4 rows and labels 2"),
+        (["a.png", "b.png"], ["a", "b"], r"Of images, pass ViTFeatures\(\)"),
+        (np.zeros((4, 8, 8, 3)), ["a", "b", "a", "b"], r"Of images, pass ViTFeatures\(\)"),
     ],
 )
 def test_confusion_needs_classes_of_some_size(Z, labels, message):
