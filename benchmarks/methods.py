@@ -44,7 +44,6 @@ PYOD: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pyod-ecod": ("ecod", "ECOD", {}),
     "pyod-copod": ("copod", "COPOD", {}),
     "pyod-hbos": ("hbos", "HBOS", {}),
-    "pyod-pca": ("pca", "PCA", {}),
 }
 
 METHODS = [*VARIANTS, *BASELINES, *PYOD]

@@ -211,6 +211,7 @@ def _measure(
     fitted_at = time.perf_counter()
     abnormality = -normality(fitted, test_images)
     scored_at = time.perf_counter()
+    _check_finite(abnormality, fitted)
     values = (
         _length(images),
         (~is_anomaly).sum(),
@@ -222,6 +223,15 @@ def _measure(
         scored_at - fitted_at,
     )
     return dict(zip(_COLUMNS, map(float, values), strict=True))
+
+
+def _check_finite(abnormality: np.ndarray, fitted: Any) -> None:
+    wrong = np.flatnonzero(~np.isfinite(abnormality))
+    if len(wrong):
+        raise ValueError(
+            f"{type(fitted).__name__} gave {len(wrong)} of {len(abnormality)} test images scores "
+            f"that are not finite, first test image {wrong[0]}: {-abnormality[wrong[0]]}"
+        )
 
 
 def _take_turn(

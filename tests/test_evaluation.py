@@ -262,6 +262,16 @@ def test_one_split_needs_labels_of_both_kinds(y, message):
     assert not Brightness.seen
 
 
+class Broken(Brightness):
+    def score_samples(self, X):
+        return np.where(np.arange(len(X)) == 2, -np.inf, super().score_samples(X))
+
+
+def test_a_score_that_is_not_finite_is_named():
+    with pytest.raises(ValueError, match="Broken gave 1 of 4 .* first test image 2: -inf"):
+        run(Broken())
+
+
 def test_what_gives_no_score_is_refused_before_any_fit(tiny):
     for call in (run, lambda e: evaluate(e, plain(1), plain(1, 2), [1, -1])):
         with pytest.raises(ValueError, match="ViTFeatures is no outlier detector"):
