@@ -268,7 +268,7 @@ class Broken(Brightness):
 
 
 def test_a_score_that_is_not_finite_is_named():
-    with pytest.raises(ValueError, match="Broken gave 1 of 4 .* first test image 2: -inf"):
+    with pytest.raises(ValueError, match=r"Broken gave 1 of 4 .* first test image 2: -inf"):
         run(Broken())
 
 
