@@ -312,6 +312,18 @@ def test_rows_are_normal_and_columns_are_anomalies():
     assert [entry[:2] for entry in confusion.missed] == [("narrow", "wide")]
 
 
+def test_the_class_that_hides_another_best_is_named():
+    """The narrow class looks like its neighbour, but it is lost in the wide one."""
+    rng = np.random.default_rng(0)
+    clouds = [rng.normal(0, 0.1, (80, 2)), rng.normal(0.2, 0.1, (80, 2)), rng.normal(0, 9, (80, 2))]
+    with pytest.warns(ConfusionWarning):
+        confusion = pretraining_confusion(
+            np.concatenate(clouds), np.repeat(["narrow", "neighbour", "wide"], 80), threshold=0.99
+        )
+    hidden_by = {name: other for name, other, _ in confusion.missed}
+    assert hidden_by["narrow"] == hidden_by["neighbour"] == "wide"
+
+
 def test_own_images_are_scored_by_a_density_that_has_not_seen_them():
     """In 40 dimensions, 45 images that a Gaussian has seen look far closer than new ones."""
     Z, labels = clusters(0.0, 0.0, n=45)
