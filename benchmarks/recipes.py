@@ -31,7 +31,6 @@ from skanomaly_vit._images import open_images
 from skanomaly_vit._ridge import RidgeStatistics, RidgeStudent
 from skanomaly_vit._teacher import BlockCall, Teacher, load_teacher
 
-ALPHA = 0.01
 N_FOLDS = 5
 N_SEEN = 2000  # training images of the multimodal setting whose discrepancies are computed
 BATCH = 64
@@ -48,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         tokens = Tokens(images, Path(folder))
         print("embedded", flush=True)
-        discrepancies = Discrepancies(images, tokens)
+        discrepancies = Discrepancies(images, tokens, args.alpha)
     with args.output.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["setting", "pretrained", "discrepancy", "fusion", "mean_auroc", "seed"])
@@ -65,6 +64,7 @@ def parse_args() -> argparse.Namespace:
     add("--data", type=Path, required=True, metavar="PATH", help="train/<class>/")
     add("--train", type=positive, default=500, help="images a class; default: 500")
     add("--choose", type=positive, default=100, help="images a class; default: 100")
+    add("--alpha", type=float, default=0.01, help="ridge_alpha of the students; default: 0.01")
     add("--seed", type=not_negative, default=0, help="default: 0")
     add("--output", type=Path, required=True, metavar="CSV")
     return parser.parse_args()
@@ -160,8 +160,8 @@ class Tokens:
 class Discrepancies:
     """Errors of ridge students, (training images, blocks) seen and crossed, and of the others."""
 
-    def __init__(self, images: Images, tokens: Tokens) -> None:
-        self.images = images
+    def __init__(self, images: Images, tokens: Tokens, alpha: float) -> None:
+        self.images, self.alpha = images, alpha
         blocks = range(1, tokens.n_levels - 1)
         n_measured = len(images.paths) - images.n_train
         cases = list(product(SETTINGS, range(images.n_classes)))
@@ -187,11 +187,14 @@ class Discrepancies:
             normal = images.normal(*case)
             names = set(images.classes[0][normal])
             scored = np.flatnonzero(normal & (images.some if case[0] == "multimodal" else True))
-            student = solve(part for (name, _), part in parts.items() if name in names)
+            student = solve(
+                (part for (name, _), part in parts.items() if name in names), self.alpha
+            )
             self.measured[case][:, column] = errors(student, tokens, block, others)
             self.seen[case][scored, column] = errors(student, tokens, block, scored)
             for fold in range(N_FOLDS):
-                student = solve(p for (n, f), p in parts.items() if n in names and f != fold)
+                others_folds = (p for (n, f), p in parts.items() if n in names and f != fold)
+                student = solve(others_folds, self.alpha)
                 of_fold = scored[images.folds[scored] == fold]
                 self.crossed[case][of_fold, column] = errors(student, tokens, block, of_fold)
 
@@ -206,9 +209,9 @@ def statistics(tokens: Tokens, block: int, positions: np.ndarray) -> RidgeStatis
     return sums
 
 
-def solve(parts: Iterator[RidgeStatistics]) -> RidgeStudent:
+def solve(parts: Iterator[RidgeStatistics], alpha: float) -> RidgeStudent:
     grams, crosses = zip(*((part.gram, part.cross) for part in parts), strict=True)
-    weights = RidgeStatistics(sum(grams), sum(crosses)).solve(ALPHA).float()
+    weights = RidgeStatistics(sum(grams), sum(crosses)).solve(alpha).float()
     dim = weights.shape[1]
     return RidgeStudent(*weights.split([dim, dim, 1]))
 
