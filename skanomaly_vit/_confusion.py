@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 from sklearn.utils import Bunch, check_array
 
-from skanomaly_vit._labels import as_labels
+from skanomaly_vit._labels import as_labels, sorted_classes
 from skanomaly_vit.density import GaussianDensity
 
 
@@ -92,7 +92,7 @@ def pretraining_confusion(
     found = as_labels(labels, "labels")
     if len(found) != len(Z):
         raise ValueError(f"features has {len(Z)} rows and labels {len(found)}; pass one a row")
-    classes = sorted(set(found), key=lambda label: (isinstance(label, str), label))
+    classes = sorted_classes(found)
     by_class = {name: Z[[label == name for label in found]] for name in classes}
     _check_classes(by_class, n_splits)
     folds = KFold(n_splits, shuffle=True, random_state=random_state)

@@ -94,8 +94,9 @@ def as_labels(y: Any, name: str = "y") -> list[Any]:
     return labels.tolist()
 
 
-def is_auto(anomaly_label: Any) -> bool:
-    return isinstance(anomaly_label, str) and anomaly_label == AUTO
+def is_auto(value: Any) -> bool:
+    """Whether a parameter is "auto"; an array compares with no string."""
+    return isinstance(value, str) and value == AUTO
 
 
 def as_label_list(anomaly_label: Any) -> list[Any]:
@@ -103,6 +104,11 @@ def as_label_list(anomaly_label: Any) -> list[Any]:
     if isinstance(anomaly_label, Iterable) and not isinstance(anomaly_label, str | bytes):
         return list(anomaly_label)
     return [anomaly_label]
+
+
+def sorted_classes(labels: Iterable[Any]) -> list[Any]:
+    """Distinct labels in order, numbers before strings."""
+    return sorted(set(labels), key=lambda label: (isinstance(label, str), label))
 
 
 def show_labels(labels: Iterable[Any]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from skanomaly_vit._labels import is_auto
 from skanomaly_vit.density import ExcessDensity, GaussianDensity
 
-AUTO = "auto"
 PRETRAINED, DISCREPANCY = "pretrained", "discrepancy"
 
 #: Recipe -> parameter -> value; the value of `density` is one for each feature space.
@@ -44,8 +44,4 @@ def resolve(estimator: Any) -> dict[str, Any]:
     """Value of each parameter that recipes are about: the estimator's own, unless it is "auto"."""
     recipe = RECIPES[estimator.recipe]
     given = {name: getattr(estimator, name) for name in recipe}
-    return {name: recipe[name] if _is_auto(value) else value for name, value in given.items()}
-
-
-def _is_auto(value: Any) -> bool:
-    return isinstance(value, str) and value == AUTO
+    return {name: recipe[name] if is_auto(value) else value for name, value in given.items()}

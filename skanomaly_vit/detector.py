@@ -22,9 +22,9 @@ from skanomaly_vit._base import (
 )
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._images import ImageSource
-from skanomaly_vit._labels import warn_about_labels
+from skanomaly_vit._labels import AUTO, warn_about_labels
 from skanomaly_vit._progress import Progress, log
-from skanomaly_vit._recipes import AUTO, DISCREPANCY, PRETRAINED, RECIPES, resolve
+from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED, RECIPES, resolve
 from skanomaly_vit._scorers import (
     DENSITIES,
     fit_density,

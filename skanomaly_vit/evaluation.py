@@ -22,7 +22,13 @@ from skanomaly_vit._compat import _safe_indexing
 from skanomaly_vit._confusion import ConfusionWarning, pretraining_confusion
 from skanomaly_vit._digests import combine
 from skanomaly_vit._images import open_images
-from skanomaly_vit._labels import AUTO, as_labels, show_labels, which_are_anomalies
+from skanomaly_vit._labels import (
+    AUTO,
+    as_labels,
+    show_labels,
+    sorted_classes,
+    which_are_anomalies,
+)
 from skanomaly_vit._memory import Memory
 from skanomaly_vit._metrics import fpr_at_95_tpr, normality, require_normality
 
@@ -295,9 +301,9 @@ def _classes_of(X: Any, labels: Any, name: str, labels_name: str) -> np.ndarray:
 
 
 def _choose(wanted: Iterable[Any] | None, train_classes: np.ndarray) -> list[Any]:
-    known = set(train_classes)
+    known = sorted_classes(train_classes)
     if wanted is None:
-        return sorted(known, key=lambda label: (isinstance(label, str), label))
+        return known
     if isinstance(wanted, str | bytes):
         raise ValueError(f"classes={wanted!r} is one label; pass a list of them")
     chosen = list(wanted)
