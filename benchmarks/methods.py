@@ -46,7 +46,7 @@ PYOD: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pyod-hbos": ("hbos", "HBOS", {}),
 }
 
-METHODS = [*VARIANTS, *BASELINES, *PYOD]
+METHODS = [*VARIANTS, *BASELINES, *PYOD, "patchcore"]
 
 
 class PyODScorer(BaseEstimator):
@@ -71,4 +71,6 @@ def make_method(name: str, **shared: Any) -> Any:
         return TransformalyDetector(**VARIANTS[name], **shared)
     if name in PYOD:
         return make_pipeline(ViTFeatures(**shared), PyODScorer(name))
+    if name == "patchcore":
+        return import_module("patchcore").PatchCoreDetector(**shared)  # needs anomalib
     return make_baseline(name, **shared)
