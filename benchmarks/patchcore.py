@@ -78,7 +78,8 @@ class PatchCoreDetector(BaseEstimator):
         model.layers = [str(block) for block in blocks]
         self.model_ = model.train()
         n_patches = sum(len(batch) for batch in map(self.model_, self._batches(X)))
-        with torch.random.fork_rng():
+        # Without the last, what autograd keeps of each step of the coreset fills the memory.
+        with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(self.random_state)
             self.model_.subsample_embedding(min(1.0, self.bank_size / n_patches))
         self.model_.eval()
