@@ -18,9 +18,9 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 METADATA := setup.cfg pyproject.toml
-# The last two hold what `datasets` exports.
+# The last three hold what `datasets` and `maps` export.
 PUBLIC_MODULES := skanomaly_vit/__init__.py $(wildcard skanomaly_vit/[a-z]*.py) \
-	skanomaly_vit/_dior.py skanomaly_vit/_idx.py
+	skanomaly_vit/_dior.py skanomaly_vit/_idx.py skanomaly_vit/_defects.py
 
 # Of pip's output, what was downloaded and installed; its errors go to stderr and stay whole.
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --editable

@@ -61,6 +61,18 @@ def decode_image(item: Item) -> Array:
     return _grey_to_rgb(item)
 
 
+def image_size(item: Item) -> tuple[int, int]:
+    """Height and width of what `decode_image` gives, if possible without decoding it."""
+    if isinstance(item, str):
+        with Image.open(item) as image:
+            # Of other formats the orientation is known only after their pixels have been read.
+            if image.format == "JPEG":
+                turned = _orientation(image) in (5, 6, 7, 8)
+                return (image.width, image.height) if turned else (image.height, image.width)
+    height, width = decode_image(item).shape[:2]
+    return height, width
+
+
 def tensor_to_array(tensor: torch.Tensor) -> Array:
     """Bring a tensor of any device to numpy, low-precision floats (bfloat16) as float32."""
     tensor = tensor.detach().cpu()

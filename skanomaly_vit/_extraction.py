@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from skanomaly_vit._patches import Observer
 from skanomaly_vit._teacher import BlockCall, Visitor
 
 #: A pass of the teacher over some images: which blocks to visit, with what -> features by batch.
@@ -17,7 +18,7 @@ Pass: TypeAlias = Callable[[Collection[int], Visitor], Iterable[torch.Tensor]]
 
 @torch.inference_mode()
 def extract(
-    teacher_pass: Pass, students: Mapping[int, nn.Module]
+    teacher_pass: Pass, students: Mapping[int, nn.Module], observer: Observer | None = None
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Pre-trained and discrepancy features of all images of a pass.
 
@@ -27,6 +28,8 @@ def extract(
         Runs the teacher over the images, batch by batch.
     students : mapping of int to nn.Module
         The student of each block that is to be scored; may be empty.
+    observer : Observer or None
+        Looks at the patches on the way.
 
     Returns
     -------
@@ -39,10 +42,15 @@ def extract(
     errors: dict[int, list[np.ndarray]] = {index: [] for index in students}
 
     def visit(call: BlockCall) -> None:
-        difference = call.replay(students[call.index]) - call.output
-        error = difference.square().mean(dim=(1, 2))  # (batch, tokens, dim) -> (batch,)
-        errors[call.index].append(error.cpu().numpy())
+        error = None
+        if call.index in students:
+            difference = call.replay(students[call.index]) - call.output
+            error = difference.square().mean(dim=2)  # (batch, tokens, dim) -> (batch, tokens)
+            errors[call.index].append(error.mean(dim=1).cpu().numpy())
+        if observer is not None:
+            observer.observe(call, error)
 
-    features = [batch.cpu().numpy() for batch in teacher_pass(students.keys(), visit)]
+    blocks = {*students, *(observer.blocks if observer is not None else ())}
+    features = [batch.cpu().numpy() for batch in teacher_pass(blocks, visit)]
     columns = {index: np.concatenate(column) for index, column in errors.items()}
     return np.concatenate(features), columns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
@@ -21,6 +21,7 @@ from skanomaly_vit._decode import (
     check_layout,
     check_range,
     decode_image,
+    image_size,
 )
 from skanomaly_vit._digests import digest_image
 
@@ -87,7 +88,7 @@ class ImageSource:
 
     def __getitem__(self, index: int) -> Array:
         """One decoded image (h, w, 3), RGB: uint8, uint16 or float in [0, 1]."""
-        return _decode(*self._entry(index))
+        return _named(decode_image, *self._entry(index))
 
     def take(self, indices: Any) -> ImageSource:
         """Lazy subset.
@@ -138,6 +139,10 @@ class ImageSource:
             self._batch(range(start, min(start + batch_size, len(self))), preprocessing, n_jobs)
             for start in range(0, len(self), batch_size)
         )
+
+    def size(self, position: int) -> tuple[int, int]:
+        """Height and width of an image; a ValueError if it cannot be read."""
+        return _named(image_size, *self._entry(position))
 
     def name(self, position: int) -> str:
         """What messages call an image: its index in the original ``X``, and its path."""
@@ -230,10 +235,10 @@ def open_images(X: Any, *, image_shape: tuple[int, int, int] | None = None) -> I
 # One image
 
 
-def _decode(item: Item, index: int) -> Array:
-    """`decode_image`, with an error that names the sample."""
+def _named(function: Callable[[Item], Any], item: Item, index: int) -> Any:
+    """What a function makes of an image, with an error that names the sample."""
     try:
-        return decode_image(item)
+        return function(item)
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError...
         raise ValueError(
             f"{_name(item, index)}: the image cannot be decoded: {type(error).__name__}: {error}"
@@ -260,7 +265,7 @@ def _or_raise(result: torch.Tensor | ValueError) -> torch.Tensor:
 
 def _load(item: Item, index: int, preprocessing: Preprocessing) -> torch.Tensor:
     """Decode and resize one image -> (3, height, width) float32 in [0, 1]."""
-    pixels = _decode(item, index)  # (h, w, 3)
+    pixels = _named(decode_image, item, index)  # (h, w, 3)
     # astype copies, so that the in-place work below never reaches the user's pixels; converting
     # before the transposing copy, not in it, is four times faster for large images.
     planes = np.ascontiguousarray(pixels.astype(np.float32).transpose(2, 0, 1))

@@ -28,12 +28,13 @@ from skanomaly_vit._passes import (
     TeacherPasses,
     Tokens,
 )
+from skanomaly_vit._patches import MapCollector, NormalPatches, PatchSample
 from skanomaly_vit._students import Tensors
 from skanomaly_vit._teacher import Teacher
 from skanomaly_vit.cache import DiskCache
 
 #: Part of every key: raised whenever what is computed changes.
-FORMAT = 1
+FORMAT = 2
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -242,28 +243,72 @@ class RememberedPasses:
         track: Callable[..., Any] = iter,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Features (n_images, dim) and discrepancies (n_images, n_students), block by block."""
+        found = self._extract(indices, students, track, None)
+        return _features_and_discrepancies(found, students, len(indices))
 
+    def extract_normal(
+        self,
+        indices: np.ndarray,
+        students: Mapping[int, nn.Module],
+        sample: PatchSample | None,
+        track: Callable[..., Any] = iter,
+    ) -> tuple[np.ndarray, np.ndarray, NormalPatches | None]:
+        """As `extract`, and what a sample of the patches of these images looks like."""
+        found = self._extract(indices, students, track, sample)
+        embedded = _features_and_discrepancies(found, students, len(indices))
+        if sample is None:
+            return *embedded, None
+        of_blocks = {index: found[index] for index in students}
+        return *embedded, sample.summarise(of_blocks, found[FEATURES])
+
+    def extract_maps(
+        self, indices: np.ndarray, students: Mapping[int, nn.Module], collector: MapCollector
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `extract`, with `collector` looking on; only tokens are remembered."""
+        features, columns = extract(self.passes.over(indices), students, collector)
+        arrays = {FEATURES: features, **columns}
+        found = {name: {"values": torch.from_numpy(values)} for name, values in arrays.items()}
+        return _features_and_discrepancies(found, students, len(indices))
+
+    def _extract(
+        self,
+        indices: np.ndarray,
+        students: Mapping[int, nn.Module],
+        track: Callable[..., Any],
+        sample: PatchSample | None,
+    ) -> dict[Level, Tensors]:
         def compute(names: list[Level]) -> dict[Level, Tensors]:
             asked = {index: students[index] for index in sorted(names) if index != FEATURES}
-            features, columns = extract(self.passes.over(indices, track), asked)
+            features, columns = extract(self.passes.over(indices, track), asked, sample)
             arrays = {FEATURES: features, **columns}
-            return {name: {"values": torch.from_numpy(arrays[name])} for name in names}
+            found = {name: {"values": torch.from_numpy(arrays[name])} for name in names}
+            if sample is not None:
+                for name, tensors in found.items():
+                    tensors |= sample.of_tokens() if name == FEATURES else sample.of_block(name)
+            return found
 
         names = [FEATURES, *sorted(students, reverse=True)]
-        if self.memory:
-            keys = {name: self._key_of(name, indices, students) for name in names}
-            found = self.memory.recall(keys, compute)
-        else:
-            found = compute(names)
-        arrays = {name: tensors["values"].numpy() for name, tensors in found.items()}
-        columns = [arrays[index] for index in sorted(students)]
-        none = np.empty((len(indices), 0))
-        return arrays[FEATURES], np.stack(columns, axis=1) if columns else none
+        if not self.memory:
+            return compute(names)
+        drawn = sample.key if sample is not None else b""
+        keys = {name: self._key_of(name, indices, students, drawn) for name in names}
+        return self.memory.recall(keys, compute)
 
-    def _key_of(self, name: Level, indices: np.ndarray, students: Mapping[int, nn.Module]) -> bytes:
+    def _key_of(
+        self, name: Level, indices: np.ndarray, students: Mapping[int, nn.Module], drawn: bytes
+    ) -> bytes:
         if name == FEATURES:
-            return self.key("features", indices)
-        return self.key("discrepancy", indices, name, _digest_student(students[name]))
+            return self.key("features", indices, drawn)
+        return self.key("discrepancy", indices, drawn, name, _digest_student(students[name]))
+
+
+def _features_and_discrepancies(
+    found: Mapping[Level, Tensors], students: Collection[int], n_images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    arrays = {name: tensors["values"].numpy() for name, tensors in found.items()}
+    columns = [arrays[index] for index in sorted(students)]
+    none = np.empty((n_images, 0))
+    return arrays[FEATURES], np.stack(columns, axis=1) if columns else none
 
 
 #: Students do not change once they are fitted, and a search asks for the same ones often.

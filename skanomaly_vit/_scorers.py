@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from skanomaly_vit._digests import combine
 from skanomaly_vit._recent import RecentlyUsed
+from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED
 from skanomaly_vit.density import (
     ExcessDensity,
     GaussianDensity,
@@ -53,6 +54,72 @@ def one_blas_thread(features: np.ndarray) -> AbstractContextManager[Any]:
 def _thread_pools() -> ThreadpoolController:
     """The libraries with threads, which take longer to find than densities to fit."""
     return ThreadpoolController()
+
+
+def fit_scorers(
+    embedded: Mapping[str, np.ndarray],
+    spaces: Collection[str],
+    split: tuple[np.ndarray, np.ndarray],
+    *,
+    density: Any,
+    pca_variance: float | None,
+    fusion: str,
+    contamination: float,
+    seed: int,
+    remember: bool,
+) -> tuple[dict[str, Any], dict[str, tuple[float, float]], float]:
+    """Fit densities and fusion on the training images, and the threshold on the held-out ones.
+
+    Parameters
+    ----------
+    embedded : mapping of str to ndarray of shape (n_images, n_features), float64
+        Space -> features.
+    spaces : collection of str
+        Those that count.
+    split : tuple of (ndarray of int, ndarray of int)
+        Images to learn from, and held-out ones; without any held out, the first are both.
+    density : str, estimator or dict of str to these
+        For all spaces, or for each.
+    pca_variance : float or None
+        Of the PCA in the pre-trained space.
+    fusion : {"product", "standardized"}
+    contamination : float
+        The threshold is this quantile.
+    seed, remember
+        See `fit_density`.
+
+    Returns
+    -------
+    density : dict of str to estimator
+    fusion : dict of str to (float, float)
+        See `fit_fusion`.
+    offset : float
+    """
+    train, held_out = split[0], split[1] if len(split[1]) else split[0]
+    require_spread(embedded[PRETRAINED][train])
+    learned = {space: values[train] for space, values in embedded.items()}
+    fitted = {
+        space: fit_density(
+            density[space] if isinstance(density, dict) else density,
+            learned[space],
+            seed=seed,
+            pca_variance=pca_variance if space == PRETRAINED else None,
+            remember=remember,
+        )
+        for space in spaces
+    }
+    scales = fit_fusion(fusion, fitted, learned)
+    unseen = {space: values[held_out] for space, values in embedded.items()}
+    scores = sum_spaces(score_spaces(fitted, scales, unseen))
+    return fitted, scales, float(np.percentile(scores, 100.0 * contamination))
+
+
+def by_space(features: np.ndarray, discrepancies: np.ndarray) -> dict[str, np.ndarray]:
+    """Name the features after their spaces, in float64."""
+    return {
+        PRETRAINED: features.astype(np.float64, copy=False),
+        DISCREPANCY: discrepancies.astype(np.float64, copy=False),
+    }
 
 
 def fit_density(

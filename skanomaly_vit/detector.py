@@ -23,14 +23,15 @@ from skanomaly_vit._base import (
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._labels import AUTO, warn_about_labels
+from skanomaly_vit._memory import RememberedPasses
+from skanomaly_vit._patches import METHODS, MapCollector, PatchSample, enlarge, layout_of
 from skanomaly_vit._progress import Progress, log
 from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED, RECIPES, resolve
 from skanomaly_vit._scorers import (
     DENSITIES,
-    fit_density,
-    fit_fusion,
+    by_space,
+    fit_scorers,
     one_blas_thread,
-    require_spread,
     score_spaces,
     sum_spaces,
 )
@@ -318,25 +319,65 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
-    def score_samples(self, X: Any) -> np.ndarray:
+    def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
         """Normality of images: the sum of their log-likelihoods in both spaces, as `fusion` says.
 
         Parameters
         ----------
         X : images
             Images of any form that `fit` takes.
+        return_map : bool, default=False
+            Whether to return the anomaly maps too, from the same pass of the backbone.
 
         Returns
         -------
         scores : ndarray of shape (n_images,), float64
             Higher = more normal.
+        maps : ndarray of shape (n_images, height, width), float32, or list
+            Only with `return_map`: what `anomaly_map` gives. Higher = more abnormal.
 
         Raises
         ------
         ValueError
             If the images are not as described, or one cannot be decoded.
         """
+        if return_map:
+            spaces, maps = self._score_and_map(X, None)
+            return sum_spaces(spaces), maps
         return sum_spaces(self.score_spaces(X))
+
+    def anomaly_map(self, X: Any, method: str | None = None) -> Any:
+        """Where images are abnormal.
+
+        For each patch of the backbone, how far it is from the patches of normal images; in between,
+        linearly interpolated. A map is as fine as the patches: a larger `image_size` gives a finer
+        one, at the price of time.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+        method : {"discrepancy", "features", "both"} or None, default=None
+            ``"discrepancy"``: the error of each block's student on the token of the patch, its
+            logarithm standardised by mean and deviation on normal patches, averaged over the
+            blocks. ``"features"``: the Mahalanobis distance of the patch's token after the middle
+            block from those of normal patches, its logarithm standardised alike. ``"both"``: the
+            mean of both. ``None`` is what the score is made of, as `feature_spaces` says.
+
+        Returns
+        -------
+        maps : ndarray of shape (n_images, height, width), float32, or list
+            At the images' own sizes; a list of arrays (height, width) where those differ. In
+            standard deviations of normal patches that students have not seen: 0 is their mean.
+            Higher = more abnormal.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, one cannot be decoded, `method` needs students
+            that were not trained, or the backbone does not tell the size of its patches.
+        """
+        return self._score_and_map(X, method)[1]
 
     def score_spaces(self, X: Any) -> Bunch:
         """Score of images in each feature space; `score_samples` is their sum.
@@ -358,11 +399,8 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         """
         check_is_fitted(self)
         source = self._open(X, reset=False)
-        passes = self._passes(self.features_._held_teacher(), source)
-        students = self._students_on(passes.teacher.device, self.distillation_)
-        embedded = passes.extract(np.arange(len(source)), students)
-        with one_blas_thread(embedded[0]):
-            return Bunch(**score_spaces(self.density_, self.fusion_, _by_space(*embedded)))
+        passes, students = self._scoring_passes(source)
+        return self._score(passes.extract(np.arange(len(source)), students))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Score of images relative to the threshold.
@@ -404,6 +442,45 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         """
         return np.where(self.decision_function(X) < 0, -1, 1)
 
+    def _score_and_map(self, X: Any, method: str | None) -> tuple[Bunch, Any]:
+        check_is_fitted(self)
+        source = self._open(X, reset=False)
+        collector = self._map_collector(method)
+        passes, students = self._scoring_passes(source)
+        embedded = passes.extract_maps(np.arange(len(source)), students, collector)
+        sizes = [source.size(position) for position in range(len(source))]
+        return self._score(embedded), enlarge(collector.maps(), sizes)
+
+    def _map_collector(self, method: str | None) -> MapCollector:
+        """What makes maps by the `method` of `anomaly_map`."""
+        if method not in (None, *METHODS):
+            raise ValueError(f"method={method!r} is not one of {METHODS}, or None")
+        if self._normal_patches is None:
+            raise ValueError(
+                "The backbone does not tell the size of its patches (patch_embed.patch_size), so "
+                "there are no anomaly maps. Use a ViT of timm, or give the network that attribute "
+                "and fit again."
+            )
+        if method is None:
+            method = "features" if self.distillation_ is None else self.feature_spaces
+        if method not in self._normal_patches.map_scale:
+            raise ValueError(
+                f"method={method!r} needs students, and none were trained with "
+                f"feature_spaces={self.feature_spaces!r}. Pass method='features', or fit with "
+                "feature_spaces='both'."
+            )
+        return MapCollector(self._normal_patches, method)
+
+    def _scoring_passes(
+        self, source: ImageSource
+    ) -> tuple[RememberedPasses, dict[int, torch.nn.Module]]:
+        passes = self._passes(self.features_._held_teacher(), source)
+        return passes, self._students_on(passes.teacher.device, self.distillation_)
+
+    def _score(self, embedded: tuple[np.ndarray, np.ndarray]) -> Bunch:
+        with one_blas_thread(embedded[0]):
+            return Bunch(**score_spaces(self.density_, self.fusion_, by_space(*embedded)))
+
     def _max_subtasks(self) -> int:
         if DISCREPANCY not in SPACES[self.feature_spaces]:
             return 1
@@ -419,10 +496,11 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_teacher(teacher_seed)
         log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
+        layout = layout_of(teacher)
         distillation: BlockDistillation | None = None
         if DISCREPANCY in SPACES[self.feature_spaces]:
             distillation = self._part(BlockDistillation)
-            passes = distillation._fitting_passes(teacher, source)
+            passes = distillation._fitting_passes(teacher, source, [layout.block] if layout else [])
         else:
             passes = self._passes(teacher, source)
         features = self._part(ViTFeatures)._adopt(passes, teacher_seed)
@@ -431,13 +509,27 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
             distillation._hold(teacher, teacher_seed)
         with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
             students = self._students_on(teacher.device, distillation)
-            z_p, z_f = passes.extract(np.arange(len(source)), students, task.track)
+            sample = PatchSample(layout, len(source), split[1]) if layout else None
+            z_p, z_f, normal_patches = passes.extract_normal(
+                np.arange(len(source)), students, sample, task.track
+            )
+        values = resolve(self)
         with one_blas_thread(z_p):
-            density, fusion, offset = self._fit_densities(z_p, z_f, split, draw_seed(rng))
+            density, fusion, offset = fit_scorers(
+                by_space(z_p, z_f),
+                SPACES[self.feature_spaces],
+                split,
+                density=values["density"],
+                pca_variance=values["pca_variance"],
+                fusion=values["fusion"],
+                contamination=self.contamination,
+                seed=draw_seed(rng),
+                remember=self.memory is not None,
+            )
         # Last, lest a fit that fails leaves half of a new state in an old one.
         self.features_, self.distillation_ = features, distillation
         self.density_, self.fusion_, self.offset_ = density, fusion, offset
-        self.validation_indices_ = split[1]
+        self.validation_indices_, self._normal_patches = split[1], normal_patches
 
     @staticmethod
     def _students_on(
@@ -450,42 +542,3 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         names = estimator_class().get_params(deep=False)
         own = {name: getattr(self, name) for name in names}
         return estimator_class(**own | {k: v for k, v in resolve(self).items() if k in own})
-
-    def _fit_densities(
-        self,
-        features: np.ndarray,
-        discrepancies: np.ndarray,
-        split: tuple[np.ndarray, np.ndarray],
-        seed: int,
-    ) -> tuple[dict[str, Any], dict[str, tuple[float, float]], float]:
-        """Fit the densities on the training images, and the threshold on the held-out ones."""
-        train, validation = split
-        require_spread(features[train])
-        embedded = _by_space(features[train], discrepancies[train])
-        values = resolve(self)
-        of_space = values["density"]
-        density = {
-            space: fit_density(
-                of_space[space] if isinstance(of_space, dict) else of_space,
-                embedded[space],
-                seed=seed,
-                pca_variance=values["pca_variance"] if space == PRETRAINED else None,
-                remember=self.memory is not None,
-            )
-            for space in SPACES[self.feature_spaces]
-        }
-        fusion = fit_fusion(values["fusion"], density, embedded)
-        held_out = validation if len(validation) else train
-        scores = score_spaces(
-            density, fusion, _by_space(features[held_out], discrepancies[held_out])
-        )
-        offset = float(np.percentile(sum_spaces(scores), 100.0 * self.contamination))
-        return density, fusion, offset
-
-
-def _by_space(features: np.ndarray, discrepancies: np.ndarray) -> dict[str, np.ndarray]:
-    """Name the features after their spaces, in float64."""
-    return {
-        PRETRAINED: features.astype(np.float64, copy=False),
-        DISCREPANCY: discrepancies.astype(np.float64, copy=False),
-    }

@@ -284,9 +284,11 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         check_is_fitted(self)
         return np.array([f"block{index}" for index in self.block_indices_], dtype=object)
 
-    def _fitting_passes(self, teacher: Teacher, source: ImageSource) -> RememberedPasses:
-        """Passes that keep tokens from one to the next."""
-        kept_blocks = teacher.last_blocks(self.n_blocks)
+    def _fitting_passes(
+        self, teacher: Teacher, source: ImageSource, also: Collection[int] = ()
+    ) -> RememberedPasses:
+        """Passes that keep tokens, of the blocks `also` too, from one to the next."""
+        kept_blocks = sorted({*teacher.last_blocks(self.n_blocks), *also})
         return self._passes(
             teacher, source, activation_cache=self.activation_cache, kept_blocks=kept_blocks
         )
