@@ -110,7 +110,7 @@ class CompactFeatures(TunedFeatures):
     --------
     MeanShiftedFeatures : Tuned by contrast, which cannot collapse.
     ViTFeatures : The features before tuning.
-    KNNDensity : What the authors score features by.
+    skanomaly_vit.baselines.NeighborDistance : What the authors score features by.
 
     Notes
     -----
@@ -295,7 +295,7 @@ class MeanShiftedFeatures(TunedFeatures):
     --------
     CompactFeatures : Tuned to lie close together.
     ViTFeatures : The features before tuning.
-    KNNDensity : What the authors score features by.
+    skanomaly_vit.baselines.NeighborDistance : What the authors score features by; here by cosine.
 
     Notes
     -----
