@@ -148,6 +148,11 @@ class ImageSource:
         """What messages call an image: its index in the original ``X``, and its path."""
         return _name(*self._entry(position))
 
+    def path(self, position: int) -> str | None:
+        """Path of an image; None if it was not given as one."""
+        item, _ = self._entry(position)
+        return item if isinstance(item, str) else None
+
     def digest(self, position: int) -> bytes:
         """Digest of an image's content, 32 bytes; a ValueError if it cannot be read."""
         item, index = self._entry(position)

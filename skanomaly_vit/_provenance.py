@@ -1,0 +1,100 @@
+"""Where scores come from: parameters, backbone, versions."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from skanomaly_vit import __version__
+
+_PACKAGES = ("torch", "timm", "scikit-learn", "numpy", "pillow")
+_PLAIN = (str, bytes, bool, int, float, type(None))
+_LONGEST = 300  # characters of a value
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of an estimator, as text.
+
+    Parameters
+    ----------
+    name : str
+        As `get_params` calls it.
+    value : str
+        What it is set to.
+    default : str
+        What it is if it is left out; empty if it cannot be left out.
+    """
+
+    name: str
+    value: str
+    default: str
+
+    @property
+    def is_changed(self) -> bool:
+        return self.value != self.default
+
+
+def parameters_of(estimator: Any) -> list[Parameter]:
+    """All that `get_params` gives, those of estimators inside of it too, by their names."""
+    values = estimator.get_params(deep=True) if hasattr(estimator, "get_params") else {}
+    found = []
+    for name, value in sorted(values.items()):
+        owner, _, leaf = name.rpartition("__")
+        defaults = _defaults(values.get(owner, estimator))
+        default = describe(defaults[leaf]) if leaf in defaults else ""
+        found.append(Parameter(name, describe(value), default))
+    return found
+
+
+def describe(value: Any) -> str:
+    """A value on one line: plain ones as Python writes them, an object by its class."""
+    if isinstance(value, _PLAIN):
+        text = repr(value)
+    elif isinstance(value, list | tuple):
+        inner = ", ".join(map(describe, value))
+        text = f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    elif hasattr(value, "get_params") or hasattr(value, "parameters"):
+        text = type(value).__name__  # an estimator or a network: its repr fills pages
+    else:
+        text = " ".join(reprlib.repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def first_of(estimator: Any, attribute: str) -> Any:
+    """The attribute of an estimator or of the first part of it that has it; None if none has."""
+    for part in _parts(estimator):
+        if hasattr(part, attribute):
+            return getattr(part, attribute)
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Version of Python, of this package and of those that scores depend on."""
+    found = {"Python": platform.python_version(), "skanomaly-vit": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # put on the path without an installer
+            found[package] = "unknown"
+    return found
+
+
+def _parts(estimator: Any) -> Iterator[Any]:
+    """The estimator, then what a search, a pipeline or a detector holds."""
+    yield estimator
+    inner = [getattr(estimator, name, None) for name in ("best_estimator_", "features_")]
+    steps = [step for _, step in getattr(estimator, "steps", [])]
+    for part in (*inner, *steps):
+        if part is not None and not isinstance(part, str):
+            yield from _parts(part)
+
+
+def _defaults(estimator: Any) -> dict[str, Any]:
+    found = inspect.signature(type(estimator).__init__).parameters.values()
+    return {p.name: p.default for p in found if p.default is not p.empty}
