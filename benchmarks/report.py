@@ -1,0 +1,106 @@
+"""Measure the size of a report, the seconds to write it, and those that a browser takes to open it.
+
+The images are solar cells of `elpv-dataset`, turned and mirrored where more are asked for than
+there are; each is a file of its own. A browser opens the report from the disk several times, each
+time in a context of its own; what counts is the time from the start of the navigation to the end of
+the load event, as the browser itself tells it, and to the first picture on the screen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from harness import positive, print_circumstances
+from PIL import Image
+
+from skanomaly_vit import TransformalyDetector
+from skanomaly_vit.datasets import load_elpv
+from skanomaly_vit.report import report
+
+N_TRAIN = 60
+SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+#: What the browser measured, in milliseconds.
+TIMES = """() => {
+    const [navigation] = performance.getEntriesByType("navigation");
+    const [paint] = performance.getEntriesByName("first-contentful-paint");
+    return {load: navigation.loadEventEnd, paint: paint ? paint.startTime : NaN};
+}"""
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    print_circumstances(seed=0)
+    cells = load_elpv()
+    rng = np.random.default_rng(0)
+    functional = rng.permutation(np.flatnonzero(cells.y == 1))
+    detector = TransformalyDetector(n_blocks=1, image_size=args.size, random_state=0)
+    detector.fit(cells.images[functional[:N_TRAIN]])
+    rest = rng.permutation(np.setdiff1d(np.arange(len(cells.y)), functional[:N_TRAIN]))
+    with tempfile.TemporaryDirectory() as folder:
+        paths, y = make_images(cells, rest, args.images, Path(folder))
+        target = args.output or Path(folder, "report.html")
+        start = perf_counter()
+        report(detector, paths, y, target, title="Solar cells")
+        written = perf_counter() - start
+        print(f"{args.images} images: {target.stat().st_size / 1e6:.1f} MB in {written:.1f} s")
+        times = open_often(target, args.repeats)
+    for name in ("paint", "load"):
+        values = sorted(each[name] / 1000 for each in times)
+        print(f"{name}: median {statistics.median(values):.2f} s, highest {values[-1]:.2f} s")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=positive, default=1000, help="default: 1000")
+    parser.add_argument(
+        "--size", type=positive, default=112, help="pixels that the detector sees; default: 112"
+    )
+    parser.add_argument("--repeats", type=positive, default=5, help="default: 5")
+    parser.add_argument("--output", type=Path, help="keep the report under this path")
+    return parser
+
+
+def make_images(cells: Any, chosen: np.ndarray, n: int, folder: Path) -> tuple[list[Path], Any]:
+    """Files of n images, each cell turned in another way each time it comes up."""
+    paths, labels = [], []
+    for i in range(n):
+        cell, turn = chosen[i % len(chosen)], (i // len(chosen)) % len(Image.Transpose)
+        with Image.open(cells.images[cell]) as image:
+            turned = image.transpose(Image.Transpose(turn)) if i >= len(chosen) else image
+            paths.append(folder / f"cell-{i:05d}.png")
+            turned.save(paths[-1])
+        labels.append(cells.y[cell])
+    return paths, labels
+
+
+def open_often(target: Path, repeats: int) -> list[dict[str, float]]:
+    from playwright.sync_api import sync_playwright
+
+    browser_path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser_path is None:
+        raise SystemExit("no chromium on the PATH, so the report was not opened")
+    times = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=SWITCHES)
+        for _ in range(repeats):
+            context = browser.new_context(viewport={"width": 1280, "height": 900})
+            tab = context.new_page()
+            tab.goto(target.resolve().as_uri())
+            tab.wait_for_function("performance.timing.loadEventEnd > 0")
+            times.append(tab.evaluate(TIMES))
+            context.close()
+        browser.close()
+    return times
+
+
+if __name__ == "__main__":
+    main()
