@@ -110,8 +110,8 @@ def report(
 
     Notes
     -----
-    All images are scored in one pass; those shown large pass once more, for their maps. An image
-    takes about 4 kB of the file, one with a map 50 kB more.
+    All images are scored in one pass; those shown large pass once more, for their maps. A picture
+    of a solar cell takes 3 kB of the file, one that is shown large with its map 20 kB more.
 
     Examples
     --------
