@@ -10,13 +10,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from sklearn.utils import Bunch
 
+from skanomaly_vit._listing import SUFFIXES, has_image_suffix, visible_entries
+
 #: Paths of the images of each class, in the order of their names.
 Classes: TypeAlias = dict[str, list[str]]
 StrPath: TypeAlias = str | os.PathLike[str]
-
-SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
 
 # Entries that a message shows of a folder.
 _SHOWN = 5
@@ -44,16 +42,16 @@ def find_file(path: Path, expected: str) -> Path:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    return [Path(entry) for entry in _entries(folder) if entry.is_dir()]
+    return [Path(entry) for entry in visible_entries(folder) if entry.is_dir()]
 
 
 def has_images(folder: Path) -> bool:
-    return any(_is_image(entry) for entry in _entries(folder))
+    return any(_is_image(entry) for entry in visible_entries(folder))
 
 
 def list_images(folder: Path, expected: str) -> list[str]:
     """Paths of the images in a folder that holds at least one, and no folders."""
-    entries = _entries(folder)
+    entries = visible_entries(folder)
     images = [entry.path for entry in entries if _is_image(entry)]
     nested = [entry.name for entry in entries if entry.is_dir()]
     if images and not nested:
@@ -117,16 +115,9 @@ def show(names: Sequence[Any]) -> str:
 def show_entries(folder: Path) -> str:
     if not folder.is_dir():
         return f"there is no folder {str(folder)!r} either"
-    names = [entry.name + "/" * entry.is_dir() for entry in _entries(folder)]
+    names = [entry.name + "/" * entry.is_dir() for entry in visible_entries(folder)]
     return f"found {show(names)} there" if names else "found nothing there"
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, in the order of the names, but for what systems leave there."""
-    with os.scandir(folder) as entries:
-        visible = [e for e in entries if not e.name.startswith((".", "__MACOSX"))]
-    return sorted(visible, key=lambda entry: entry.name)
-
-
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file()
+    return has_image_suffix(entry.name) and entry.is_file()

@@ -157,6 +157,8 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         Location and scale that each space's score is standardised by; (0, 1) for ``"product"``.
     validation_indices_ : ndarray of int
         Positions in `X` of the held-out images.
+    n_samples_fit_ : int
+        Number of images that `fit` was given, held-out ones among them.
     n_features_in_ : int
         Length of a flattened image; only where `image_shape` is given.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -529,7 +531,8 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         # Last, lest a fit that fails leaves half of a new state in an old one.
         self.features_, self.distillation_ = features, distillation
         self.density_, self.fusion_, self.offset_ = density, fusion, offset
-        self.validation_indices_, self._normal_patches = split[1], normal_patches
+        self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
+        self._normal_patches = normal_patches
 
     @staticmethod
     def _students_on(

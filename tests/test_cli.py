@@ -1,0 +1,663 @@
+"""The command line: what it writes, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import types
+
+import joblib
+import numpy as np
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner
+from conftest import blobs
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from skanomaly_vit import TransformalyDetector, _backbones
+from skanomaly_vit._listing import SUFFIXES
+from skanomaly_vit._overlays import TargetNames
+from skanomaly_vit._tables import Row, open_table
+from skanomaly_vit._terminal import uninterrupted
+from skanomaly_vit.cli import main
+
+SMALL = ("--image-size", "56", "--n-blocks", "2")
+COMMAND = [sys.executable, "-W", "error", "-m", "skanomaly_vit"]
+
+
+def run(*args, stdin=None):
+    return CliRunner().invoke(main, list(map(str, args)), input=stdin)
+
+
+def save(image, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def normal(tmp_path_factory):
+    """A folder of normal images, two levels deep."""
+    folder = tmp_path_factory.mktemp("normal")
+    for index, image in enumerate(blobs(np.random.default_rng(0), 14)):
+        save(image, folder / f"{index % 2}" / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paths(normal):
+    return sorted(str(path) for path in normal.rglob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def detector(paths):
+    return TransformalyDetector(image_size=56, n_blocks=2, random_state=0).fit(paths)
+
+
+@pytest.fixture(scope="module")
+def model(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "parts.model"
+    joblib.dump(detector, path)
+    return path
+
+
+@pytest.fixture
+def broken(tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"no image")
+    return path
+
+
+def read_csv(text):
+    return list(csv.DictReader(text.splitlines(keepends=True)))
+
+
+# fit
+
+
+def test_fit_gives_what_the_detector_fits(normal, paths, detector, tmp_path):
+    output = tmp_path / "a.model"
+    done = run("fit", normal, "-o", output, *SMALL, "--jobs", 2, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    loaded = joblib.load(output)
+    np.testing.assert_array_equal(loaded.score_samples(paths), detector.score_samples(paths))
+    # What was about the machine stays behind.
+    assert (loaded.n_jobs, loaded.device, loaded.features_.device) == (None, None, None)
+    assert "threshold" in done.stderr
+    assert done.stdout == ""
+    assert os.listdir(tmp_path) == ["a.model"]
+
+
+def test_options_of_fit_are_parameters(normal, tmp_path):
+    output = tmp_path / "a.model"
+    options = ("--contamination", 0.2, "--batch-size", 5, "--seed", 7, "--memory", tmp_path / "c")
+    assert run("fit", normal, "-o", output, *SMALL, *options).exit_code == 0
+    loaded = joblib.load(output)
+    wanted = {"contamination": 0.2, "batch_size": 5, "random_state": 7, "memory": None}
+    assert {name: getattr(loaded, name) for name in wanted} == wanted
+    assert (tmp_path / "c").is_dir()
+
+
+def test_fit_lists_all_unreadable_images_and_writes_nothing(normal, broken, tmp_path):
+    other = tmp_path / "other.jpg"
+    other.write_bytes(b"")
+    done = run("fit", normal, tmp_path, "-o", tmp_path / "a.model", *SMALL)
+    assert done.exit_code == 2
+    assert f"unreadable: {str(broken)!r}: cannot identify" in done.stderr
+    assert f"unreadable: {str(other)!r}: cannot identify" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["broken.png", "other.jpg"]
+
+
+def test_a_fit_that_cannot_be_written_leaves_the_old_model(normal, tmp_path, monkeypatch):
+    output = tmp_path / "a.model"
+    output.write_bytes(b"old")
+
+    def dump(value, stream):
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("joblib.dump", dump)
+    done = run("fit", normal, "-o", output, *SMALL)
+    assert done.exit_code == 1
+    assert "No space left" in done.stderr
+    assert output.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.model"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--image-size", "57"), "multiple of the backbone's patch size"),
+        (("--n-blocks", "99"), "the backbone has 11 blocks"),
+        (("--backbone", "vit_smal"), "not a timm model"),
+        (("--contamination", "0.9"), "0<x<=0.5"),
+        (("--jobs", "0"), "0 threads"),
+        (("--device", "gpu"), "'gpu' is none of auto, cpu"),
+        (("--recipe", "mine"), "'default', 'paper'"),
+    ],
+)
+def test_wrong_options_of_fit_are_refused_before_images_are_read(
+    options, message, broken, tmp_path
+):
+    done = run("fit", broken, "-o", tmp_path / "a.model", *options)
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert "unreadable" not in done.stderr
+
+
+# score
+
+
+def test_scores_are_those_of_the_detector(model, detector, normal, paths):
+    done = run("score", model, normal)
+    assert done.exit_code == 0, done.output
+    rows = read_csv(done.stdout)
+    assert [row["path"] for row in rows] == paths
+    scores, decisions = detector.score_samples(paths), detector.decision_function(paths)
+    np.testing.assert_array_equal([float(row["score"]) for row in rows], scores)
+    np.testing.assert_array_equal([float(row["decision"]) for row in rows], decisions)
+    flags = [row["flag"] == "True" for row in rows]
+    np.testing.assert_array_equal(flags, detector.predict(paths) == -1)
+    assert 0 < sum(flags) < len(flags)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_batches_change_no_row(size, model, normal, paths):
+    rows = read_csv(run("score", model, normal, "--batch-size", size).stdout)
+    whole = read_csv(run("score", model, normal).stdout)
+    assert [row["path"] for row in rows] == paths
+    np.testing.assert_allclose(
+        [float(row["score"]) for row in rows], [float(row["score"]) for row in whole], rtol=1e-3
+    )
+
+
+def test_unreadable_images_have_no_row_and_the_others_have(model, paths, broken, tmp_path):
+    stdin = "\n".join([paths[0], str(broken), str(tmp_path), paths[1], "missing.png", paths[2]])
+    done = run("score", model, "-", "--batch-size", "2", stdin=stdin)
+    assert done.exit_code == 2
+    assert [row["path"] for row in read_csv(done.stdout)] == paths[:3]
+    assert f"unreadable: {str(broken)!r}: cannot identify" in done.stderr
+    assert f"unreadable: {str(tmp_path)!r}" in done.stderr
+    assert "unreadable: 'missing.png': No such file" in done.stderr
+    assert "unreadable: 3" in done.stderr
+
+
+def test_an_error_that_is_no_images_fault_is_not_hidden(model, paths, monkeypatch):
+    def fail(self, X):
+        raise ValueError("another matter")
+
+    monkeypatch.setattr(TransformalyDetector, "score_samples", fail)
+    done = run("score", model, paths[0])
+    assert isinstance(done.exception, ValueError)
+
+
+NAMES = [
+    b"plain.png",
+    b"with space.png",
+    b'comma, "quote" and \'.png',
+    b"new\nline.png",
+    b"return\r.png",
+    "größe-日本.png".encode(),
+    b"not-utf8-\xe9\xff.png",
+    b"<script>.png",
+    b"-dash.png",
+]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_names_come_out_right(kind, model, paths, tmp_path):
+    named = [os.path.join(os.fsencode(tmp_path), name) for name in NAMES]
+    for name in named:
+        os.symlink(paths[0], name)
+    given = [*named, named[0]]  # one of them twice
+    output = tmp_path / f"scores.{kind}"
+    done = run("score", model, "-", "--null", "-o", output, stdin=b"\0".join(given))
+    assert done.exit_code == 0, done.output
+    if kind == "csv":
+        text = output.read_text("utf-8", "surrogateescape")
+        with open(output, encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        assert text.startswith('"path","score","decision","flag"\n')
+        found = [os.fsencode(row["path"]) for row in rows]
+    elif kind == "jsonl":
+        rows = [json.loads(line) for line in output.read_bytes().split(b"\n")[:-1]]
+        found = [os.fsencode(row["path"]) for row in rows]
+    else:
+        rows = pyarrow.parquet.read_table(output).to_pylist()
+        found = [row["path"] for row in rows]
+        given = [os.fsdecode(p).encode("utf-8", "backslashreplace").decode() for p in given]
+    assert found == given
+    assert len({str(row["score"]) for row in rows}) == 1
+    assert set(rows[0]) == {"path", "score", "decision", "flag"}
+
+
+def test_infinite_scores_are_valid_json(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with open(path, "wb") as stream, open_table(stream, "jsonl") as table:
+        table.add([Row("a", -np.inf, -np.inf, True)])
+    wanted = {"path": "a", "score": None, "decision": None, "flag": True}
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == wanted
+
+
+def test_a_parquet_file_has_its_rows_in_few_groups(tmp_path):
+    path = tmp_path / "a.parquet"
+    with open(path, "wb") as stream, open_table(stream, "parquet") as table:
+        for start in range(0, 25_000, 100):
+            table.add([Row(str(i), i, i, False) for i in range(start, start + 100)])
+    assert pyarrow.parquet.ParquetFile(path).num_row_groups == 3
+    column = pyarrow.parquet.read_table(path)["score"].to_pylist()
+    assert column == list(range(25_000))
+
+
+def test_no_paths_on_standard_input_give_a_header(model):
+    done = run("score", model, "-", stdin="")
+    assert (done.exit_code, done.stdout) == (0, '"path","score","decision","flag"\n')
+
+
+def test_paths_with_null_bytes_need_the_option(model, paths):
+    done = run("score", model, "-", stdin="\0".join(paths))
+    assert done.exit_code == 1
+    assert "add --null" in done.stderr
+    done = run("score", model, "-", stdin=b"x" * 300_000)
+    assert done.exit_code == 1
+    assert "without a" in done.stderr
+
+
+# Which images
+
+
+def test_folders_are_walked_in_order_without_what_is_hidden(model, paths, tmp_path):
+    image = np.zeros((40, 40, 3), np.uint8)
+    wanted = [save(image, tmp_path / name) for name in ("a/2.PNG", "b.png", "c/d/1.jpg", "e.tif")]
+    for name in (".hidden.png", ".git/1.png", "a/.2.png", "__MACOSX/1.png"):
+        save(image, tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "c" / "self").symlink_to(tmp_path / "c" / "self")
+    done = run("score", model, tmp_path, paths[0], paths[0])
+    assert done.exit_code == 0, done.output
+    found = [row["path"] for row in read_csv(done.stdout)]
+    assert found == [*map(str, wanted), paths[0], paths[0]]
+
+
+def test_a_broken_link_is_unreadable_not_overlooked(model, tmp_path):
+    (tmp_path / "1.png").symlink_to(tmp_path / "gone.png")
+    done = run("score", model, tmp_path)
+    assert done.exit_code == 2
+    assert "1.png': No such file" in done.stderr
+
+
+def test_a_folder_deeper_than_pythons_calls_is_walked(model, paths, tmp_path):
+    folder = tmp_path
+    for _ in range(1500):
+        folder = folder / "d"
+        os.mkdir(folder)
+    os.symlink(paths[0], folder / "1.png")
+    done = run("score", model, tmp_path)
+    assert [row["path"] for row in read_csv(done.stdout)] == [str(folder / "1.png")]
+
+
+def test_a_folder_that_cannot_be_listed_is_told(model, paths, tmp_path, monkeypatch):
+    os.symlink(paths[0], tmp_path / "1.png")
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    done = run("score", model, tmp_path)
+    assert done.exit_code == 2
+    assert "closed': Permission denied" in done.stderr
+    assert len(read_csv(done.stdout)) == 1
+    done = run("score", model, tmp_path / "closed")
+    assert done.exit_code == 1
+    assert "cannot be listed: Permission denied" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["fit", "score", "map", "report"])
+def test_a_folder_without_images_is_refused(command, model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skanomaly_vit.report", types.SimpleNamespace(report=None))
+    empty = tmp_path / "empty"
+    (empty / "sub").mkdir(parents=True)
+    models = [] if command == "fit" else [model]
+    done = run(command, *models, empty, "-o", tmp_path / "out")
+    if command == "score":
+        assert "does not end in" in done.stderr
+        done = run(command, model, empty)
+    assert done.exit_code == 1
+    assert all(suffix in done.stderr for suffix in SUFFIXES)
+    assert os.listdir(tmp_path) == ["empty"]
+
+
+# Wrong usage
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "Usage"),
+        (("scor",), "No such command"),
+        (("score",), "Missing argument 'MODEL'"),
+        (("score", "MODEL"), "Missing argument 'IMAGES...'"),
+        (("score", "MODEL", "missing.png"), "'missing.png' does not exist"),
+        (("score", "missing", "IMAGE"), "'missing' does not exist"),
+        (("score", "IMAGE", "IMAGE"), "cannot be loaded"),
+        (("score", "MODEL", "IMAGE", "-0"), "add -"),
+        (("score", "MODEL", "IMAGE", "-o", "scores.xls"), "does not end in .csv, .jsonl, .parquet"),
+        (("score", "MODEL", "IMAGE", "-o", "no/scores.csv"), "there is no folder"),
+        (("score", "MODEL", "IMAGE", "-o", "/"), "'/' is a folder"),
+        (("score", "MODEL", "IMAGE", "--format", "parquet"), "parquet is for files"),
+        (("score", "MODEL", "IMAGE", "--batch-size", "0"), "x>=1"),
+        (("map", "MODEL", "IMAGE", "-o", "IMAGE"), "is a file"),
+        (("fit", "IMAGE"), "Missing option '-o'"),
+        (("info", "."), "is a directory"),
+    ],
+)
+def test_wrong_usage_is_code_1(args, message, model, paths):
+    named = {"MODEL": model, "IMAGE": paths[0]}
+    done = run(*(named.get(arg, arg) for arg in args))
+    assert done.exit_code == 1
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (PCA(), "holds PCA; expected a model"),
+        (TransformalyDetector(), "not fitted"),
+        ({"a": 1}, "holds dict"),
+    ],
+)
+def test_other_pickles_are_refused(held, message, tmp_path):
+    joblib.dump(held, tmp_path / "other")
+    done = run("info", tmp_path / "other")
+    assert done.exit_code == 1
+    assert message in done.stderr
+
+
+def test_a_missing_extra_is_named(model, paths, tmp_path, monkeypatch):
+    monkeypatch.setattr("skanomaly_vit._program.find_spec", lambda name: None)
+    done = run("score", model, paths[0], "-o", tmp_path / "a.parquet")
+    assert done.exit_code == 1
+    assert "pip install pyarrow" in done.stderr
+    done = run("map", model, paths[0], "-o", tmp_path / "maps")
+    assert done.exit_code == 1
+    assert "pip install matplotlib" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+# Model and machine
+
+
+def test_a_device_that_is_not_there_is_code_3(model, paths, tmp_path):
+    output = tmp_path / "scores.csv"
+    output.write_text("old")
+    done = run("score", model, paths[0], "--device", "cuda:99", "-o", output)
+    assert done.exit_code == 3
+    assert "cuda" in done.stderr
+    assert output.read_text() == "old"
+    done = run("fit", paths[0], "--device", "cuda:99", "-o", tmp_path / "m", *SMALL)
+    assert done.exit_code == 3
+
+
+def test_the_device_of_a_model_can_be_replaced(model, paths, tmp_path):
+    detector = joblib.load(model)
+    for part in (detector, detector.features_, detector.distillation_):
+        part.set_params(device="cuda:99")
+    joblib.dump(detector, tmp_path / "m")
+    assert run("score", tmp_path / "m", paths[0]).exit_code == 3
+    assert run("score", tmp_path / "m", paths[0], "--device", "auto").exit_code == 0
+
+
+def test_another_backbone_is_code_3(model, paths, tmp_path):
+    detector = joblib.load(model)
+    detector.features_.backbone_fingerprint_ = "0" * 64
+    joblib.dump(detector, tmp_path / "m")
+    done = run("score", tmp_path / "m", paths[0])
+    assert done.exit_code == 3
+    assert "fingerprint 000000000000" in done.stderr
+    assert run("info", tmp_path / "m").exit_code == 0
+
+
+def test_weights_that_cannot_be_had_are_code_3(paths, tmp_path, monkeypatch):
+    monkeypatch.setattr(_backbones, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    backbone = "vit_base_patch16_384.augreg_in21k_ft_in1k"
+    done = run("fit", *paths, "-o", tmp_path / "m", "--backbone", backbone)
+    assert done.exit_code == 3
+    assert "Three ways out" in done.stderr
+
+
+# map, report, info
+
+
+@pytest.fixture
+def mapping(monkeypatch):
+    """Maps of a kind: the images' own sizes, high in the middle; a file that is none is refused."""
+
+    def anomaly_map(self, X, method=None):
+        from skanomaly_vit._images import open_images
+
+        asked.append(method)
+        source = open_images(X)
+        maps = [np.zeros(source[i].shape[:2], np.float32) for i in range(len(source))]
+        for each in maps:
+            each[len(each) // 2] = 20
+        return maps
+
+    asked = []
+    monkeypatch.setattr(TransformalyDetector, "anomaly_map", anomaly_map, raising=False)
+    return asked
+
+
+def test_maps_of_equal_names_do_not_meet(mapping, model, broken, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(np.full((40, 30, 3), 100, np.uint8), tmp_path / "a" / "1.png")
+    save(np.full((20, 60, 3), 200, np.uint8), tmp_path / "b" / "1.png")
+    save(np.full((20, 50), 50, np.uint16), tmp_path / "b" / "1.tif")
+    done = run("map", model, "a", "b", broken, "-o", "maps", "--format", "both")
+    assert done.exit_code == 2
+    assert "unreadable: 1" in done.stderr
+    found = sorted(os.path.join(d, f) for d, _, files in os.walk("maps") for f in files)
+    stems = ("maps/a/1.png", "maps/b/1.png", "maps/b/1.tif")
+    assert found == sorted(f"{stem}.{kind}" for stem in stems for kind in ("npy", "png"))
+    raw = np.load("maps/a/1.png.npy")
+    assert (raw.shape, raw.dtype, raw.max()) == ((40, 30), np.float32, 20)
+    picture = np.asarray(Image.open("maps/a/1.png.png"))
+    assert picture.shape == (40, 30, 3)
+    assert (picture[0] == 100).all()  # what is normal looks as it did
+    assert (picture[20] != 100).any()
+    assert set(mapping) == {None}
+
+
+def test_the_method_of_a_map_can_be_chosen(mapping, model, paths, tmp_path):
+    done = run("map", model, paths[0], "-o", tmp_path, "--format", "npy", "--method", "features")
+    assert done.exit_code == 0, done.output
+    assert mapping == ["features"]
+
+
+def test_target_names_are_unique_and_inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = TargetNames("out")
+    given = ["x/1.png", "../x/1.png", "../../x/1.png", "/x/1.png", "X/1.png", "x/./1.png"]
+    found = [names.name(path) for path in given]
+    assert found[0] == found[5] == os.path.join("out", "x", "1.png")
+    assert len({name.lower() for name in found}) == 5
+    assert all(os.path.normpath(name).startswith("out" + os.sep) for name in found)
+
+
+def test_a_report_is_handed_the_readable_images(model, paths, broken, tmp_path, monkeypatch):
+    def report(det, X, y=None, path=None):
+        with open(path, "w") as stream:
+            json.dump([type(det).__name__, X, y], stream)
+
+    monkeypatch.setitem(sys.modules, "skanomaly_vit.report", types.SimpleNamespace(report=report))
+    output = tmp_path / "report.html"
+    done = run("report", model, *paths[:2], broken, paths[2], "-o", output)
+    assert done.exit_code == 2
+    assert json.loads(output.read_text()) == ["TransformalyDetector", paths[:3], None]
+    output.unlink()
+    assert run("report", model, broken, "-o", output).exit_code == 2
+    assert not output.exists()
+
+
+def test_info_says_what_a_model_is(model, detector):
+    done = run("info", model, "--json")
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert found["n_images"] == 14
+    assert found["n_images_held_out"] == 3
+    assert found["threshold"] == detector.offset_
+    assert found["file_size"] == os.path.getsize(model)
+    assert found["backbone_fingerprint"] == detector.features_.backbone_fingerprint_
+    assert found["parameters"]["image_size"] == 56
+    assert found["blocks"] == [9, 10]
+    text = run("info", model).stdout
+    assert "image_size=56, n_blocks=2, random_state=0" in text
+    assert detector.features_.backbone_fingerprint_ in text
+
+
+def test_info_knows_models_of_any_kind(model, tiny, images, tmp_path):
+    detector = TransformalyDetector(
+        backbone=tiny,
+        feature_spaces="pretrained",
+        density=PCA(n_components=1),
+        image_size=(32, 32),
+        store_backbone=True,
+    ).fit(images)
+    del detector.n_samples_fit_  # as in a pickle of an earlier version
+    joblib.dump(detector, tmp_path / "m")
+    found = json.loads(run("info", tmp_path / "m", "--json").stdout)
+    assert found["parameters"]["density"] == "PCA(n_components=1)"
+    assert found["parameters"]["image_size"] == [32, 32]
+    assert found["blocks"] == []
+    assert "unknown (" in run("info", tmp_path / "m").stdout
+
+
+@pytest.mark.parametrize("command", ["fit", "score", "map", "report", "info"])
+def test_help_has_an_example(command):
+    done = run(command, "--help")
+    assert done.exit_code == 0
+    assert f"    skanomaly {command} " in done.stdout
+    assert (command == "fit") != ("only from people you trust" in " ".join(done.stdout.split()))
+
+
+# Real processes
+
+
+def start(*args, **options):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.PIPE}
+    return subprocess.Popen([*COMMAND, *map(os.fspath, args)], **pipes | options)
+
+
+def test_help_and_wrong_usage_import_nothing_heavy(model):
+    code = (
+        "import sys\n"
+        "from skanomaly_vit.cli import main\n"
+        "codes = []\n"
+        "for args in (['--help'], ['score', '--help'], ['--version'], ['score', 'no', 'no']):\n"
+        "    try:\n"
+        "        main(args)\n"
+        "    except SystemExit as end:\n"
+        "        codes.append(end.code)\n"
+        "heavy = {'torch', 'sklearn', 'numpy', 'timm', 'PIL', 'pyarrow', 'joblib'}\n"
+        "sys.exit(str([codes, sorted(heavy & set(sys.modules))]))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True)
+    assert done.stderr.decode().splitlines()[-1] == "[[0, 0, 0, 1], []]"
+
+
+def test_rows_come_while_paths_still_do(model, paths):
+    with start("score", model, "-", "--batch-size", "2") as process:
+        process.stdin.write("\n".join(paths[:5]).encode())
+        process.stdin.flush()
+        lines = [process.stdout.readline() for _ in range(5)]  # the header, two batches
+        assert lines[4].startswith(f'"{paths[3]}",'.encode())
+        rest, messages = process.communicate()
+    assert rest.startswith(f'"{paths[4]}",'.encode())
+    assert (process.returncode, messages) == (0, b"")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_ctrl_c_leaves_whole_rows(kind, model, paths, broken, tmp_path):
+    output = tmp_path / f"scores.{kind}"
+    with start("score", model, "-", "--batch-size", "2", "-o", output) as process:
+        given = [*paths[:4], str(broken), *paths[4:]]
+        process.stdin.write("\n".join(given).encode() + b"\n")
+        process.stdin.flush()
+        assert b"unreadable" in process.stderr.readline()  # two batches are done by then
+        process.send_signal(signal.SIGINT)
+        messages = process.stderr.read()  # its standard input stays open
+        process.wait()
+    assert process.returncode == 130
+    assert b"Stopped after" in messages
+    assert b"Traceback" not in messages
+    if kind == "csv":
+        text = output.read_text()
+        found = [row["path"] for row in read_csv(text)]
+        assert text.endswith("\n")
+    else:
+        found = pyarrow.parquet.read_table(output)["path"].to_pylist()
+    assert 4 <= len(found) <= len(paths)
+    assert found == paths[: len(found)]
+
+
+def test_a_broken_pipe_ends_quietly(model, paths):
+    with start("score", model, *paths, "--batch-size", "1") as process:
+        process.stdout.readline()
+        process.stdout.close()
+        messages = process.stderr.read()
+        process.wait()
+    assert (process.returncode, messages) == (0, b"")
+
+
+def test_bars_are_drawn_on_a_terminal_only(model, normal, tmp_path):
+    parent, child = pty.openpty()
+    termios.tcsetwinsize(child, (24, 100))
+    commands = [
+        ("fit", normal, "-o", tmp_path / "m", *SMALL),
+        ("score", model, normal, "-o", tmp_path / "s.csv"),
+    ]
+    for args in commands:
+        with start(*args, stderr=child) as process:
+            stdout, _ = process.communicate()
+        assert (process.returncode, stdout) == (0, b"")
+    os.close(child)
+    shown = b""
+    try:
+        while block := os.read(parent, 65536):
+            shown += block
+    except OSError:  # Linux's end of a terminal
+        pass
+    os.close(parent)
+    assert b"checking: 100%" in shown
+    assert b"TransformalyDetector" in shown
+    assert b"scoring: 100%" in shown
+
+
+def interrupt_write(*, times):
+    written = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():  # noqa: PT012, it is what is tested
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        written.append("written")
+    return written
+
+
+def test_an_interrupt_waits_for_what_is_being_written():
+    assert interrupt_write(times=1) == ["written"]
+    assert interrupt_write(times=2) == []  # a second one gets through
+    with uninterrupted():
+        pass
