@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from skanomaly_vit._listing import has_image_suffix
 from skanomaly_vit._tables import FORMATS, format_of
 
 #: Exit codes.
@@ -107,6 +108,8 @@ def check_output(ctx: click.Context, parameter: click.Parameter, value: str | No
     if value is None:
         return None
     folder = os.path.dirname(os.path.realpath(value))
+    if has_image_suffix(value):
+        raise click.BadParameter(f"{value!r} ends like an image; pass another name.")
     if os.path.isdir(value):
         raise click.BadParameter(f"{value!r} is a folder; pass the name of a file.")
     if not os.path.isdir(folder):

@@ -45,10 +45,14 @@ if TYPE_CHECKING:
 # Maps are as large as the images: fewer at a time than a pass of the backbone can take.
 _MAPS_AT_ONCE = 8
 
+# Two to see a spread, one to hold out.
+_FEWEST = 3
+
 _FIT_NOTE = "Exit code 2: some images are unreadable, all of which were listed; nothing was fitted."
 
 
 @click.group(
+    "skanomaly",
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=epilog(
@@ -126,6 +130,11 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
     """
     unreadable = Unreadable()
     paths = list(list_inputs(images, unreadable))
+    if len(paths) < _FEWEST:
+        raise click.UsageError(
+            f"a fit needs {_FEWEST} images at the very least, and some hundred for a steady "
+            f"threshold; found {len(paths)}."
+        )
     from skanomaly_vit._model_file import (
         MACHINE_DEFAULTS,
         MachineError,
@@ -141,7 +150,7 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
         try_backbone(detector)
         select_readable(paths, detector.n_jobs, unreadable)
         if unreadable.count:
-            finish(unreadable, f"nothing was fitted: remove or mend them (of {len(paths)})")
+            finish(unreadable, f"nothing was fitted to the {len(paths)} images")
         show_fitting(detector)
         detector.fit(paths)
     except MachineError as error:
@@ -337,6 +346,8 @@ def _report(model: str, images: tuple[str, ...], output: str, null: bool, **opti
     One HTML file with scores, pictures and maps, which needs no network. Images that cannot be
     read are named on standard error and left out.
     """
+    if not output.lower().endswith((".html", ".htm")):
+        raise click.UsageError(f"{output!r} does not end in .html, which a report is.")
     try:
         render = import_module("skanomaly_vit.report").report
     except ImportError as error:

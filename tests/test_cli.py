@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import types
 
 import joblib
@@ -146,7 +148,7 @@ def test_a_fit_that_cannot_be_written_leaves_the_old_model(normal, tmp_path, mon
 def test_wrong_options_of_fit_are_refused_before_images_are_read(
     options, message, broken, tmp_path
 ):
-    done = run("fit", broken, "-o", tmp_path / "a.model", *options)
+    done = run("fit", broken, broken, broken, "-o", tmp_path / "a.model", *options)
     assert done.exit_code == 1
     assert message in done.stderr
     assert "unreadable" not in done.stderr
@@ -296,13 +298,16 @@ def test_a_broken_link_is_unreadable_not_overlooked(model, tmp_path):
 
 
 def test_a_folder_deeper_than_pythons_calls_is_walked(model, paths, tmp_path):
-    folder = tmp_path
-    for _ in range(1500):
-        folder = folder / "d"
+    folders = [os.path.join(tmp_path, *["d"] * depth) for depth in range(1, 1500)]
+    for folder in folders:
         os.mkdir(folder)
-    os.symlink(paths[0], folder / "1.png")
+    image = os.path.join(folders[-1], "1.png")
+    os.symlink(paths[0], image)
     done = run("score", model, tmp_path)
-    assert [row["path"] for row in read_csv(done.stdout)] == [str(folder / "1.png")]
+    os.unlink(image)
+    for folder in reversed(folders):  # pytest could not remove it
+        os.rmdir(folder)
+    assert [row["path"] for row in read_csv(done.stdout)] == [image]
 
 
 def test_a_folder_that_cannot_be_listed_is_told(model, paths, tmp_path, monkeypatch):
@@ -325,16 +330,16 @@ def test_a_folder_that_cannot_be_listed_is_told(model, paths, tmp_path, monkeypa
     assert "cannot be listed: Permission denied" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["fit", "score", "map", "report"])
+OUTPUT = {"fit": "a.model", "score": "a.csv", "map": "maps", "report": "a.html"}
+
+
+@pytest.mark.parametrize("command", OUTPUT)
 def test_a_folder_without_images_is_refused(command, model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "skanomaly_vit.report", types.SimpleNamespace(report=None))
     empty = tmp_path / "empty"
     (empty / "sub").mkdir(parents=True)
     models = [] if command == "fit" else [model]
-    done = run(command, *models, empty, "-o", tmp_path / "out")
-    if command == "score":
-        assert "does not end in" in done.stderr
-        done = run(command, model, empty)
+    done = run(command, *models, empty, "-o", tmp_path / OUTPUT[command])
     assert done.exit_code == 1
     assert all(suffix in done.stderr for suffix in SUFFIXES)
     assert os.listdir(tmp_path) == ["empty"]
@@ -361,6 +366,9 @@ def test_a_folder_without_images_is_refused(command, model, tmp_path, monkeypatc
         (("score", "MODEL", "IMAGE", "--batch-size", "0"), "x>=1"),
         (("map", "MODEL", "IMAGE", "-o", "IMAGE"), "is a file"),
         (("fit", "IMAGE"), "Missing option '-o'"),
+        (("fit", "IMAGE", "IMAGE", "-o", "m"), "needs 3 images at the very least"),
+        (("fit", "IMAGE", "-o", "IMAGE"), "ends like an image"),
+        (("report", "MODEL", "IMAGE", "-o", "MODEL"), "does not end in .html"),
         (("info", "."), "is a directory"),
     ],
 )
@@ -408,7 +416,7 @@ def test_a_device_that_is_not_there_is_code_3(model, paths, tmp_path):
     assert done.exit_code == 3
     assert "cuda" in done.stderr
     assert output.read_text() == "old"
-    done = run("fit", paths[0], "--device", "cuda:99", "-o", tmp_path / "m", *SMALL)
+    done = run("fit", *paths, "--device", "cuda:99", "-o", tmp_path / "m", *SMALL)
     assert done.exit_code == 3
 
 
@@ -623,25 +631,42 @@ def test_a_broken_pipe_ends_quietly(model, paths):
     assert (process.returncode, messages) == (0, b"")
 
 
-def test_bars_are_drawn_on_a_terminal_only(model, normal, tmp_path):
-    parent, child = pty.openpty()
-    termios.tcsetwinsize(child, (24, 100))
+@pytest.fixture
+def terminal():
+    """A terminal to write to, and what has been written once it is closed."""
+    reading_end, writing_end = pty.openpty()
+    termios.tcsetwinsize(writing_end, (24, 100))
+    shown = []
+
+    def read():
+        # A terminal holds little: a process that writes more waits until it is read.
+        with contextlib.suppress(OSError):  # Linux's end of a terminal
+            while block := os.read(reading_end, 2**16):
+                shown.append(block)
+        os.close(reading_end)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+
+    def close():
+        os.close(writing_end)
+        reader.join()
+        return b"".join(shown)
+
+    return writing_end, close
+
+
+def test_bars_are_drawn_on_a_terminal_only(terminal, model, normal, tmp_path):
+    writing_end, close = terminal
     commands = [
         ("fit", normal, "-o", tmp_path / "m", *SMALL),
         ("score", model, normal, "-o", tmp_path / "s.csv"),
     ]
     for args in commands:
-        with start(*args, stderr=child) as process:
+        with start(*args, stderr=writing_end) as process:
             stdout, _ = process.communicate()
         assert (process.returncode, stdout) == (0, b"")
-    os.close(child)
-    shown = b""
-    try:
-        while block := os.read(parent, 65536):
-            shown += block
-    except OSError:  # Linux's end of a terminal
-        pass
-    os.close(parent)
+    shown = close()
     assert b"checking: 100%" in shown
     assert b"TransformalyDetector" in shown
     assert b"scoring: 100%" in shown
