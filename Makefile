@@ -18,9 +18,10 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 METADATA := setup.cfg pyproject.toml
-# The last three hold what `datasets` and `maps` export.
+# Rooms with an underscore hold what `datasets`, `maps` and `display` export.
 PUBLIC_MODULES := skanomaly_vit/__init__.py $(wildcard skanomaly_vit/[a-z]*.py) \
-	skanomaly_vit/_dior.py skanomaly_vit/_idx.py skanomaly_vit/_defects.py
+	skanomaly_vit/_dior.py skanomaly_vit/_idx.py skanomaly_vit/_defects.py \
+	$(patsubst %,skanomaly_vit/_display_%.py,blocks gallery maps scores training)
 
 # Of pip's output, what was downloaded and installed; its errors go to stderr and stay whole.
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --editable

@@ -6,6 +6,7 @@ such a change is one line to mend, and the upper bound on the dependency guards 
 
 from sklearn.base import _fit_context
 from sklearn.utils import _safe_indexing
+from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
@@ -18,4 +19,5 @@ __all__ = [
     "StrOptions",
     "_fit_context",
     "_safe_indexing",
+    "check_matplotlib_support",
 ]

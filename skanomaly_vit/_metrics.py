@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import is_outlier_detector
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.pipeline import Pipeline
 
 
 def normality(estimator: Any, X: Any) -> np.ndarray:
@@ -29,6 +30,15 @@ def require_normality(estimator: Any) -> None:
         f"{type(estimator).__name__} is no outlier detector of scikit-learn's kind: it has no "
         "score_samples, and its decision_function, if any, may be high for anomalies"
     )
+
+
+def threshold_of(estimator: Any) -> float | None:
+    """What `normality` is compared with to flag a sample; None if the estimator has none."""
+    if not hasattr(estimator, "score_samples"):
+        return 0.0  # of a decision function
+    last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    offset = getattr(last, "offset_", None)
+    return None if offset is None else float(offset)
 
 
 def fpr_at_95_tpr(is_anomaly: np.ndarray, abnormality: np.ndarray) -> float:

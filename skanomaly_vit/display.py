@@ -1,0 +1,23 @@
+"""Displays: pictures of what a detector does, in the manner of scikit-learn's.
+
+Each has ``from_estimator``, for what has still to be computed, and ``from_predictions``
+(`TrainingDisplay`: ``from_history``), for what is there already; ``plot`` draws it again, for
+instance on other axes. matplotlib is imported when something is drawn, not before:
+``pip install matplotlib``, or the extra ``skanomaly-vit[plot]``.
+"""
+
+from __future__ import annotations
+
+from skanomaly_vit._display_blocks import BlockDiscrepancyDisplay
+from skanomaly_vit._display_gallery import GalleryDisplay
+from skanomaly_vit._display_maps import AnomalyMapDisplay
+from skanomaly_vit._display_scores import ScoreDisplay
+from skanomaly_vit._display_training import TrainingDisplay
+
+__all__ = [
+    "AnomalyMapDisplay",
+    "BlockDiscrepancyDisplay",
+    "GalleryDisplay",
+    "ScoreDisplay",
+    "TrainingDisplay",
+]
