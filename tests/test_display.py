@@ -211,6 +211,7 @@ def test_each_image_is_beside_its_map_on_one_scale():
         assert overlay.get_clim() == (0, pytest.approx(MAPS[:3].max()))
         assert overlay.get_cmap().name == "cividis"
         assert 0 < overlay.get_alpha() < 1
+        assert row[0].get_anchor() == row[1].get_anchor() == "C"  # not drawn to the scale
     label = display.colorbar_.ax.get_ylabel().replace("\n", " ")
     assert "standard deviations of normal patches" in label
     assert display.colorbar_.extend == "min"
