@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.utils import Bunch, check_random_state
 
 from skanomaly_vit._images import open_images
+from skanomaly_vit._pixels import as_uint8, as_unit
 
 #: Pixels (h, w, 3) float32 in [0, 1], pixels of another image, and a generator -> the altered
 #: pixels and the mask (h, w) of what was altered.
@@ -138,8 +139,8 @@ def paste_defects(
     data = Bunch(images=[], masks=[], kinds=rng.choice(np.array(kinds), len(source)))
     for index, kind in enumerate(data.kinds):
         other = (index + 1 + rng.randint(max(1, len(source) - 1))) % len(source)
-        altered, mask = DEFECTS[kind](_unit(source[index]), _unit(source[other]), rng)
-        data.images.append((255 * altered).round().astype(np.uint8))
+        altered, mask = DEFECTS[kind](as_unit(source[index]), as_unit(source[other]), rng)
+        data.images.append(as_uint8(altered))
         data.masks.append(mask)
     return data
 
@@ -148,9 +149,3 @@ def _check_kinds(kinds: Sequence[str]) -> None:
     unknown = [kind for kind in kinds if kind not in DEFECTS]
     if isinstance(kinds, str) or not len(kinds) or unknown:
         raise ValueError(f"kinds={kinds!r}; pass a list of some of {list(DEFECTS)}")
-
-
-def _unit(pixels: np.ndarray) -> np.ndarray:
-    """Pixels as float32 in [0, 1]."""
-    scale = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
-    return pixels.astype(np.float32) / scale

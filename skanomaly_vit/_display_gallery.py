@@ -18,11 +18,11 @@ from skanomaly_vit._display_style import (
     own_or_new_axes,
     require_matplotlib,
     show_image,
-    thumbnail,
     titles_of,
 )
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._metrics import normality, require_normality, threshold_of
+from skanomaly_vit._pixels import shrink
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -290,4 +290,4 @@ def _spaced_ranks(scores: np.ndarray, n_images: int) -> np.ndarray:
 
 
 def _thumbnails(source: ImageSource, indices: np.ndarray) -> list[np.ndarray]:
-    return [thumbnail(source[int(index)], _THUMBNAIL) for index in indices]
+    return [np.asarray(shrink(source[int(index)], _THUMBNAIL)) for index in indices]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from skanomaly_vit._display_style import (
     BLACK,
     SEQUENTIAL,
     TITLE_PAD,
-    as_uint8,
     divided_axes,
     open_shown,
     own_or_new_axes,
@@ -22,6 +19,7 @@ from skanomaly_vit._display_style import (
     titles_of,
 )
 from skanomaly_vit._images import ImageSource
+from skanomaly_vit._pixels import as_uint8, read_mask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -328,7 +326,7 @@ def _checked(
 def _open_masks(
     masks: Iterable[Any], source: ImageSource, images: list[np.ndarray]
 ) -> list[np.ndarray | None]:
-    opened = [None if mask is None else _open_mask(mask) for mask in masks]
+    opened = [None if mask is None else read_mask(mask) for mask in masks]
     if len(opened) != len(images):
         raise ValueError(
             f"masks holds {len(opened)} for {len(images)} images; pass one each, None for none"
@@ -337,13 +335,6 @@ def _open_masks(
     filled = [empty if mask is None else mask for mask, empty in zip(opened, blank, strict=True)]
     _checked("masks", filled, source, images)
     return opened
-
-
-def _open_mask(mask: Any) -> np.ndarray:
-    """(height, width) bool of a mask: an array, an image or a path."""
-    if isinstance(mask, str | os.PathLike | Image.Image):
-        return open_shown([mask])[0].max(axis=2) > 0
-    return np.asarray(mask).astype(bool)
 
 
 def _draw_row(

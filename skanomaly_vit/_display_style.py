@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from skanomaly_vit._compat import check_matplotlib_support
 from skanomaly_vit._images import ImageSource, open_images
@@ -115,21 +114,6 @@ def show_image(ax: Axes, image: np.ndarray, **options: Any) -> Any:
 def open_shown(X: Any, estimator: Any = None) -> ImageSource:
     """Images that an estimator takes, or any, opened and not yet decoded."""
     return open_images(X, image_shape=getattr(estimator, "image_shape", None))
-
-
-def as_uint8(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8 of a decoded image: uint8, uint16 or floats in [0, 1]."""
-    if image.dtype == np.uint8:
-        return image
-    white = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
-    return np.rint(image / np.float32(white) * 255).astype(np.uint8)
-
-
-def thumbnail(image: np.ndarray, longest: int) -> np.ndarray:
-    """(h, w, 3) uint8, made smaller where a side is over `longest` pixels."""
-    picture = Image.fromarray(np.ascontiguousarray(as_uint8(image)))
-    picture.thumbnail((longest, longest))
-    return np.asarray(picture)
 
 
 def finite_vector(values: Any, name: str, n_expected: int | None = None) -> np.ndarray:

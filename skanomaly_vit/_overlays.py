@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image
 
 from skanomaly_vit._images import open_images
-
-# Of the colour where a map reaches the top of the scale; below, in proportion.
-_OPACITY = 0.7
+from skanomaly_vit._pictures import Scale, overlay
+from skanomaly_vit._pixels import as_uint8
 
 
 class TargetNames:
@@ -51,37 +50,8 @@ def save_map(target: str, anomaly_map: np.ndarray) -> str:
 
 
 def save_overlay(target: str, image_path: str, anomaly_map: np.ndarray, top: float) -> str:
-    """Write an image with its map over it as a PNG."""
+    """Write an image with its map over it as a PNG; `top` gets the brightest colour."""
     path = f"{target}.png"
-    lay_over(open_images([image_path])[0], anomaly_map, top).save(path)
+    image = Image.fromarray(as_uint8(open_images([image_path])[0]))
+    overlay(image, anomaly_map, Scale(0, top)).save(path)
     return path
-
-
-def lay_over(image: np.ndarray, anomaly_map: np.ndarray, top: float) -> Image.Image:
-    """Colour an image where its map is high.
-
-    Parameters
-    ----------
-    image : ndarray of shape (height, width, 3)
-        uint8, uint16 or floats in [0, 1].
-    anomaly_map : ndarray of shape (height, width)
-        Higher = more abnormal.
-    top : float
-        Value of the map that gets the brightest colour; 0 and below get none.
-    """
-    import matplotlib
-
-    level = np.clip(anomaly_map / top, 0, 1)  # (h, w)
-    colours = matplotlib.colormaps["inferno"](_as_bytes(level), bytes=True)[..., :3]  # (h, w, 3)
-    if image.dtype == np.uint16:
-        image = image / np.float32(65535)
-    base = image if image.dtype == np.uint8 else _as_bytes(image)
-    return Image.composite(
-        Image.fromarray(colours),
-        Image.fromarray(np.ascontiguousarray(base)),
-        Image.fromarray(_as_bytes(level * _OPACITY)),
-    )
-
-
-def _as_bytes(values: np.ndarray) -> np.ndarray:
-    return (values * 255 + 0.5).astype(np.uint8)

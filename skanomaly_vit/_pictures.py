@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from skanomaly_vit._pixels import fitting
+
 Array: TypeAlias = np.ndarray[Any, Any]
 
 #: Weights of red, green and blue in what the eye takes for brightness (ITU-R BT.601).
@@ -58,16 +60,10 @@ class Scale:
         return cls(low, high if high > low else low + 1.0)
 
 
-def shrink(pixels: Array, longest: int) -> Image.Image:
-    """An image (h, w, 3) of any dtype -> RGB of at most so many pixels a side, never enlarged."""
-    image = Image.fromarray(_to_uint8(pixels))
-    return image.resize(_fitting(image.size, longest), Image.Resampling.LANCZOS, reducing_gap=3.0)
-
-
 def shrink_map(values: Array, longest: int) -> Array:
     """A map (h, w) -> mean values of at most so many pixels a side."""
     image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
-    return np.asarray(image.resize(_fitting(image.size, longest), Image.Resampling.BOX))
+    return np.asarray(image.resize(fitting(image.size, longest), Image.Resampling.BOX))
 
 
 def encode(image: Image.Image) -> Picture:
@@ -101,15 +97,3 @@ def _colour(shares: Array) -> Array:
     import matplotlib
 
     return np.asarray(matplotlib.colormaps[_COLOURS](shares))[..., :3]
-
-
-def _to_uint8(pixels: Array) -> Array:
-    if pixels.dtype == np.uint8:
-        return np.ascontiguousarray(pixels)
-    white = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
-    return np.rint(pixels * (255.0 / white)).astype(np.uint8)
-
-
-def _fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    factor = min(1.0, longest / max(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

@@ -272,7 +272,7 @@ def _score_rows(detector: TransformalyDetector, paths: list[str], unreadable: An
 @click.option(
     "--top",
     type=click.FloatRange(0, min_open=True),
-    default=10.0,
+    default=8.0,
     show_default=True,
     metavar="SD",
     help="Value that gets the brightest colour, in standard deviations of normal patches.",

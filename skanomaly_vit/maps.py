@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import label
 from sklearn.metrics import roc_auc_score
 
-from skanomaly_vit._decode import decode_image
 from skanomaly_vit._defects import paste_defects
+from skanomaly_vit._pixels import read_mask
 
 __all__ = ["paste_defects", "per_region_overlap", "pixel_auroc"]
 
@@ -147,7 +146,7 @@ def _pairs(masks: Any, maps: Planes) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def _pair(index: int, mask: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
     scores = np.asarray(values, dtype=np.float64)
-    marked = np.zeros(scores.shape, bool) if mask is None else _read_mask(mask)
+    marked = np.zeros(scores.shape, bool) if mask is None else read_mask(mask)
     if marked.shape != scores.shape or scores.ndim != 2:
         raise ValueError(
             f"mask {index} has shape {marked.shape} and its map {scores.shape}; both have to be "
@@ -156,13 +155,6 @@ def _pair(index: int, mask: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(scores).all():
         raise ValueError(f"map {index} holds values that are not finite")
     return marked, scores
-
-
-def _read_mask(mask: Any) -> np.ndarray:
-    if isinstance(mask, np.ndarray):
-        return mask.astype(bool)
-    pixels = decode_image(mask if isinstance(mask, Image.Image) else str(mask))
-    return pixels.astype(bool).max(axis=2)
 
 
 def _require_both_kinds(is_defect: np.ndarray) -> None:

@@ -24,9 +24,9 @@ from skanomaly_vit._pictures import (
     colour_bar,
     encode,
     overlay,
-    shrink,
     shrink_map,
 )
+from skanomaly_vit._pixels import shrink
 from skanomaly_vit._provenance import first_of, parameters_of, versions
 from skanomaly_vit._report_page import (
     Card,

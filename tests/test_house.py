@@ -78,6 +78,7 @@ ROOMS = [
     "_teacher",
     "_backbones",
     "_images",
+    "_pixels",
     "_digests",
     "_decode",
     "cache",
