@@ -23,7 +23,7 @@ from skanomaly_vit._images import open_images
 from skanomaly_vit._patches import enlarge, layout_of
 from skanomaly_vit.maps import paste_defects, per_region_overlap, pixel_auroc
 
-KEY = ("dataset", "image_size", "method", "kind", "seed")
+KEY = ("dataset", "image_size", "n_blocks", "method", "kind", "seed")
 
 
 def main() -> None:
@@ -45,6 +45,7 @@ def parse_args() -> argparse.Namespace:
     add("--train", type=positive, default=200, help="functional cells to fit on; default: 200")
     add("--test", type=positive, default=60, help="cells to paste defects on; default: 60")
     add("--image-sizes", nargs="+", type=positive, default=[112], metavar="PIXELS")
+    add("--n-blocks", type=positive, default=10, help="that have students; default: 10")
     add("--seeds", nargs="+", type=not_negative, default=[0])
     add("--output", type=Path, required=True, metavar="CSV")
     return parser.parse_args()
@@ -69,7 +70,9 @@ def pasted(args: argparse.Namespace, cells: Bunch, module: str, seed: int) -> Bu
 
 
 def measure(args: argparse.Namespace, data: Bunch, size: int, seed: int) -> None:
-    detector = TransformalyDetector(image_size=size, random_state=seed, n_jobs=2).fit(data.train)
+    detector = TransformalyDetector(
+        image_size=size, n_blocks=args.n_blocks, random_state=seed, n_jobs=2
+    ).fit(data.train)
     makers: dict[str, Any] = {
         "chance": lambda: by_chance(detector, data, seed),
         "PCA of pixels": lambda: pca_map(data, lambda images: pixels(detector, images)),
@@ -97,7 +100,8 @@ def report(
     }
     print(f"{data.name:<12} {size:>4} {name:<22} {kind:<8} {figures['pixel_auroc']:11.3f} "
           f"{figures['per_region_overlap']:6.3f}", flush=True)  # fmt: skip
-    case = {"dataset": data.name, "image_size": size, "method": name, "kind": kind, "seed": seed}
+    case = {"dataset": data.name, "image_size": size, "n_blocks": args.n_blocks, "method": name,
+            "kind": kind, "seed": seed}  # fmt: skip
     merge_csv(args.output, case | {k: round(v, 5) for k, v in figures.items()}, KEY)
 
 
