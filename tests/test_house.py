@@ -57,6 +57,7 @@ ROOMS = [
     "tuned_features",
     "features",
     "distillation",
+    "calibration",
     "_scorers",
     "_recipes",
     "density",
