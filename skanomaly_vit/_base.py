@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.model_selection import GroupShuffleSplit
 from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 
@@ -183,7 +184,12 @@ def draw_seed(rng: np.random.RandomState) -> int:
 
 
 def split_validation(
-    n_samples: int, fraction: float, rng: np.random.RandomState, *, min_train: int = 1
+    n_samples: int,
+    fraction: float,
+    rng: np.random.RandomState,
+    *,
+    min_train: int = 1,
+    groups: Any = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices to train on and indices to hold out, each sorted.
 
@@ -195,12 +201,16 @@ def split_validation(
     rng : RandomState
     min_train : int
         Fewest images to train on.
+    groups : array-like of shape (n_samples,) or None
+        Samples of one group stay together; `fraction` is then of the groups.
 
     Raises
     ------
     ValueError
         If fewer would be left to train on.
     """
+    if groups is not None and fraction > 0:
+        return _split_groups(n_samples, fraction, rng, groups)
     n_validation = math.ceil(fraction * n_samples)
     if n_samples - n_validation < min_train:
         raise ValueError(
@@ -210,3 +220,19 @@ def split_validation(
         )
     order = rng.permutation(n_samples)
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])
+
+
+def _split_groups(
+    n_samples: int, fraction: float, rng: np.random.RandomState, groups: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    values = np.asarray(groups)
+    if values.shape != (n_samples,):
+        raise ValueError(f"groups has shape {values.shape}; pass one group for each of {n_samples}")
+    if len(np.unique(values)) < 2:
+        raise ValueError(
+            f"all {n_samples} images are of one group, {str(values[0])!r}, so none can be held out; "
+            "pass groups=None, or validation_fraction=0"
+        )
+    folds = GroupShuffleSplit(1, test_size=fraction, random_state=rng)
+    ((train, validation),) = folds.split(values, groups=values)
+    return train, validation

@@ -17,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 from skanomaly_vit._digests import combine
 from skanomaly_vit._recent import RecentlyUsed
 from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED
+from skanomaly_vit.calibration import conformal_threshold
 from skanomaly_vit.density import (
     ExcessDensity,
     GaussianDensity,
@@ -67,7 +68,7 @@ def fit_scorers(
     contamination: float,
     seed: int,
     remember: bool,
-) -> tuple[dict[str, Any], dict[str, tuple[float, float]], float]:
+) -> tuple[dict[str, Any], dict[str, tuple[float, float]], np.ndarray | None, float]:
     """Fit densities and fusion on the training images, and the threshold on the held-out ones.
 
     Parameters
@@ -77,14 +78,15 @@ def fit_scorers(
     spaces : collection of str
         Those that count.
     split : tuple of (ndarray of int, ndarray of int)
-        Images to learn from, and held-out ones; without any held out, the first are both.
+        Images to learn from, and held-out ones; without any, the threshold is a plain quantile of
+        the scores of the first.
     density : str, estimator or dict of str to these
         For all spaces, or for each.
     pca_variance : float or None
         Of the PCA in the pre-trained space.
     fusion : {"product", "standardized"}
     contamination : float
-        The threshold is this quantile.
+        Share of normal images that may be flagged.
     seed, remember
         See `fit_density`.
 
@@ -93,9 +95,11 @@ def fit_scorers(
     density : dict of str to estimator
     fusion : dict of str to (float, float)
         See `fit_fusion`.
+    calibration_scores : ndarray of shape (n_held_out,), float64, or None
+        Without any held out, None.
     offset : float
     """
-    train, held_out = split[0], split[1] if len(split[1]) else split[0]
+    train, held_out = split
     require_spread(embedded[PRETRAINED][train])
     learned = {space: values[train] for space, values in embedded.items()}
     fitted = {
@@ -109,9 +113,12 @@ def fit_scorers(
         for space in spaces
     }
     scales = fit_fusion(fusion, fitted, learned)
+    if not len(held_out):
+        scores = sum_spaces(score_spaces(fitted, scales, learned))
+        return fitted, scales, None, float(np.percentile(scores, 100.0 * contamination))
     unseen = {space: values[held_out] for space, values in embedded.items()}
     scores = sum_spaces(score_spaces(fitted, scales, unseen))
-    return fitted, scales, float(np.percentile(scores, 100.0 * contamination))
+    return fitted, scales, scores, conformal_threshold(scores, contamination)
 
 
 def by_space(features: np.ndarray, discrepancies: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -34,6 +35,20 @@ class Unreadable:
 def tell(message: str) -> None:
     """Say something on stderr, above a bar if there is one."""
     tqdm.write(message, file=sys.stderr)
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Say what a fit warns of in a line, without the place in our code."""
+    from skanomaly_vit.calibration import CalibrationWarning
+
+    def show(message: Warning | str, *ignored: Any, **options: Any) -> None:
+        tell(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CalibrationWarning)
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from skanomaly_vit._program import (
 )
 from skanomaly_vit._steps import finish, load, open_output, show_fitting, summarize, unpickle
 from skanomaly_vit._tables import FORMATS, Row, open_table
-from skanomaly_vit._terminal import Unreadable, progress_bar, tell, uninterrupted
+from skanomaly_vit._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
 
 if TYPE_CHECKING:
     from skanomaly_vit.detector import TransformalyDetector
@@ -152,7 +152,8 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
         if unreadable.count:
             finish(unreadable, f"nothing was fitted to the {len(paths)} images")
         show_fitting(detector)
-        detector.fit(paths)
+        with told_warnings():
+            detector.fit(paths)
     except MachineError as error:
         raise MachineMismatch(str(error)) from error
     except ValueError as error:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import OutlierMixin
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.utils import Bunch, check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -20,6 +19,7 @@ from skanomaly_vit._base import (
     draw_seed,
     split_validation,
 )
+from skanomaly_vit._calibrated import CalibratedMixin
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._labels import AUTO, warn_about_labels
@@ -45,7 +45,7 @@ SPACES = {
 }
 
 
-class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
+class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator):
     """Find images that differ in meaning from a set of normal ones.
 
     Transformaly [1]_ looks at an image in two feature spaces of one frozen Vision Transformer:
@@ -121,8 +121,8 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
     student_dtype : {"float16", "bfloat16"} or None, default=None
         Type that students are rounded to, and stored in by pickles. ``None`` is the backbone's.
     contamination : float, default=0.05
-        Share in (0, 0.5] of normal images that may be flagged: `offset_` is this quantile of
-        the scores of the held-out images.
+        Share in (0, 0.5] of normal images that may be flagged: `offset_` is the score at which
+        the p-value, among held-out images, reaches it. It takes ``1 / contamination - 1`` of them.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
     store_backbone : bool, default=False
@@ -153,6 +153,10 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         and density if `pca_variance` is a number) and ``"discrepancy"``.
     offset_ : float
         ``decision_function = score_samples - offset_``.
+    calibration_scores_ : ndarray of shape (n_calibrating,), float64, or None
+        Scores of held-out images that nothing was learned from or chosen by: all held-out ones,
+        or with block students, which choose their epochs by the others, every second one. ``None``
+        with ``validation_fraction=0``.
     fusion_ : dict
         Location and scale that each space's score is standardised by; (0, 1) for ``"product"``.
     validation_indices_ : ndarray of int
@@ -285,7 +289,7 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
 
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=False)  # `density` may be an estimator
-    def fit(self, X: Any, y: Any = None) -> TransformalyDetector:
+    def fit(self, X: Any, y: Any = None, groups: Any = None) -> TransformalyDetector:
         """Learn what normal images look like.
 
         Parameters
@@ -297,6 +301,10 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
             with `image_shape`, a 2-D array of flattened images.
         y : array-like of shape (n_images,) or None, default=None
             Ignored, but for a `LabelWarning` if it says that there are anomalies among `X`.
+        groups : array-like of shape (n_images,) or None, default=None
+            What images have in common (camera, lot, day): images of one group are held out
+            together or not at all, so that the threshold is one for groups not seen before. In a
+            pipeline, ask for it by ``set_fit_request(groups=True)``.
 
         Returns
         -------
@@ -309,12 +317,19 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
             If a parameter, the images or the backbone are not as described.
         WeightsUnavailableError
             If the weights of the backbone cannot be had.
+
+        Warns
+        -----
+        CalibrationWarning
+            If too few images are held out for a threshold at `contamination`.
         """
         warn_about_labels(y, stacklevel=4)  # past the two decorators
         source = self._open(X, reset=True)
         rng = check_random_state(self.random_state)
         # A density needs two images to see any spread.
-        split = split_validation(len(source), self.validation_fraction, rng, min_train=2)
+        split = split_validation(
+            len(source), self.validation_fraction, rng, min_train=2, groups=groups
+        )
         context = self._init_callback_context(max_subtasks=self._max_subtasks())
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         self._fit(source, split, rng, Progress(self, context))
@@ -404,46 +419,6 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         passes, students = self._scoring_passes(source)
         return self._score(passes.extract(np.arange(len(source)), students))
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Score of images relative to the threshold.
-
-        Parameters
-        ----------
-        X : images
-            Images of any form that `fit` takes.
-
-        Returns
-        -------
-        decision : ndarray of shape (n_images,), float64
-            ``score_samples(X) - offset_``: negative = anomaly.
-
-        Raises
-        ------
-        ValueError
-            If the images are not as described, or one cannot be decoded.
-        """
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Tell normal images from anomalies.
-
-        Parameters
-        ----------
-        X : images
-            Images of any form that `fit` takes.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_images,), int
-            +1 for normal, -1 for an anomaly.
-
-        Raises
-        ------
-        ValueError
-            If the images are not as described, or one cannot be decoded.
-        """
-        return np.where(self.decision_function(X) < 0, -1, 1)
-
     def _score_and_map(self, X: Any, method: str | None) -> tuple[Bunch, Any]:
         check_is_fitted(self)
         source = self._open(X, reset=False)
@@ -506,8 +481,9 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
         else:
             passes = self._passes(teacher, source)
         features = self._part(ViTFeatures)._adopt(passes, teacher_seed)
+        choosing, calibrating = self._share_out(split[1])
         if distillation is not None:
-            distillation._fit_students(passes, split, students_seed, progress)
+            distillation._fit_students(passes, (split[0], choosing), students_seed, progress)
             distillation._hold(teacher, teacher_seed)
         with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
             students = self._students_on(teacher.device, distillation)
@@ -517,10 +493,10 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
             )
         values = resolve(self)
         with one_blas_thread(z_p):
-            density, fusion, offset = fit_scorers(
+            density, fusion, calibration_scores, offset = fit_scorers(
                 by_space(z_p, z_f),
                 SPACES[self.feature_spaces],
-                split,
+                (split[0], calibrating),
                 density=values["density"],
                 pca_variance=values["pca_variance"],
                 fusion=values["fusion"],
@@ -530,9 +506,19 @@ class TransformalyDetector(CallbackSupportMixin, OutlierMixin, ImageEstimator):
             )
         # Last, lest a fit that fails leaves half of a new state in an old one.
         self.features_, self.distillation_ = features, distillation
-        self.density_, self.fusion_, self.offset_ = density, fusion, offset
+        self.density_, self.fusion_ = density, fusion
+        self.calibration_scores_, self.offset_ = calibration_scores, offset
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
         self._normal_patches = normal_patches
+
+    def _share_out(self, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Held-out images that block students choose their epochs by, and those that calibrate.
+
+        Others choose by none, and all calibrate.
+        """
+        if resolve(self)["student"] == "ridge" or self.feature_spaces == PRETRAINED:
+            return held_out, held_out
+        return held_out[1::2], held_out[::2]
 
     @staticmethod
     def _students_on(

@@ -6,9 +6,13 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ks_2samp
+from sklearn import config_context
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from skanomaly_vit.calibration import (
     CalibrationWarning,
@@ -173,3 +177,117 @@ class TestDrift:
     def test_refuses_a_share_out_of_range(self, share):
         with pytest.raises(ValueError, match="anomaly_share"):
             drift_test([1.0], [1.0], anomaly_share=share)
+
+
+# --- the detector
+
+
+@pytest.fixture
+def many(rng):
+    return blobs(rng, 60)
+
+
+class TestDetector:
+    def test_p_values_are_those_of_the_calibration_scores(self, make_detector, many, odd_images):
+        detector = make_detector().fit(many[:40])
+        expected = conformal_p_values(
+            detector.calibration_scores_, detector.score_samples(odd_images)
+        )
+        np.testing.assert_array_equal(detector.p_values(odd_images), expected)
+        assert (detector.p_values(odd_images) == 1 / 9).all()
+
+    def test_predict_flags_p_values_up_to_contamination(self, make_detector, many, odd_images):
+        detector = make_detector(contamination=0.3).fit(many[:40])
+        X = np.concatenate([many[40:], odd_images])
+        np.testing.assert_array_equal(detector.predict(X) == -1, detector.p_values(X) <= 0.3)
+
+    @pytest.mark.parametrize("student", ["ridge", "block"])
+    @pytest.mark.parametrize("pca_variance", [None, 0.9])
+    def test_nothing_is_learned_from_or_chosen_by_calibration_images(
+        self, make_detector, many, odd_images, student, pca_variance
+    ):
+        parameters = {"student": student, "pca_variance": pca_variance, "max_epochs": 3}
+        detector = make_detector(**parameters).fit(many[:40])
+        scores = detector.score_samples(many[:40])
+        calibrating = np.flatnonzero(
+            np.isin(scores.round(3), detector.calibration_scores_.round(3))
+        )
+        assert len(calibrating) == len(detector.calibration_scores_)
+        changed = many[:40].copy()
+        changed[calibrating[:4]] = odd_images[:4]
+        changed[calibrating[4:]] = 255 - changed[calibrating[4:]]
+        again = make_detector(**parameters).fit(changed)
+        np.testing.assert_array_equal(again.score_samples(many), detector.score_samples(many))
+        assert not np.array_equal(again.calibration_scores_, detector.calibration_scores_)
+
+    def test_the_threshold_moves_without_a_fit(self, make_detector, many, embedded):
+        detector = make_detector().fit(many)
+        embedded.clear()
+        assert detector.set_threshold(target_fpr=0.4) is detector
+        assert not embedded
+        assert detector.offset_ == np.sort(detector.calibration_scores_)[4]
+        with pytest.warns(CalibrationWarning, match="12 calibration image"):
+            detector.set_threshold(target_fpr=0.01)
+        with pytest.raises(ValueError, match="target_fpr=0 "):
+            detector.set_threshold(target_fpr=0)
+
+    def test_a_fit_on_too_few_images_says_how_many_it_takes(self, make_detector, images):
+        with pytest.warns(CalibrationWarning, match="at least 19 are needed"):
+            make_detector().fit(images)
+
+    def test_without_held_out_images_there_are_no_p_values(self, make_detector, images):
+        detector = make_detector(validation_fraction=0).fit(images)
+        assert detector.calibration_scores_ is None
+        for ask in (detector.p_values, detector.drift, detector.audit):
+            with pytest.raises(ValueError, match="validation_fraction"):
+                ask(images)
+
+    def test_drift_is_told(self, make_detector, many, rng):
+        detector = make_detector().fit(many)
+        assert detector.drift(blobs(rng, 30)).p_value > 0.01
+        darker = (blobs(rng, 30) * 0.6).astype(np.uint8)
+        assert detector.drift(darker).p_value < 0.01
+
+    def test_an_audit_finds_what_does_not_belong(self, make_detector, many, odd_images):
+        X = np.concatenate([many[:37], odd_images[:3]])
+        detector = make_detector()
+        audit = detector.audit(X)
+        assert set(audit.order[:3]) == {37, 38, 39}
+        np.testing.assert_array_equal(audit.order, np.argsort(audit.scores))
+        assert not hasattr(detector, "offset_")
+
+    def test_an_audit_takes_groups_apart(self, make_detector, many):
+        groups = np.arange(40) % 4
+        seen = []
+
+        class Spy(type(make_detector())):
+            def fit(self, X, y=None, groups=None):
+                seen.append(set(groups))
+                return super().fit(X, y, groups)
+
+        Spy(**make_detector().get_params()).audit(list(many[:40]), groups=groups, cv=4)
+        assert sorted(map(sorted, seen)) == [[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]]
+
+
+class TestGroups:
+    def test_are_held_out_together(self, make_detector, many):
+        groups = np.repeat(list("abcdef"), 10)
+        detector = make_detector(validation_fraction=0.3).fit(many, groups=groups)
+        held_out = set(groups[detector.validation_indices_])
+        assert len(held_out) == 2
+        assert not held_out & set(np.delete(groups, detector.validation_indices_))
+
+    def test_are_routed_through_a_pipeline(self, make_detector, many):
+        groups = np.repeat(list("abcdef"), 10)
+        with config_context(enable_metadata_routing=True):
+            detector = make_detector().set_fit_request(groups=True)
+            make_pipeline(FunctionTransformer(), detector).fit(many, groups=groups)
+        held_out = set(groups[detector.validation_indices_])
+        assert not held_out & set(np.delete(groups, detector.validation_indices_))
+
+    @pytest.mark.parametrize(
+        ("groups", "message"), [(["a"] * 20, "of one group, 'a'"), (["a", "b"], r"shape \(2,\)")]
+    )
+    def test_that_cannot_be_taken_apart_are_refused(self, make_detector, images, groups, message):
+        with pytest.raises(ValueError, match=message):
+            make_detector().fit(images, groups=groups)
