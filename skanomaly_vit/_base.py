@@ -230,8 +230,8 @@ def _split_groups(
         raise ValueError(f"groups has shape {values.shape}; pass one group for each of {n_samples}")
     if len(np.unique(values)) < 2:
         raise ValueError(
-            f"all {n_samples} images are of one group, {str(values[0])!r}, so none can be held out; "
-            "pass groups=None, or validation_fraction=0"
+            f"all {n_samples} images are of one group, {str(values[0])!r}, so none can be held "
+            "out; pass groups=None, or validation_fraction=0"
         )
     folds = GroupShuffleSplit(1, test_size=fraction, random_state=rng)
     ((train, validation),) = folds.split(values, groups=values)

@@ -145,6 +145,7 @@ def benjamini_hochberg(p_values: Any, q: float = 0.1) -> np.ndarray:
     Returns
     -------
     is_flagged : ndarray of shape (m,), bool
+        True for an alarm.
 
     Raises
     ------
