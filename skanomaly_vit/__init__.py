@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skanomaly_vit._backbones import WeightsUnavailableError
+    from skanomaly_vit._unreadable import UnreadableImageWarning
     from skanomaly_vit.cache import CacheWarning, DiskCache
     from skanomaly_vit.density import (
         ExcessDensity,
@@ -32,6 +33,7 @@ __all__ = [
     "KNNDensity",
     "MeanShiftedFeatures",
     "TransformalyDetector",
+    "UnreadableImageWarning",
     "ViTFeatures",
     "WeightsUnavailableError",
     "__version__",
@@ -49,6 +51,7 @@ _ROOMS = {
     "KNNDensity": "density",
     "MeanShiftedFeatures": "tuned_features",
     "TransformalyDetector": "detector",
+    "UnreadableImageWarning": "_unreadable",
     "ViTFeatures": "features",
     "WeightsUnavailableError": "_backbones",
 }

@@ -33,6 +33,7 @@ class ImageEstimator(BaseEstimator):
         "pretrained": ["boolean", str, os.PathLike],
         "image_size": [Interval(Integral, 1, None, closed="left"), tuple, None],
         "image_shape": [tuple, None],
+        "max_pixels": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "store_backbone": ["boolean"],
         "device": [str, torch.device, None],
@@ -45,14 +46,17 @@ class ImageEstimator(BaseEstimator):
     pretrained: Pretrained
     image_size: ImageSize
     image_shape: tuple[int, int, int] | None
+    max_pixels: int | None
     batch_size: int
     store_backbone: bool
     device: str | torch.device | None
     n_jobs: int | None
     memory: Any
 
-    def _open(self, X: Any, *, reset: bool) -> ImageSource:
-        source = open_images(X, image_shape=self.image_shape)
+    def _open(self, X: Any, *, reset: bool, on_error: str = "raise") -> ImageSource:
+        source = open_images(
+            X, image_shape=self.image_shape, max_pixels=self.max_pixels, on_error=on_error
+        )
         if self.image_shape is not None:
             validate_data(self, X, reset=reset, skip_check_array=True)
         return source

@@ -43,7 +43,7 @@ class CalibratedMixin(OutlierMixin):
         Raises
         ------
         ValueError
-            If the images are not as described, or one cannot be decoded.
+            If the images are not as described, or one cannot be read (`on_error`).
         """
         return self.score_samples(X) - self.offset_
 
@@ -58,14 +58,15 @@ class CalibratedMixin(OutlierMixin):
         Returns
         -------
         labels : ndarray of shape (n_images,), int
-            +1 for normal, -1 for an anomaly.
+            +1 for normal, -1 for an anomaly, and for an image that cannot be read.
 
         Raises
         ------
         ValueError
-            If the images are not as described, or one cannot be decoded.
+            If the images are not as described, or one cannot be read (`on_error`).
         """
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        # Written so that NaN is no normal image.
+        return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def p_values(self, X: Any) -> np.ndarray:
         """How normal images are among normal ones.

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image
+
+from skanomaly_vit._pillow import MAX_PIXELS, check_pixels, open_file, own_limits
+from skanomaly_vit._unreadable import UnreadableImage, UnreadableImageError, one_line
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Item: TypeAlias = str | Image.Image | Array | torch.Tensor
@@ -32,13 +36,15 @@ _CHUNK_VALUES = 2**22
 _LOAD_LOCKS = tuple(threading.Lock() for _ in range(64))
 
 
-def decode_image(item: Item) -> Array:
+def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
     """Decode one image.
 
     Parameters
     ----------
     item : str, PIL.Image.Image, ndarray or torch.Tensor
         A path, a PIL image, an array (h, w), (h, w, 1) or (h, w, 3), or a tensor (3, h, w).
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded; None is no limit.
 
     Returns
     -------
@@ -52,24 +58,25 @@ def decode_image(item: Item) -> Array:
         Whatever Pillow raises for a file that it cannot read in full.
     """
     if isinstance(item, str):
-        with Image.open(item) as image:
-            return _decode_pil(image)
+        with open_file(item, max_pixels) as image:
+            return _decode_pil(image, max_pixels)
     if isinstance(item, Image.Image):
-        return _decode_pil(item)
+        with own_limits(max_pixels):
+            return _decode_pil(item, max_pixels)
     if isinstance(item, torch.Tensor):
         return tensor_to_array(item).transpose(1, 2, 0)  # (3, h, w) -> (h, w, 3)
     return _grey_to_rgb(item)
 
 
-def image_size(item: Item) -> tuple[int, int]:
+def image_size(item: Item, max_pixels: int | None = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of what `decode_image` gives, if possible without decoding it."""
     if isinstance(item, str):
-        with Image.open(item) as image:
+        with open_file(item, max_pixels) as image:
             # Of other formats the orientation is known only after their pixels have been read.
             if image.format == "JPEG":
                 turned = _orientation(image) in (5, 6, 7, 8)
                 return (image.width, image.height) if turned else (image.height, image.width)
-    height, width = decode_image(item).shape[:2]
+    height, width = decode_image(item, max_pixels).shape[:2]
     return height, width
 
 
@@ -81,11 +88,13 @@ def tensor_to_array(tensor: torch.Tensor) -> Array:
     return tensor.numpy()
 
 
-def _decode_pil(image: Image.Image) -> Array:
+def _decode_pil(image: Image.Image, max_pixels: int | None) -> Array:
     """Upright RGB array of the image's current frame (the first, unless the caller moved on)."""
     with _LOAD_LOCKS[id(image) % len(_LOAD_LOCKS)]:
+        check_pixels(image.size, max_pixels)
         # Load first: only then are EXIF blocks behind the pixels known, and TIFF already upright.
         image.load()
+        check_pixels(image.size, max_pixels)  # a frame may be larger than the header says
         method = _ORIENTATIONS.get(_orientation(image))
     if method is not None:
         image = image.transpose(method)  # a new image: the caller's is not touched
@@ -158,13 +167,11 @@ def _grey_to_rgb(pixels: Array) -> Array:
 # Whether an image is acceptable, before it is decoded
 
 
-def check_item(item: Any, index: int) -> Item:
-    """One element of a list of images: raise if it cannot be one, else return it."""
+def as_item(item: Any, index: int) -> Item:
+    """One element of a list of images: raise if it is of no form that an image has."""
     where = f"sample {index}"
     if isinstance(item, str | os.PathLike):
-        path = os.fsdecode(item)
-        _check_path(path, where)
-        return path
+        return os.fsdecode(item)
     if isinstance(item, Image.Image):
         if 0 in item.size:
             raise ValueError(f"{where}: PIL image of zero size {item.size}")
@@ -172,8 +179,6 @@ def check_item(item: Any, index: int) -> Item:
     if isinstance(item, np.ndarray):
         check_dtype(item.dtype, where)
         check_layout(item.shape, where, "np.moveaxis(image, 0, -1)")
-        if item.dtype.kind == "f":
-            check_range(item[None], first=index)
         return item
     hint = "a path, a PIL image, or an array (h, w), (h, w, 1) or (h, w, 3)"
     if isinstance(item, torch.Tensor):
@@ -181,19 +186,43 @@ def check_item(item: Any, index: int) -> Item:
     raise ValueError(f"{where} is of unsupported type {type(item).__name__}; pass {hint}")
 
 
-def _check_path(path: str, where: str) -> None:
+def find_unreadable(items: Any) -> Iterator[UnreadableImageError]:
+    """Those of some images of which it shows without decoding them that they cannot be read."""
+    if isinstance(items, np.ndarray | torch.Tensor):
+        is_float = torch.is_tensor(items) and items.is_floating_point()
+        if is_float or (isinstance(items, np.ndarray) and items.dtype.kind == "f"):
+            yield from _find_out_of_range(items)
+        return
+    for index, item in enumerate(items):
+        if isinstance(item, str):
+            yield from _find_bad_path(item, index)
+        elif isinstance(item, np.ndarray) and item.dtype.kind == "f":
+            yield from _find_out_of_range(item[None], first=index)
+
+
+def _find_bad_path(path: str, index: int) -> Iterator[UnreadableImageError]:
+    where = f"sample {index}"
+
+    def refuse(message: str, cause: str) -> UnreadableImageError:
+        return UnreadableImageError(message, [UnreadableImage(index, path, cause)])
+
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: null byte
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise ValueError(f"{where}: {reason}: {path!r}; pass paths of existing files") from error
+        message = f"{where}: {reason}: {path!r}; pass paths of existing files"
+        refused = refuse(message, one_line(error))
+        refused.__cause__ = error
+        yield refused
+        return
     if stat.S_ISDIR(mode):
-        raise ValueError(
+        yield refuse(
             f"{where}: {path!r} is a directory; pass its files, such as "
-            f'sorted(Path({path!r}).rglob("*.png"))'
+            f'sorted(Path({path!r}).rglob("*.png"))',
+            "Is a directory",
         )
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"{where}: {path!r} is not a regular file")
+    elif not stat.S_ISREG(mode):
+        yield refuse(f"{where}: {path!r} is not a regular file", "not a regular file")
 
 
 def check_dtype(dtype: np.dtype[Any], where: str) -> None:
@@ -229,31 +258,37 @@ def check_layout(shape: tuple[int, ...], where: str, to_channels_last: str) -> N
     raise ValueError(f"{where} holds images of shape {shape}: {found}")
 
 
-def check_range(X: Array | torch.Tensor, *, first: int = 0) -> None:
-    """Raise unless all floats of (n, ...) are in [0, 1]; `first` is the index of X[0]."""
+def _find_out_of_range(
+    X: Array | torch.Tensor, *, first: int = 0
+) -> Iterator[UnreadableImageError]:
+    """Those of float images (n, ...) with values that are not in [0, 1]; X[0] is called `first`."""
     step = max(1, _CHUNK_VALUES // max(1, int(np.prod(X.shape[1:]))))
     for start in range(0, len(X), step):
         part = X[start : start + step]
         chunk = tensor_to_array(part) if isinstance(part, torch.Tensor) else part
-        with np.errstate(invalid="ignore"):
-            # Written so that NaN fails it.
-            valid = chunk.min() >= 0 and chunk.max() <= 1
-        if not valid:
-            raise ValueError(_range_message(chunk, first + start))
+        if _is_in_range(chunk):
+            continue
+        for position, image in enumerate(chunk, first + start):
+            if not _is_in_range(image):
+                cause = _describe_range(image)
+                yield UnreadableImageError(
+                    f"sample {position} {cause}", [UnreadableImage(position, None, cause)]
+                )
 
 
-def _range_message(chunk: Array, first: int) -> str:
-    """Name the first sample of the chunk that is out of range, and what is wrong with it."""
+def _is_in_range(values: Array) -> bool:
     with np.errstate(invalid="ignore"):
-        outside = ~((chunk >= 0) & (chunk <= 1))
-    position = int(np.flatnonzero(outside.reshape(len(chunk), -1).any(axis=1))[0])
-    image = chunk[position]
-    where = f"sample {first + position}"
+        # Written so that NaN fails it.
+        return bool(values.min() >= 0 and values.max() <= 1)
+
+
+def _describe_range(image: Array) -> str:
+    """What is wrong with the values of an image."""
     if np.isnan(image).any():
-        return f"{where} contains NaN; every pixel needs a value in [0, 1]"
+        return "contains NaN; every pixel needs a value in [0, 1]"
     if np.isinf(image).any():
-        return f"{where} contains inf; every pixel needs a value in [0, 1]"
+        return "contains inf; every pixel needs a value in [0, 1]"
     return (
-        f"{where} holds floats from {image.min():.6g} to {image.max():.6g}, outside [0, 1]; pass "
+        f"holds floats from {image.min():.6g} to {image.max():.6g}, outside [0, 1]; pass "
         "X / 255 if white is 255, or np.clip(X, 0, 1) if rounding took them outside"
     )

@@ -10,18 +10,20 @@ import time
 import numpy as np
 
 from skanomaly_vit._decode import Item, decode_image
+from skanomaly_vit._pillow import MAX_PIXELS
 
 #: Nanoseconds for which a file's time stamps cannot tell two changes apart.
 _STAMP_RESOLUTION = 2 * 10**9
 
 
-def digest_image(item: Item) -> bytes:
+def digest_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> bytes:
     """SHA-256 of a file's bytes, or of the pixels of an image in memory.
 
     Parameters
     ----------
     item : str, PIL.Image.Image, ndarray or torch.Tensor
-        As `decode_image` takes it.
+    max_pixels : int or None, default=2**27
+        As `decode_image` takes them.
 
     Returns
     -------
@@ -35,7 +37,7 @@ def digest_image(item: Item) -> bytes:
     """
     if isinstance(item, str):
         return _digest_file(item)
-    pixels = np.ascontiguousarray(decode_image(item))
+    pixels = np.ascontiguousarray(decode_image(item, max_pixels))
     digest = hashlib.sha256(f"{pixels.dtype.str} {pixels.shape}\n".encode())
     digest.update(pixels.data)
     return digest.digest()

@@ -52,5 +52,10 @@ def extract(
 
     blocks = {*students, *(observer.blocks if observer is not None else ())}
     features = [batch.cpu().numpy() for batch in teacher_pass(blocks, visit)]
-    columns = {index: np.concatenate(column) for index, column in errors.items()}
-    return np.concatenate(features), columns
+    columns = {index: _concatenate(column) for index, column in errors.items()}
+    return _concatenate(features), columns
+
+
+def _concatenate(batches: list[np.ndarray]) -> np.ndarray:
+    """One array of all batches; there are none if no image could be read."""
+    return np.concatenate(batches) if batches else np.empty(0)

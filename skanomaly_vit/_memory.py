@@ -141,14 +141,14 @@ class StoredActivations(Activations):
     ----------
     disk : DiskCache
     source : ImageSource
-    digests : list of bytes
-        Of the images of `source`.
+    digests : mapping of int to bytes
+        Position -> digest of the images of `source` that can be read.
     context : bytes
         What the tokens depend on beside the image.
     """
 
     def __init__(
-        self, disk: DiskCache, source: ImageSource, digests: list[bytes], context: bytes
+        self, disk: DiskCache, source: ImageSource, digests: Mapping[int, bytes], context: bytes
     ) -> None:
         self._disk = disk
         self._source = source
@@ -168,7 +168,8 @@ class StoredActivations(Activations):
         entries = {}
         for position, values in tokens.items():
             if self._source.digest(position) != self._digests[position]:
-                raise ValueError(f"{self._source.name(position)} changed while it was in use")
+                changed = "changed while it was in use"
+                raise self._source.set_aside(position, f" {changed}", changed)
             for level, key in self._keys(position, values).items():
                 entries[key] = save({"tokens": values[level].cpu().contiguous()})
         self._disk.put(entries)
@@ -211,9 +212,10 @@ class RememberedPasses:
     ) -> None:
         self.teacher = teacher
         self.memory = memory
+        self._source = source
         self._batch_size = batch_size
         if memory:
-            self._digests = [source.digest(position) for position in range(len(source))]
+            self._digests = source.each(source.digest, range(len(source)))
             self._context = combine(FORMAT, teacher.fingerprint, *_surroundings(teacher.device))
         if memory.disk is not None:
             # All blocks: which of them other settings will want is not known.
@@ -242,9 +244,12 @@ class RememberedPasses:
         students: Mapping[int, nn.Module],
         track: Callable[..., Any] = iter,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n_images, dim) and discrepancies (n_images, n_students), block by block."""
-        found = self._extract(indices, students, track, None)
-        return _features_and_discrepancies(found, students, len(indices))
+        """Features (n_images, dim) and discrepancies (n_images, n_students), block by block.
+
+        Of a source that skips what is unreadable, both are about those of the images that are in
+        ``source.readable(indices)`` afterwards.
+        """
+        return _features_and_discrepancies(self._extract(indices, students, track, None), students)
 
     def extract_normal(
         self,
@@ -255,7 +260,7 @@ class RememberedPasses:
     ) -> tuple[np.ndarray, np.ndarray, NormalPatches | None]:
         """As `extract`, and what a sample of the patches of these images looks like."""
         found = self._extract(indices, students, track, sample)
-        embedded = _features_and_discrepancies(found, students, len(indices))
+        embedded = _features_and_discrepancies(found, students)
         if sample is None:
             return *embedded, None
         of_blocks = {index: found[index] for index in students}
@@ -265,10 +270,11 @@ class RememberedPasses:
         self, indices: np.ndarray, students: Mapping[int, nn.Module], collector: MapCollector
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `extract`, with `collector` looking on; only tokens are remembered."""
-        features, columns = extract(self.passes.over(indices), students, collector)
+        readable = self._source.readable(indices)
+        features, columns = extract(self.passes.over(readable), students, collector)
         arrays = {FEATURES: features, **columns}
         found = {name: {"values": torch.from_numpy(values)} for name, values in arrays.items()}
-        return _features_and_discrepancies(found, students, len(indices))
+        return _features_and_discrepancies(found, students)
 
     def _extract(
         self,
@@ -277,6 +283,11 @@ class RememberedPasses:
         track: Callable[..., Any],
         sample: PatchSample | None,
     ) -> dict[Level, Tensors]:
+        indices = self._source.readable(indices)
+
+        def is_complete() -> bool:
+            return len(self._source.readable(indices)) == len(indices)
+
         def compute(names: list[Level]) -> dict[Level, Tensors]:
             asked = {index: students[index] for index in sorted(names) if index != FEATURES}
             features, columns = extract(self.passes.over(indices, track), asked, sample)
@@ -292,7 +303,11 @@ class RememberedPasses:
             return compute(names)
         drawn = sample.key if sample is not None else b""
         keys = {name: self._key_of(name, indices, students, drawn) for name in names}
-        return self.memory.recall(keys, compute)
+        found = self.memory.recall(keys, compute, is_complete)
+        if is_complete():
+            return found
+        # What was recalled is about all of the images, what was computed about the others.
+        return self._extract(indices, students, track, sample)
 
     def _key_of(
         self, name: Level, indices: np.ndarray, students: Mapping[int, nn.Module], drawn: bytes
@@ -303,11 +318,11 @@ class RememberedPasses:
 
 
 def _features_and_discrepancies(
-    found: Mapping[Level, Tensors], students: Collection[int], n_images: int
+    found: Mapping[Level, Tensors], students: Collection[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     arrays = {name: tensors["values"].numpy() for name, tensors in found.items()}
     columns = [arrays[index] for index in sorted(students)]
-    none = np.empty((n_images, 0))
+    none = np.empty((len(arrays[FEATURES]), 0))
     return arrays[FEATURES], np.stack(columns, axis=1) if columns else none
 
 

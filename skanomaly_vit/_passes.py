@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_flatten
 from skanomaly_vit._extraction import Pass
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._teacher import BlockCall, Teacher, Visitor
+from skanomaly_vit._unreadable import UnreadableImageError
 
 #: What is kept of an image: the tokens before block i under i, after the last block under L, and
 #: the pooled features under FEATURES.
@@ -124,6 +126,9 @@ class TeacherPasses:
     Replaying is exact: the tokens are those that the teacher gave, and the other arguments of a
     block (rotary embeddings, position biases) depend on the image size alone. Where they do
     not, which is looked at in every batch, nothing is kept.
+
+    Of a source that skips what is unreadable, images found to be so are left out, and the next
+    ones move up: the batches are those of a pass over the others alone.
     """
 
     def __init__(
@@ -158,13 +163,28 @@ class TeacherPasses:
     def _run(
         self, indices: np.ndarray, blocks: Sequence[int], visit: Visitor
     ) -> Iterator[torch.Tensor]:
-        for start in range(0, len(indices), self._batch_size):
-            batch = indices[start : start + self._batch_size].tolist()
-            known = self._recall(batch, blocks)
-            if known is None:
-                yield self.teacher(self._decode(batch), blocks=blocks, visit=visit)
+        rest: deque[int] = deque(indices.tolist())
+        batch: list[int] = []
+        while rest or batch:
+            while rest and len(batch) < self._batch_size:
+                batch.append(rest.popleft())
+            try:
+                inputs = self._prepare(batch, blocks)
+            except UnreadableImageError:
+                if not self._source.skips_unreadable:
+                    raise
+                batch = self._source.readable(batch).tolist()
+                continue
+            if torch.is_tensor(inputs):
+                yield self.teacher(inputs, blocks=blocks, visit=visit)
             else:
-                yield self._replay([known[position] for position in batch], blocks, visit)
+                yield self._replay(inputs, blocks, visit)
+            batch = []
+
+    def _prepare(self, batch: Sequence[int], blocks: Sequence[int]) -> list[Tokens] | torch.Tensor:
+        """The tokens of a batch of images, or its pixels, before anything is shown to a visitor."""
+        known = self._recall(batch, blocks)
+        return self._decode(batch) if known is None else [known[position] for position in batch]
 
     def _recall(self, batch: Sequence[int], blocks: Sequence[int]) -> dict[int, Tokens] | None:
         """Tokens of all images of a batch, embedding those not known; None without room."""
@@ -179,10 +199,7 @@ class TeacherPasses:
         return known | embedded if self._replayable else None
 
     def _decode(self, positions: Sequence[int]) -> torch.Tensor:
-        (images,) = self._source.take(positions).batches(
-            self.teacher.preprocessing, batch_size=len(positions), n_jobs=self._n_jobs
-        )
-        return images
+        return self._source.load(positions, self.teacher.preprocessing, self._n_jobs)
 
     def _embed(self, positions: Sequence[int], blocks: Collection[int]) -> dict[int, Tokens]:
         """Run the teacher over images, collect their tokens, and have them kept."""

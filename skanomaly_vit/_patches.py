@@ -21,6 +21,9 @@ METHODS = DISCREPANCY, FEATURES, BOTH = "discrepancy", "features", "both"
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
+#: Maps of images: (n_images, height, width), or one by one where sizes differ.
+Maps: TypeAlias = np.ndarray | list[np.ndarray]
+
 
 class Observer(Protocol):
     """Looks at patches while a teacher passes over images."""
@@ -269,6 +272,8 @@ class MapCollector:
     def maps(self) -> np.ndarray:
         """Maps of all images: (n_images, rows, columns) float32, in standard deviations."""
         scale, layout = self._normal.map_scale, self._normal.layout
+        if not (self._errors or self._distances):
+            return np.empty((0, layout.rows, layout.columns), np.float32)
         parts = []
         if self._method != FEATURES:
             mean_errors = np.concatenate(self._errors) / len(self._normal.blocks)
@@ -279,7 +284,7 @@ class MapCollector:
         return combined.reshape(-1, layout.rows, layout.columns).astype(np.float32)
 
 
-def enlarge(maps: np.ndarray, sizes: Sequence[tuple[int, int]]) -> np.ndarray | list[np.ndarray]:
+def enlarge(maps: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Maps:
     """Interpolate maps (n, rows, columns) to the sizes of their images: (n, height, width).
 
     Those of different sizes come as a list.

@@ -21,10 +21,12 @@ from skanomaly_vit._base import (
 )
 from skanomaly_vit._calibrated import CalibratedMixin
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
+from skanomaly_vit._gaps import fill_maps, fill_scores
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._labels import AUTO, warn_about_labels
 from skanomaly_vit._memory import RememberedPasses
-from skanomaly_vit._patches import METHODS, MapCollector, PatchSample, enlarge, layout_of
+from skanomaly_vit._patches import METHODS, MapCollector, PatchSample, layout_of
+from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._progress import Progress, log
 from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED, RECIPES, resolve
 from skanomaly_vit._scorers import (
@@ -123,6 +125,13 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     contamination : float, default=0.05
         Share in (0, 0.5] of normal images that may be flagged: `offset_` is the score at which
         the p-value, among held-out images, reaches it. It takes ``1 / contamination - 1`` of them.
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded, lest a small file
+        fill the memory. ``None`` is no limit.
+    on_error : {"raise", "nan"}, default="raise"
+        What scoring does about images that cannot be read. ``"raise"`` is an error that names
+        them. ``"nan"`` is a warning that names them (`UnreadableImageWarning`): their score is NaN,
+        their label -1, their map empty; all others get what they get without them. `fit` raises.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
     store_backbone : bool, default=False
@@ -224,6 +233,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         "fusion": [StrOptions({"product", "standardized", AUTO})],
         "feature_spaces": [StrOptions(set(SPACES))],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
+        "on_error": [StrOptions({"raise", "nan"})],
     }
 
     def __init__(
@@ -250,6 +260,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         activation_cache: int = 2**30,
         student_dtype: str | None = None,
         contamination: float = 0.05,
+        max_pixels: int | None = MAX_PIXELS,
+        on_error: str = "raise",
         batch_size: int = 32,
         store_backbone: bool = False,
         device: str | torch.device | None = None,
@@ -279,6 +291,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         self.activation_cache = activation_cache
         self.student_dtype = student_dtype
         self.contamination = contamination
+        self.max_pixels = max_pixels
+        self.on_error = on_error
         self.batch_size = batch_size
         self.store_backbone = store_backbone
         self.device = device
@@ -356,7 +370,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         Raises
         ------
         ValueError
-            If the images are not as described, or one cannot be decoded.
+            If the images are not as described, or one cannot be read (`on_error`).
         """
         if return_map:
             spaces, maps = self._score_and_map(X, None)
@@ -384,7 +398,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         Returns
         -------
         maps : ndarray of shape (n_images, height, width), float32, or list
-            At the images' own sizes; a list of arrays (height, width) where those differ. In
+            At the images' own sizes; a list of arrays (height, width) where those differ, or
+            where images cannot be read, whose map has the shape (0, 0). In
             standard deviations of normal patches that students have not seen: 0 is their mean.
             Higher = more abnormal.
 
@@ -412,21 +427,23 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         Raises
         ------
         ValueError
-            If the images are not as described, or one cannot be decoded.
+            If the images are not as described, or one cannot be read (`on_error`).
         """
         check_is_fitted(self)
-        source = self._open(X, reset=False)
+        source = self._open(X, reset=False, on_error=self.on_error)
         passes, students = self._scoring_passes(source)
-        return self._score(passes.extract(np.arange(len(source)), students))
+        embedded = passes.extract(np.arange(len(source)), students)
+        return fill_scores(self._score(embedded), source.readable(), source)
 
     def _score_and_map(self, X: Any, method: str | None) -> tuple[Bunch, Any]:
         check_is_fitted(self)
-        source = self._open(X, reset=False)
+        source = self._open(X, reset=False, on_error=self.on_error)
         collector = self._map_collector(method)
         passes, students = self._scoring_passes(source)
         embedded = passes.extract_maps(np.arange(len(source)), students, collector)
-        sizes = [source.size(position) for position in range(len(source))]
-        return self._score(embedded), enlarge(collector.maps(), sizes)
+        embedded_ones = source.readable()
+        maps = fill_maps(collector.maps(), embedded_ones, source)
+        return fill_scores(self._score(embedded), embedded_ones, source), maps
 
     def _map_collector(self, method: str | None) -> MapCollector:
         """What makes maps by the `method` of `anomaly_map`."""
@@ -455,6 +472,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         return passes, self._students_on(passes.teacher.device, self.distillation_)
 
     def _score(self, embedded: tuple[np.ndarray, np.ndarray]) -> Bunch:
+        if not len(embedded[0]):
+            return Bunch(**dict.fromkeys(self.density_, np.empty(0)))
         with one_blas_thread(embedded[0]):
             return Bunch(**score_spaces(self.density_, self.fusion_, by_space(*embedded)))
 

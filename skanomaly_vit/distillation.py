@@ -26,6 +26,7 @@ from skanomaly_vit._compat import _fit_context
 from skanomaly_vit._digests import combine
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._memory import RememberedPasses
+from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._progress import Progress
 from skanomaly_vit._recent import RecentlyUsed
 from skanomaly_vit._ridge import RidgeStudent, fit_ridge_students
@@ -89,6 +90,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         that they pass through it once and not in every epoch. The result does not depend on it.
     student_dtype : {"float16", "bfloat16"} or None, default=None
         Type that students are rounded to, and stored in by pickles. ``None`` is the backbone's.
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded, lest a small file
+        fill the memory. ``None`` is no limit.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
     store_backbone : bool, default=False
@@ -176,6 +180,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         patience: int = 3,
         activation_cache: int = 2**30,
         student_dtype: str | None = None,
+        max_pixels: int | None = MAX_PIXELS,
         batch_size: int = 32,
         store_backbone: bool = False,
         device: str | torch.device | None = None,
@@ -199,6 +204,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.patience = patience
         self.activation_cache = activation_cache
         self.student_dtype = student_dtype
+        self.max_pixels = max_pixels
         self.batch_size = batch_size
         self.store_backbone = store_backbone
         self.device = device

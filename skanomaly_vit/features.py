@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from skanomaly_vit._base import ImageEstimator, draw_seed
 from skanomaly_vit._compat import _fit_context
 from skanomaly_vit._memory import RememberedPasses
+from skanomaly_vit._pillow import MAX_PIXELS
 
 
 class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):
@@ -36,6 +37,9 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
     image_shape : tuple of (int, int, int) or None, default=None
         Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded, lest a small file
+        fill the memory. ``None`` is no limit.
     batch_size : int, default=32
         Images that are decoded and go through the backbone at once.
     store_backbone : bool, default=False
@@ -92,6 +96,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         pretrained: bool | str | PathLike[str] = True,
         image_size: int | tuple[int, int] | None = None,
         image_shape: tuple[int, int, int] | None = None,
+        max_pixels: int | None = MAX_PIXELS,
         batch_size: int = 32,
         store_backbone: bool = False,
         device: str | torch.device | None = None,
@@ -103,6 +108,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         self.pretrained = pretrained
         self.image_size = image_size
         self.image_shape = image_shape
+        self.max_pixels = max_pixels
         self.batch_size = batch_size
         self.store_backbone = store_backbone
         self.device = device

@@ -15,6 +15,7 @@ from skanomaly_vit._compat import Interval
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._objectives import Compactness, MeanShiftedContrast
+from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._teacher import Teacher
 from skanomaly_vit._tuned_base import TunedFeatures
 from skanomaly_vit._tuning import TunedNetwork, TuningSchedule
@@ -65,6 +66,9 @@ class CompactFeatures(TunedFeatures):
     activation_cache : int, default=2**30
         Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
         that they pass through it once and not in every epoch. The result does not depend on it.
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded, lest a small file
+        fill the memory. ``None`` is no limit.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
     store_backbone : bool, default=False
@@ -154,6 +158,7 @@ class CompactFeatures(TunedFeatures):
         patience: int = 3,
         min_spread: float = 0.5,
         activation_cache: int = 2**30,
+        max_pixels: int | None = MAX_PIXELS,
         batch_size: int = 32,
         store_backbone: bool = False,
         device: str | torch.device | None = None,
@@ -173,6 +178,7 @@ class CompactFeatures(TunedFeatures):
         self.patience = patience
         self.min_spread = min_spread
         self.activation_cache = activation_cache
+        self.max_pixels = max_pixels
         self.batch_size = batch_size
         self.store_backbone = store_backbone
         self.device = device
@@ -248,6 +254,9 @@ class MeanShiftedFeatures(TunedFeatures):
         loss on them is kept. With 0 the last epoch counts.
     patience : int, default=3
         Tuning ends after so many epochs without a smaller loss on the held-out images.
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded, lest a small file
+        fill the memory. ``None`` is no limit.
     batch_size : int, default=64
         Images in a step of training, and in a pass of the backbone.
     store_backbone : bool, default=False
@@ -339,6 +348,7 @@ class MeanShiftedFeatures(TunedFeatures):
         temperature: float = 0.25,
         validation_fraction: float = 0.2,
         patience: int = 3,
+        max_pixels: int | None = MAX_PIXELS,
         batch_size: int = 64,
         store_backbone: bool = False,
         device: str | torch.device | None = None,
@@ -357,6 +367,7 @@ class MeanShiftedFeatures(TunedFeatures):
         self.temperature = temperature
         self.validation_fraction = validation_fraction
         self.patience = patience
+        self.max_pixels = max_pixels
         self.batch_size = batch_size
         self.store_backbone = store_backbone
         self.device = device

@@ -1,0 +1,57 @@
+"""Results of the images that could be read -> results of all, with gaps for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from sklearn.utils import Bunch
+
+from skanomaly_vit._images import ImageSource
+from skanomaly_vit._patches import Maps, enlarge
+from skanomaly_vit._unreadable import warn_unreadable
+
+
+def fill_scores(scores: Mapping[str, np.ndarray], scored: np.ndarray, source: ImageSource) -> Bunch:
+    """Scores of all images, NaN for those that are unreadable, of which a warning is given.
+
+    Parameters
+    ----------
+    scores : mapping of str to ndarray of shape (n_scored,), float64
+    scored : ndarray of shape (n_scored,), int
+        Position of the image of each score.
+    source : ImageSource
+
+    Returns
+    -------
+    scores : Bunch of ndarray of shape (n_images,), float64
+    """
+    gaps = sorted(source.unreadable)
+    warn_unreadable([source.unreadable[position] for position in gaps], len(source))
+    filled = Bunch()
+    for space, values in scores.items():
+        filled[space] = np.full(len(source), np.nan)
+        filled[space][scored] = values
+        # An image may have gone since it was scored, before the size of its map was known.
+        filled[space][gaps] = np.nan
+    return filled
+
+
+def fill_maps(maps: np.ndarray, mapped: np.ndarray, source: ImageSource) -> Maps:
+    """Maps of all images at their own sizes, of shape (0, 0) for those that are unreadable.
+
+    Parameters
+    ----------
+    maps : ndarray of shape (n_mapped, rows, columns)
+    mapped : ndarray of shape (n_mapped,), int
+        Position of the image of each map.
+    source : ImageSource
+    """
+    sizes = source.each(source.size, mapped.tolist())
+    enlarged = enlarge(maps[np.isin(mapped, list(sizes))], list(sizes.values()))
+    if len(sizes) == len(source):
+        return enlarged
+    filled = [np.empty((0, 0), np.float32)] * len(source)
+    for position, plane in zip(sizes, enlarged, strict=True):
+        filled[position] = plane
+    return filled

@@ -1,0 +1,93 @@
+"""Opening image files with Pillow, under our own limit and without its warnings."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import Image
+
+#: Pixels of the largest image that is decoded, if the user sets no other limit: more than nearly
+#: all cameras have, and some 4 GB of memory while such an image is decoded.
+MAX_PIXELS = 2**27
+
+
+@contextmanager
+def open_file(path: str, max_pixels: int | None) -> Iterator[Image.Image]:
+    """Open an image file, its header read, and close it; larger ones are refused unread."""
+    # Opening a named pipe would wait for whoever writes to it.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
+    with own_limits(max_pixels), Image.open(path) as image:
+        if image.format == "EPS":
+            raise ValueError("PostScript is a program, not an image; convert the file to PNG")
+        check_pixels(image.size, max_pixels)
+        yield image
+
+
+def check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
+    """Raise for an image (width, height) of more pixels than the limit, or of none."""
+    width, height = size
+    if width < 1 or height < 1:
+        raise ValueError(f"image of zero size, {width} x {height}")
+    if max_pixels is not None and width * height > max_pixels:
+        raise ValueError(
+            f"image of {width} x {height} = {width * height} pixels, more than "
+            f"max_pixels={max_pixels}; raise max_pixels if the file can be trusted"
+        )
+
+
+class _OwnLimits:
+    """Puts our limit in place of Pillow's, which is global, while any thread decodes.
+
+    Pillow warns above ``Image.MAX_IMAGE_PIXELS`` and refuses above twice that, also parts of files
+    that `check_pixels` does not see, such as the tiles of a TIFF. Counted, since neither that
+    global nor `warnings.catch_warnings` knows of threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._limits: list[int | None] = []
+        self._pillows: int | None = None
+        self._warnings = warnings.catch_warnings()
+
+    @contextmanager
+    def __call__(self, max_pixels: int | None) -> Iterator[None]:
+        self._enter(max_pixels)
+        try:
+            yield
+        finally:
+            self._leave(max_pixels)
+
+    def _enter(self, limit: int | None) -> None:
+        with self._lock:
+            if not self._limits:
+                self._pillows = Image.MAX_IMAGE_PIXELS
+                self._warnings = warnings.catch_warnings()
+                self._warnings.__enter__()
+                # An image is read or it is not: of a file that is odd and sound all the same
+                # there is nothing to say, and one that is not raises an error.
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._limits.append(limit)
+            self._apply()
+
+    def _leave(self, limit: int | None) -> None:
+        with self._lock:
+            self._limits.remove(limit)
+            if self._limits:
+                self._apply()
+            else:
+                self._warnings.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = self._pillows
+
+    def _apply(self) -> None:
+        """Of several limits at once the widest: each thread checks its own besides."""
+        given = [limit for limit in self._limits if limit is not None]
+        Image.MAX_IMAGE_PIXELS = max(given) if len(given) == len(self._limits) else None
+
+
+own_limits = _OwnLimits()
