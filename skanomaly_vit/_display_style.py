@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skanomaly_vit._compat import check_matplotlib_support
-from skanomaly_vit._images import ImageSource, open_images
+from skanomaly_vit._images import ImageSource, open_images, reading_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +113,7 @@ def show_image(ax: Axes, image: np.ndarray, **options: Any) -> Any:
 
 def open_shown(X: Any, estimator: Any = None) -> ImageSource:
     """Images that an estimator takes, or any, opened and not yet decoded."""
-    return open_images(X, image_shape=getattr(estimator, "image_shape", None))
+    return open_images(X, **reading_options(estimator))
 
 
 def finite_vector(values: Any, name: str, n_expected: int | None = None) -> np.ndarray:

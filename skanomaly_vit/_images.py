@@ -321,6 +321,12 @@ def open_images(
     )
 
 
+def reading_options(estimator: Any) -> dict[str, Any]:
+    """Options of `open_images` with which an estimator reads images, as far as it has them."""
+    options = {name: getattr(estimator, name, None) for name in ("image_shape", "max_pixels")}
+    return options if hasattr(estimator, "max_pixels") else options | {"max_pixels": MAX_PIXELS}
+
+
 # One image
 
 

@@ -49,9 +49,11 @@ def save_map(target: str, anomaly_map: np.ndarray) -> str:
     return path
 
 
-def save_overlay(target: str, image_path: str, anomaly_map: np.ndarray, top: float) -> str:
+def save_overlay(
+    target: str, image_path: str, anomaly_map: np.ndarray, top: float, max_pixels: int | None
+) -> str:
     """Write an image with its map over it as a PNG; `top` gets the brightest colour."""
     path = f"{target}.png"
-    image = Image.fromarray(as_uint8(open_images([image_path])[0]))
+    image = Image.fromarray(as_uint8(open_images([image_path], max_pixels=max_pixels)[0]))
     overlay(image, anomaly_map, Scale(0, top)).save(path)
     return path

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 #: Pixels of the largest image that is decoded, if the user sets no other limit: more than nearly
 #: all cameras have, and some 4 GB of memory while such an image is decoded.
@@ -42,7 +42,7 @@ def check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
 
 
 class _OwnLimits:
-    """Puts our limit in place of Pillow's, which is global, while any thread decodes.
+    """Puts our limit and our rules in place of Pillow's, which are global, while a thread decodes.
 
     Pillow warns above ``Image.MAX_IMAGE_PIXELS`` and refuses above twice that, also parts of files
     that `check_pixels` does not see, such as the tiles of a TIFF. Counted, since neither that
@@ -52,7 +52,7 @@ class _OwnLimits:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._limits: list[int | None] = []
-        self._pillows: int | None = None
+        self._pillows: tuple[int | None, bool] = (None, False)
         self._warnings = warnings.catch_warnings()
 
     @contextmanager
@@ -60,13 +60,20 @@ class _OwnLimits:
         self._enter(max_pixels)
         try:
             yield
+        except Image.DecompressionBombError as error:
+            raise ValueError(
+                f"image, or a part of it, of more than twice max_pixels={max_pixels}; raise "
+                "max_pixels if the file can be trusted"
+            ) from error
         finally:
             self._leave(max_pixels)
 
     def _enter(self, limit: int | None) -> None:
         with self._lock:
             if not self._limits:
-                self._pillows = Image.MAX_IMAGE_PIXELS
+                self._pillows = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+                # Other packages set it, and half of an image would get a score.
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
                 self._warnings = warnings.catch_warnings()
                 self._warnings.__enter__()
                 # An image is read or it is not: of a file that is odd and sound all the same
@@ -82,7 +89,7 @@ class _OwnLimits:
                 self._apply()
             else:
                 self._warnings.__exit__(None, None, None)
-                Image.MAX_IMAGE_PIXELS = self._pillows
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = self._pillows
 
     def _apply(self) -> None:
         """Of several limits at once the widest: each thread checks its own besides."""

@@ -66,12 +66,12 @@ def describe(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def first_of(estimator: Any, attribute: str) -> Any:
-    """The attribute of an estimator or of the first part of it that has it; None if none has."""
+def first_of(estimator: Any, attribute: str, default: Any = None) -> Any:
+    """The attribute of an estimator or of the first part of it that has it, or the default."""
     for part in _parts(estimator):
         if hasattr(part, attribute):
             return getattr(part, attribute)
-    return None
+    return default
 
 
 def versions() -> dict[str, str]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import joblib
 
 from skanomaly_vit._images import open_images
 from skanomaly_vit._terminal import progress_bar
+from skanomaly_vit._unreadable import UnreadableImageError, UnreadableImageWarning
+
+if TYPE_CHECKING:
+    from skanomaly_vit.detector import TransformalyDetector
 
 Result = TypeVar("Result")
 
@@ -18,30 +23,37 @@ OnUnreadable = Callable[[str, str], None]
 
 
 def compute_readable(
-    compute: Callable[[list[str]], Result], paths: list[str], on_unreadable: OnUnreadable
-) -> tuple[list[str], Result | None]:
-    """What `compute` gives for those of some images that can be read, and their paths.
+    compute: Callable[[list[str]], Sequence[Result]],
+    paths: list[str],
+    on_unreadable: OnUnreadable,
+) -> list[tuple[str, Result]]:
+    """The readable ones of some images, each with what a detector's `compute` gives for it.
 
-    Files are looked at one by one only once `compute` has failed: most never need it.
+    The detector has ``on_error="nan"``; its warning is passed on image by image.
     """
-    while paths:
-        try:
-            return paths, compute(paths)
-        except ValueError:
-            causes = [find_cause(path) for path in paths]
-            if not any(causes):
-                raise
-        for path, cause in zip(paths, causes, strict=True):
-            if cause is not None:
-                on_unreadable(path, cause)
-        paths = [path for path, cause in zip(paths, causes, strict=True) if cause is None]
-    return [], None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnreadableImageWarning)
+        results = compute(paths)
+    gaps = set()
+    for warning in caught:
+        if not isinstance(warning.message, UnreadableImageWarning):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+            continue
+        for image in warning.message.images:
+            gaps.add(image.index)
+            on_unreadable(paths[image.index], image.cause)
+    pairs = enumerate(zip(paths, results, strict=True))
+    return [pair for index, pair in pairs if index not in gaps]
 
 
-def select_readable(paths: list[str], n_jobs: int | None, on_unreadable: OnUnreadable) -> list[str]:
-    """Decode every image once, and keep the paths of those that can be."""
-    parallel = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
-    causes = parallel(joblib.delayed(find_cause)(path) for path in paths)
+def select_readable(
+    paths: list[str], detector: TransformalyDetector, on_unreadable: OnUnreadable
+) -> list[str]:
+    """Decode every image once, and keep the paths of those that the detector can read."""
+    parallel = joblib.Parallel(detector.n_jobs, prefer="threads", return_as="generator")
+    causes = parallel(joblib.delayed(find_cause)(path, detector.max_pixels) for path in paths)
     readable = []
     with progress_bar("checking", len(paths)) as bar:
         for path, cause in zip(paths, causes, strict=True):
@@ -53,14 +65,12 @@ def select_readable(paths: list[str], n_jobs: int | None, on_unreadable: OnUnrea
     return readable
 
 
-def find_cause(path: str) -> str | None:
+def find_cause(path: str, max_pixels: int | None) -> str | None:
     """Why an image cannot be decoded, on one line; None if it can be."""
     try:
-        open_images([path])[0]
-    except ValueError as error:
-        cause = error.__cause__ or error
-        reason = getattr(cause, "strerror", None) or str(cause).removeprefix("sample 0: ")
-        return " ".join(reason.split()) or type(cause).__name__
+        open_images([path], max_pixels=max_pixels)[0]
+    except UnreadableImageError as error:
+        return error.images[0].cause
     return None
 
 

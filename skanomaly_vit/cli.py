@@ -148,7 +148,7 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
     detector = TransformalyDetector(random_state=seed, **given(**options))
     try:
         try_backbone(detector)
-        select_readable(paths, detector.n_jobs, unreadable)
+        select_readable(paths, detector, unreadable)
         if unreadable.count:
             finish(unreadable, f"nothing was fitted to the {len(paths)} images")
         show_fitting(detector)
@@ -204,7 +204,7 @@ def _score(
     kind = check_format(output, kind)
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
-    detector = load(model, **options)
+    detector = load(model, on_error="nan", **options)
     from skanomaly_vit._running import chunked
 
     n_scored = n_flagged = 0
@@ -230,12 +230,9 @@ def _score(
 def _score_rows(detector: TransformalyDetector, paths: list[str], unreadable: Any) -> list[Row]:
     from skanomaly_vit._running import compute_readable
 
-    readable, scores = compute_readable(detector.score_samples, paths, unreadable)
-    if scores is None:
-        return []
-    decisions = scores - detector.offset_
-    columns = (scores.tolist(), decisions.tolist(), (decisions < 0).tolist())
-    return [Row(*values) for values in zip(readable, *columns, strict=True)]
+    scored = compute_readable(detector.score_samples, paths, unreadable)
+    decisions = [(path, float(score), float(score - detector.offset_)) for path, score in scored]
+    return [Row(path, score, decision, decision < 0) for path, score, decision in decisions]
 
 
 @main.command(
@@ -304,24 +301,24 @@ def _map(
     paths = list_inputs(images, unreadable, null)
     # Maps are as large as the images: fewer at a time than a pass of the backbone can take.
     batch_size = batch_size or _MAPS_AT_ONCE
-    detector = load(model, batch_size=batch_size, **options)
+    detector = load(model, on_error="nan", batch_size=batch_size, **options)
     from skanomaly_vit._overlays import TargetNames, save_map, save_overlay
     from skanomaly_vit._running import chunked, compute_readable
 
     names, n_done = TargetNames(output), 0
     with progress_bar("mapping", count_inputs(images)) as bar:
         for chunk in chunked(paths, batch_size):
-            readable, maps = compute_readable(
+            mapped = compute_readable(
                 lambda paths: detector.anomaly_map(paths, method=method), chunk, unreadable
             )
-            for path, anomaly_map in zip(readable, [] if maps is None else maps, strict=True):
+            for path, anomaly_map in mapped:
                 target = names.name(path)
                 with uninterrupted():
                     os.makedirs(os.path.dirname(target), exist_ok=True)
                     if kind != "png":
                         save_map(target, anomaly_map)
                     if kind != "npy":
-                        save_overlay(target, path, anomaly_map, top)
+                        save_overlay(target, path, anomaly_map, top, detector.max_pixels)
                 n_done += 1
             bar.update(len(chunk))
     finish(unreadable, f"{n_done} images mapped")
@@ -358,7 +355,7 @@ def _report(model: str, images: tuple[str, ...], output: str, null: bool, **opti
     detector = load(model, **options)
     from skanomaly_vit._running import select_readable
 
-    readable = select_readable(list(paths), detector.n_jobs, unreadable)
+    readable = select_readable(list(paths), detector, unreadable)
     if not readable:
         finish(unreadable, "no report was written")
         raise click.UsageError("there are no images to report on")

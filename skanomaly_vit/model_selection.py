@@ -45,7 +45,7 @@ import numpy as np
 from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold
 from sklearn.utils import check_random_state, indexable
 
-from skanomaly_vit._images import ImageSource, open_images
+from skanomaly_vit._images import ImageSource, open_images, reading_options
 from skanomaly_vit._labels import (
     AUTO,
     LabelWarning,
@@ -438,7 +438,7 @@ class _PseudoAnomalyScorer:
     anomaly_label: Any
 
     def __call__(self, estimator: Any, X: Any, y: Any = None) -> float:
-        source = open_images(X, image_shape=getattr(estimator, "image_shape", None))
+        source = open_images(X, **reading_options(estimator))
         normal = np.arange(len(source))
         if y is not None:
             normal = np.flatnonzero(~which_are_anomalies(y, self.anomaly_label))

@@ -26,6 +26,7 @@ from skanomaly_vit._pictures import (
     overlay,
     shrink_map,
 )
+from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._pixels import shrink
 from skanomaly_vit._provenance import first_of, parameters_of, versions
 from skanomaly_vit._report_page import (
@@ -130,7 +131,11 @@ def report(
     check_detector(det)
     if not isinstance(n_maps, Integral) or isinstance(n_maps, bool) or n_maps < 0:
         raise ValueError(f"n_maps={n_maps!r} is not an integer of at least 0")
-    source = open_images(X, image_shape=first_of(det, "image_shape"))
+    source = open_images(
+        X,
+        image_shape=first_of(det, "image_shape"),
+        max_pixels=first_of(det, "max_pixels", MAX_PIXELS),
+    )
     is_anomaly, labels = _read_labels(y, anomaly_label, len(source))
     shown_names, folder = _name_images(names, source)
     n_shown = min(int(n_maps), len(source))

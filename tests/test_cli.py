@@ -457,12 +457,16 @@ def mapping(monkeypatch):
 
     def anomaly_map(self, X, method=None):
         from skanomaly_vit._images import open_images
+        from skanomaly_vit._unreadable import warn_unreadable
 
         asked.append(method)
-        source = open_images(X)
-        maps = [np.zeros(source[i].shape[:2], np.float32) for i in range(len(source))]
-        for each in maps:
-            each[len(each) // 2] = 20
+        source = open_images(X, on_error=self.on_error)
+        images = source.each(source.__getitem__, range(len(source)))
+        warn_unreadable(list(source.unreadable.values()), len(source))
+        maps = [np.zeros((0, 0), np.float32)] * len(source)
+        for i, image in images.items():
+            maps[i] = np.zeros(image.shape[:2], np.float32)
+            maps[i][len(image) // 2] = 20
         return maps
 
     asked = []
