@@ -81,7 +81,7 @@ class CalibratedMixin(OutlierMixin):
         p_values : ndarray of shape (n_images,), float64
             Split-conformal p-values in (0, 1], small = abnormal: of normal images, a share of at
             most `a` has one up to `a`, on average over held-out images. The smallest there is, is
-            ``1 / (n + 1)`` with n held-out images.
+            ``1 / (n + 1)`` with n held-out images. NaN for an image that cannot be read.
 
         Raises
         ------
@@ -93,7 +93,11 @@ class CalibratedMixin(OutlierMixin):
         skanomaly_vit.calibration.benjamini_hochberg : Flags a batch by its p-values.
         """
         known = self._require_calibration()
-        return conformal_p_values(known, self.score_samples(X))
+        scores = self.score_samples(X)
+        scored = ~np.isnan(scores)
+        p_values = np.full(len(scores), np.nan)
+        p_values[scored] = conformal_p_values(known, scores[scored])
+        return p_values
 
     def set_threshold(self, *, target_fpr: float) -> Self:
         """Move the threshold, without fitting again.
@@ -130,7 +134,8 @@ class CalibratedMixin(OutlierMixin):
         Parameters
         ----------
         X : images
-            A batch, taken without regard to scores, of any form that `fit` takes.
+            A batch, taken without regard to scores, of any form that `fit` takes. Those that cannot
+            be read are left out, if `on_error` allows for them.
         anomaly_share : float or None, default=None
             Share in [0, 1) of the lowest scores that is left out of the comparison, lest a few
             anomalies pass for drift. ``None`` is `contamination`.
@@ -149,7 +154,7 @@ class CalibratedMixin(OutlierMixin):
         known = self._require_calibration()
         share = self.contamination if anomaly_share is None else anomaly_share
         scores = self.score_samples(X)
-        return drift_test(known, scores, anomaly_share=share)
+        return drift_test(known, scores[~np.isnan(scores)], anomaly_share=share)
 
     def audit(self, X: Any, *, groups: Any = None, cv: int = 5) -> Bunch:
         """Look for mistakes among the training images.

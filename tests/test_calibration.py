@@ -14,6 +14,7 @@ from sklearn import config_context
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from skanomaly_vit import UnreadableImageWarning
 from skanomaly_vit.calibration import (
     CalibrationWarning,
     benjamini_hochberg,
@@ -241,6 +242,17 @@ class TestDetector:
         for ask in (detector.p_values, detector.drift, detector.audit):
             with pytest.raises(ValueError, match="validation_fraction"):
                 ask(images)
+
+    def test_images_that_cannot_be_read_have_no_p_value(self, make_detector, many, tmp_path):
+        detector = make_detector(on_error="nan").fit(many)
+        (tmp_path / "broken.png").write_text("no image")
+        X = [*many[:3], tmp_path / "broken.png", *many[3:12]]
+        with pytest.warns(UnreadableImageWarning):
+            p_values = detector.p_values(X)
+        np.testing.assert_array_equal(np.flatnonzero(np.isnan(p_values)), [3])
+        np.testing.assert_array_equal(np.delete(p_values, 3), detector.p_values(many[:12]))
+        with pytest.warns(UnreadableImageWarning):
+            assert detector.drift(X) == detector.drift(many[:12])
 
     def test_drift_is_told(self, make_detector, many, rng):
         detector = make_detector().fit(many)
