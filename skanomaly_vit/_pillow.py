@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from PIL import Image, ImageFile
 
 #: Pixels of the largest image that is decoded, if the user sets no other limit: more than nearly
-#: all cameras have, and some 4 GB of memory while such an image is decoded.
+#: all cameras have, and some 3 GB of memory while such an image is decoded.
 MAX_PIXELS = 2**27
 
 
@@ -22,11 +22,20 @@ def open_file(path: str, max_pixels: int | None) -> Iterator[Image.Image]:
     # Opening a named pipe would wait for whoever writes to it.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("not a regular file")
-    with own_limits(max_pixels), Image.open(path) as image:
-        if image.format == "EPS":
-            raise ValueError("PostScript is a program, not an image; convert the file to PNG")
-        check_pixels(image.size, max_pixels)
-        yield image
+    with own_limits(max_pixels):
+        with Image.open(path) as image:
+            if image.format == "EPS":
+                raise ValueError("PostScript is a program, not an image; convert the file to PNG")
+            check_pixels(image.size, max_pixels)
+            if image.format != "PNG":
+                yield image
+                return
+            # Pillow does not look at the checksums of pixels as it decodes them, and a fifth of
+            # all flipped bits would pass. It can do so only once, of an image that it closes.
+            image.verify()
+        with Image.open(path) as image:
+            check_pixels(image.size, max_pixels)
+            yield image
 
 
 def check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:

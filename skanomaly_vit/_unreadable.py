@@ -45,6 +45,7 @@ class UnreadableImageWarning(UserWarning):
     Parameters
     ----------
     message : str
+        Lists the images, up to 50 of them.
     images : sequence of UnreadableImage, default=()
         All of them, each with ``index``, ``path`` and ``cause``.
 

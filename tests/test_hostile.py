@@ -217,6 +217,19 @@ def test_limits_of_several_threads(write):
     assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
 
 
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_flipped_bit_in_the_pixels_of_a_png_is_found(place, bit, write):
+    y, x = np.mgrid[:64, :64]
+    data = bytearray(encoded("PNG", Image.fromarray((x * 3 + y).astype(np.uint8))))
+    start, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
+    data[start + int(place * (end - start))] ^= 1 << bit
+    with pytest.raises(ValueError, match=r"sample 0 .*(broken|checksum|CRC)"):
+        open_images([write("a", bytes(data))])[0]
+
+
 # Odd and sound all the same
 
 
