@@ -31,10 +31,10 @@ from skanomaly_vit import (
 class RowAdapter:
     """Validates X as scikit-learn's own estimators do, and hands it on as images."""
 
-    def _open(self, X, *, reset):
+    def _open(self, X, *, reset, **options):
         X = validate_data(self, X, reset=reset, dtype=np.float64)
         rows = 0.5 + np.arctan(X / 30) / np.pi  # any number -> [0, 1], still steep at 100
-        return super()._open(rows[:, np.newaxis, :, np.newaxis], reset=reset)
+        return super()._open(rows[:, np.newaxis, :, np.newaxis], reset=reset, **options)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
