@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skanomaly_vit._backbones import WeightsUnavailableError
+    from skanomaly_vit._container import ModelFileError
     from skanomaly_vit._unreadable import UnreadableImageWarning
     from skanomaly_vit.cache import CacheWarning, DiskCache
     from skanomaly_vit.density import (
@@ -32,6 +33,7 @@ __all__ = [
     "GaussianMixtureDensity",
     "KNNDensity",
     "MeanShiftedFeatures",
+    "ModelFileError",
     "TransformalyDetector",
     "UnreadableImageWarning",
     "ViTFeatures",
@@ -50,6 +52,7 @@ _ROOMS = {
     "GaussianMixtureDensity": "density",
     "KNNDensity": "density",
     "MeanShiftedFeatures": "tuned_features",
+    "ModelFileError": "_container",
     "TransformalyDetector": "detector",
     "UnreadableImageWarning": "_unreadable",
     "ViTFeatures": "features",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import os
@@ -23,6 +24,9 @@ from skanomaly_vit._memory import Memory, RememberedPasses
 from skanomaly_vit._passes import HeldActivations
 from skanomaly_vit._teacher import Teacher, load_teacher, resolve_device
 from skanomaly_vit.cache import DiskCache
+
+# Of interpolation in float32; other weights differ by far more.
+_ROUNDING = 1e-5
 
 
 class ImageEstimator(BaseEstimator):
@@ -101,6 +105,7 @@ class ImageEstimator(BaseEstimator):
         """Keep `teacher`, and what it takes to find it again."""
         self._teacher: Teacher | None = teacher
         self._teacher_seed = seed
+        self._positions = positions_of(teacher.model)
         self.backbone_fingerprint_ = teacher.fingerprint
 
     def _held_teacher(self) -> Teacher:
@@ -111,6 +116,8 @@ class ImageEstimator(BaseEstimator):
 
     def _find_teacher_again(self) -> Teacher:
         teacher = self._load_teacher(self._teacher_seed)
+        if teacher.fingerprint != self.backbone_fingerprint_:
+            teacher = _with_positions(teacher, self._positions)
         if teacher.fingerprint != self.backbone_fingerprint_:
             raise ValueError(
                 f"{type(self).__name__} was fitted with a backbone of fingerprint "
@@ -159,6 +166,29 @@ def _stamp(pretrained: Pretrained) -> tuple[int, ...]:
         return ()
     stat = os.stat(pretrained)
     return stat.st_ctime_ns, stat.st_size, stat.st_ino
+
+
+def positions_of(model: torch.nn.Module) -> torch.Tensor | None:
+    """Position embeddings on the CPU; None for a network that has none of its own."""
+    found = getattr(model, "pos_embed", None)
+    return found.detach().cpu().clone() if torch.is_tensor(found) else None
+
+
+def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher:
+    """The teacher with these position embeddings, if its own are the same but for rounding.
+
+    They are interpolated to the size of the images, which processors of another kind round
+    otherwise.
+    """
+    own = positions_of(teacher.model)
+    if own is None or positions is None or own.shape != positions.shape:
+        return teacher
+    if (own - positions).abs().max() > _ROUNDING * own.abs().max():
+        return teacher
+    model = copy.deepcopy(teacher.model)  # others may share it
+    with torch.no_grad():
+        model.pos_embed.copy_(positions)  # type: ignore[operator]
+    return Teacher(model, teacher.preprocessing, teacher.device)
 
 
 def _name(backbone: Backbone) -> str:

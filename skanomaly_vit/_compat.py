@@ -4,6 +4,9 @@ scikit-learn may move or rename these between minor releases without notice. Kep
 such a change is one line to mend, and the upper bound on the dependency guards the rest.
 """
 
+from typing import Any
+
+import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils import _safe_indexing
 from sklearn.utils._optional_dependencies import check_matplotlib_support
@@ -11,6 +14,7 @@ from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
     StrOptions,
+    validate_parameter_constraints,
 )
 
 __all__ = [
@@ -20,4 +24,11 @@ __all__ = [
     "_fit_context",
     "_safe_indexing",
     "check_matplotlib_support",
+    "fitted_samples",
+    "validate_parameter_constraints",
 ]
+
+
+def fitted_samples(search: Any) -> np.ndarray:
+    """The samples that a `NearestNeighbors` was fitted to."""
+    return search._fit_X

@@ -17,7 +17,7 @@ from skanomaly_vit._tables import FORMATS, format_of
 #: Exit codes.
 DONE, USAGE, UNREADABLE, MACHINE, INTERRUPTED = 0, 1, 2, 3, 130
 
-TRUST = "A model is a pickle, which can run code: load models only from people you trust."
+HARMLESS = "A model is numbers and text; reading it runs no code."
 EXIT_CODES = (
     "Exit codes: 0 done, 1 wrong usage or a file that cannot be read or written, 2 some images "
     "are unreadable, 3 model and machine do not fit, 130 interrupted."

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,15 +107,6 @@ def require_packages() -> None:
             ) from error
 
 
-def printable(text: str) -> str:
-    r"""Text in which what a reader would not see, or would be misled by, is written out.
-
-    Line breaks, control characters, marks that turn the direction of reading, and bytes of file
-    names that are not UTF-8 become escapes such as ``\n`` or ``\u202e``.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def render(page: Page) -> bytes:
     """HTML in UTF-8."""
     import jinja2
@@ -142,33 +130,6 @@ def render(page: Page) -> bytes:
         page=page, policy=policy, style=Markup(style), script=Markup(script)
     )
     return html.encode("utf-8")
-
-
-def check_target(path: Any) -> Path:
-    """Path of a file that can be written."""
-    target = Path(os.path.expanduser(os.fsdecode(path)))
-    if target.is_dir():
-        raise IsADirectoryError(
-            f"path={str(target)!r} is a directory; pass a file in it, such as "
-            f"{str(target / 'report.html')!r}"
-        )
-    # A link stays one: what it points to is written.
-    target = Path(os.path.realpath(target))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(
-            f"path={str(path)!r}: there is no folder {str(target.parent)!r}; create it first"
-        )
-    if not os.access(target.parent, os.W_OK):
-        raise PermissionError(f"path={str(path)!r}: {str(target.parent)!r} cannot be written to")
-    return target
-
-
-def write(content: bytes, target: Path) -> None:
-    """Write a file in full or not at all."""
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=target.parent) as folder:
-        unfinished = Path(folder, target.name)
-        unfinished.write_bytes(content)
-        os.replace(unfinished, target)
 
 
 def _source(environment: Any, name: str) -> str:

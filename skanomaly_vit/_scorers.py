@@ -170,8 +170,13 @@ def fit_density(
     return Pipeline([("pca", pca), ("density", scorer.fit(pca.transform(features)))])
 
 
+def make_pca(variance: float) -> PCA:
+    """A whitening PCA that keeps a share of the variance."""
+    return PCA(variance, whiten=True, svd_solver="full")
+
+
 def _fit_pca(features: np.ndarray, variance: float) -> PCA:
-    return PCA(variance, whiten=True, svd_solver="full").fit(features)
+    return make_pca(variance).fit(features)
 
 
 def _recall_pca(features: np.ndarray, variance: float) -> PCA:

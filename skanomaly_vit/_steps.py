@@ -16,27 +16,34 @@ if TYPE_CHECKING:
     from skanomaly_vit.detector import TransformalyDetector
 
 
-def unpickle(model: str) -> TransformalyDetector:
-    from skanomaly_vit._model_file import ModelFileError, load_model
-
-    try:
-        return load_model(model)
-    except ModelFileError as error:
-        raise click.UsageError(str(error)) from error
-
-
 def load(model: str, **options: Any) -> TransformalyDetector:
     """The detector, ready to work here as the options say."""
-    detector = unpickle(model)
-    from skanomaly_vit._model_file import MachineError, bring_to_machine, set_machine
+    from skanomaly_vit._container import ModelFileError
+    from skanomaly_vit._machine import MachineError, bring_to_machine, set_machine
+    from skanomaly_vit.detector import TransformalyDetector
 
-    # A cache of the fit is left alone: scoring would fill it with the tokens of every image.
-    set_machine(detector, memory=None, **given(**options))
+    try:
+        detector = TransformalyDetector.load(model)
+    except ModelFileError as error:
+        raise click.UsageError(str(error)) from error
+    set_machine(detector, **given(**options))
     try:
         bring_to_machine(detector)
     except MachineError as error:
         raise MachineMismatch(str(error)) from error
     return detector
+
+
+def describe(model: str) -> dict[str, Any]:
+    """What a model says of itself, and the versions of packages here."""
+    from skanomaly_vit._card import model_card
+    from skanomaly_vit._container import ModelFileError
+    from skanomaly_vit._provenance import versions
+
+    try:
+        return {**model_card(model), "versions_here": versions()}
+    except ModelFileError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def show_fitting(detector: TransformalyDetector) -> None:
@@ -70,20 +77,29 @@ def finish(unreadable: Unreadable, summary: str) -> None:
 
 
 def summarize(described: dict[str, Any]) -> str:
-    """What `describe_model` says, for people."""
+    """What `describe` says, for people."""
+    from skanomaly_vit._text import printable
+
     parameters, changed = described["parameters"], described["changed_parameters"]
-    n_images = described["n_images"]
+    inside = "in the file" if described["has_backbone"] else "not in the file"
+    written, here = (
+        ", ".join(f"{name} {version}" for name, version in described[key].items())
+        for key in ("versions", "versions_here")
+    )
     lines = {
         "file": f"{described['path']} ({described['file_size'] / 2**20:.1f} MiB)",
-        "backbone": described["backbone"],
+        "written": described["created"],
+        "backbone": f"{described['backbone']} ({inside})",
         "fingerprint": described["backbone_fingerprint"],
-        "feature spaces": ", ".join(described["spaces"]),
-        "blocks": ", ".join(map(str, described["blocks"])) or "none",
-        "images": f"{'unknown' if n_images is None else n_images} "
+        "densities": ", ".join(f"{k} {v}" for k, v in described["densities"].items()),
+        "students": f"{described['student'] or 'none'} {described['blocks'] or ''}".rstrip(),
+        "images": f"{described['n_images']} "
         f"({described['n_images_held_out']} of them held out for the threshold)",
         "threshold": f"{described['threshold']:.6g} (a lower score is an anomaly)",
-        "parameters": ", ".join(f"{name}={parameters[name]!r}" for name in changed)
+        "parameters": ", ".join(f"{name}={parameters.get(name)!r}" for name in changed)
         or "all default",
-        "versions here": ", ".join(f"{k} {v}" for k, v in described["versions_here"].items()),
+        "versions": written,
+        "versions here": here,
     }
-    return "\n".join(f"{name + ':':<16}{value}" for name, value in lines.items())
+    # A file may come from anyone; what it says is not to steer the terminal.
+    return "\n".join(f"{name + ':':<16}{printable(value)}" for name, value in lines.items())

@@ -20,7 +20,7 @@ from skanomaly_vit._inputs import count_inputs, list_inputs
 from skanomaly_vit._program import (
     EXISTING_FILE,
     EXIT_CODES,
-    TRUST,
+    HARMLESS,
     MachineMismatch,
     Program,
     batch_size_option,
@@ -35,7 +35,7 @@ from skanomaly_vit._program import (
     null_option,
     require,
 )
-from skanomaly_vit._steps import finish, load, open_output, show_fitting, summarize, unpickle
+from skanomaly_vit._steps import describe, finish, load, open_output, show_fitting, summarize
 from skanomaly_vit._tables import FORMATS, Row, open_table
 from skanomaly_vit._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
 
@@ -56,8 +56,8 @@ _FIT_NOTE = "Exit code 2: some images are unreadable, all of which were listed; 
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=epilog(
-        "skanomaly fit parts/good -o parts.model",
-        "skanomaly score parts.model parts/new -o scores.csv",
+        "skanomaly fit parts/good -o parts.skanomaly",
+        "skanomaly score parts.skanomaly parts/new -o scores.csv",
         note=EXIT_CODES,
     ),
 )
@@ -70,7 +70,7 @@ def main() -> None:
     "fit",
     short_help="Learn from normal images.",
     epilog=epilog(
-        "skanomaly fit parts/good -o parts.model --contamination 0.01 --jobs -1", note=_FIT_NOTE
+        "skanomaly fit parts/good -o parts.skanomaly --contamination 0.01 --jobs -1", note=_FIT_NOTE
     ),
 )
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True))
@@ -135,13 +135,7 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
             f"a fit needs {_FEWEST} images at the very least, and some hundred for a steady "
             f"threshold; found {len(paths)}."
         )
-    from skanomaly_vit._model_file import (
-        MACHINE_DEFAULTS,
-        MachineError,
-        save_model,
-        set_machine,
-        try_backbone,
-    )
+    from skanomaly_vit._machine import MachineError, try_backbone
     from skanomaly_vit._running import select_readable
     from skanomaly_vit.detector import TransformalyDetector
 
@@ -158,9 +152,7 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
         raise MachineMismatch(str(error)) from error
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    detector.set_callbacks()
-    set_machine(detector, **MACHINE_DEFAULTS)
-    save_model(detector, output)
+    detector.save(output)
     tell(f"Fitted on {len(paths)} images, threshold {detector.offset_:.6g}: {output}")
 
 
@@ -168,9 +160,9 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
     "score",
     short_help="Score images, flag anomalies.",
     epilog=epilog(
-        "skanomaly score parts.model parts/new -o scores.csv",
-        "find parts -name '*.png' -print0 | skanomaly score parts.model - -0 > scores.csv",
-        note=TRUST,
+        "skanomaly score parts.skanomaly parts/new -o scores.csv",
+        "find parts -name '*.png' -print0 | skanomaly score parts.skanomaly - -0 > scores.csv",
+        note=HARMLESS,
     ),
 )
 @model_argument
@@ -239,9 +231,9 @@ def _score_rows(detector: TransformalyDetector, paths: list[str], unreadable: An
     "map",
     short_help="Show where images are abnormal.",
     epilog=epilog(
-        "skanomaly map parts.model parts/new -o maps",
-        "skanomaly map parts.model parts/new/1.png -o maps --format npy --method features",
-        note=TRUST,
+        "skanomaly map parts.skanomaly parts/new -o maps",
+        "skanomaly map parts.skanomaly parts/new/1.png -o maps --format npy --method features",
+        note=HARMLESS,
     ),
 )
 @model_argument
@@ -327,7 +319,7 @@ def _map(
 @main.command(
     "report",
     short_help="Write a page to look at.",
-    epilog=epilog("skanomaly report parts.model parts/new -o report.html", note=TRUST),
+    epilog=epilog("skanomaly report parts.skanomaly parts/new -o report.html", note=HARMLESS),
 )
 @model_argument
 @images_argument
@@ -366,15 +358,13 @@ def _report(model: str, images: tuple[str, ...], output: str, null: bool, **opti
 @main.command(
     "info",
     short_help="Say what a model is.",
-    epilog=epilog("skanomaly info parts.model", note=TRUST),
+    epilog=epilog("skanomaly info parts.skanomaly", note=HARMLESS),
 )
 @model_argument
 @click.option("--json", "as_json", is_flag=True, help="All of it as a JSON object.")
 def _info(model: str, as_json: bool) -> None:
     """Say what a model is, without looking for its backbone."""
-    from skanomaly_vit._model_file import describe_model
-
-    described = describe_model(unpickle(model), model)
+    described = describe(model)
     if as_json:
         click.echo(json.dumps(described, indent=2))
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from numbers import Real
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from skanomaly_vit._scorers import (
 )
 from skanomaly_vit.distillation import BlockDistillation
 from skanomaly_vit.features import ViTFeatures
+from skanomaly_vit.persistence import load_detector, save_detector
 
 SPACES = {
     "both": (PRETRAINED, DISCREPANCY),
@@ -434,6 +435,62 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         passes, students = self._scoring_passes(source)
         embedded = passes.extract(np.arange(len(source)), students)
         return fill_scores(self._score(embedded), source.readable(), source)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the fitted detector into one file, which runs no code when it is loaded.
+
+        The file holds numbers and text only (safetensors with JSON in its header): parameters,
+        students, densities, threshold, and a model card. `device`, `n_jobs`, `memory` and
+        `verbose` are left out; the backbone is, too, unless `store_backbone` is set.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, in a folder that exists. An older one is replaced, in one step, once the
+            new one is whole.
+
+        Raises
+        ------
+        ValueError
+            If `backbone` is a network, `density` an estimator that is none of ours, or a parameter
+            something else that numbers and text cannot hold.
+        OSError
+            If the file cannot be written.
+
+        See Also
+        --------
+        load : Read the file.
+        """
+        save_detector(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """Read a fitted detector from a file that `save` wrote.
+
+        Its scores are those of the detector that was saved, to the bit on the same machine. A
+        backbone that is not in the file is loaded on first use, as `backbone` and `pretrained`
+        say, and refused if it is not the same to the bit.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
+        Returns
+        -------
+        detector : TransformalyDetector
+            Fitted; it runs on the best device there is, unless `device` is set.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is missing, cut off, damaged, of another kind or of a newer format.
+
+        See Also
+        --------
+        save : Write the file.
+        """
+        return load_detector(cls, path)
 
     def _score_and_map(self, X: Any, method: str | None) -> tuple[Bunch, Any]:
         check_is_fitted(self)

@@ -402,15 +402,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
     def _rebuild(self, tensors: Tensors, block: torch.nn.Module) -> Trained:
         """What `Trained.to_tensors` took apart."""
-
-        def build(state: Tensors) -> torch.nn.Module:
-            if self.student == "ridge":
-                return RidgeStudent(**state)
-            student = copy.deepcopy(block).eval().requires_grad_(False)
-            student.load_state_dict(state)
-            return student
-
-        return Trained.from_tensors(tensors, build)
+        template = None if self.student == "ridge" else block
+        return Trained.from_tensors(tensors, lambda state: build_student(state, template))
 
     def _rounded(self, student: torch.nn.Module) -> torch.nn.Module:
         """Round to the type that pickles hold, so that scores survive them to the bit."""
@@ -459,3 +452,12 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             patience=self.patience,
             batch_size=self.batch_size,
         )
+
+
+def build_student(state: Tensors, block: torch.nn.Module | None) -> torch.nn.Module:
+    """A student from its weights: a copy of the teacher's `block`, or a ridge student if None."""
+    if block is None:
+        return RidgeStudent(**state)
+    student = copy.deepcopy(block).eval().requires_grad_(False)
+    student.load_state_dict(state)
+    return student

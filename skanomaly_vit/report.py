@@ -14,6 +14,7 @@ import numpy as np
 
 from skanomaly_vit._assessment import check_detector, remark, score, summarise
 from skanomaly_vit._compat import _safe_indexing
+from skanomaly_vit._files import check_target, write_atomically
 from skanomaly_vit._histogram import draw_histogram
 from skanomaly_vit._images import ImageSource, open_images
 from skanomaly_vit._labels import AUTO, as_labels, is_auto, which_are_anomalies
@@ -33,12 +34,10 @@ from skanomaly_vit._report_page import (
     Card,
     Page,
     Row,
-    check_target,
-    printable,
     render,
     require_packages,
-    write,
 )
+from skanomaly_vit._text import printable
 
 __all__ = ["report"]
 
@@ -127,7 +126,7 @@ def report(
     'report.html'
     """
     require_packages()
-    target = check_target(path)
+    target = check_target(path, "report.html")
     check_detector(det)
     if not isinstance(n_maps, Integral) or isinstance(n_maps, bool) or n_maps < 0:
         raise ValueError(f"n_maps={n_maps!r} is not an integer of at least 0")
@@ -169,7 +168,7 @@ def report(
         versions=versions(),
         fingerprint=first_of(det, "backbone_fingerprint_"),
     )
-    write(render(page), target)
+    write_atomically(render(page), target)
     return target
 
 
