@@ -218,7 +218,7 @@ def _put_features(record: Record, detector: Any) -> None:
             backbone.put_tensor(name, value)
 
 
-class Blueprint:
+class _Blueprint:
     """The backbone as its name says it is built, with random weights, built when it is needed.
 
     Parameters
@@ -251,7 +251,7 @@ class Blueprint:
         return blocks[index]
 
 
-def _take_features(record: Record) -> tuple[ViTFeatures, Blueprint]:
+def _take_features(record: Record) -> tuple[ViTFeatures, _Blueprint]:
     part = record.take_part("features")
     features = take_parameters(part, ViTFeatures)
     _require_image_size(features)
@@ -259,7 +259,7 @@ def _take_features(record: Record) -> tuple[ViTFeatures, Blueprint]:
     features._teacher_seed = part.take_int("teacher_seed")
     features.backbone_fingerprint_ = part.take("fingerprint", str)
     preprocessing = _take_preprocessing(part.take_part("preprocessing"))
-    blueprint = Blueprint(features)
+    blueprint = _Blueprint(features)
     features._teacher, features._positions = None, None
     if "positions" in part.values:
         shape, dtype = part.take_list("positions", int), take_dtype(part, "positions_dtype")
@@ -287,7 +287,7 @@ def _take_preprocessing(part: Record) -> Preprocessing:
 
 def _take_teacher(part: Record, features: ViTFeatures, preprocessing: Preprocessing) -> Teacher:
     """The backbone that a file holds."""
-    model = Blueprint(features).model
+    model = _Blueprint(features).model
     state = {
         name: part.take_tensor(name, *value.shape, dtype=value.dtype)
         for name, value in model.state_dict().items()
