@@ -54,6 +54,7 @@ _ATTRIBUTES = {
     "distillation_",
     "density_",
     "fusion_",
+    "calibration_scores_",
     "offset_",
     "validation_indices_",
     "n_samples_fit_",
@@ -90,6 +91,9 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
         n_held_out=len(detector.validation_indices_),
     )
     record.put_tensor("validation_indices", detector.validation_indices_.astype(np.int64))
+    if detector.calibration_scores_ is not None:
+        record.put(n_calibrating=len(detector.calibration_scores_))
+        record.put_tensor("calibration_scores", detector.calibration_scores_)
     if hasattr(detector, "n_features_in_"):
         record.put(n_features_in=int(detector.n_features_in_))
     if hasattr(detector, "feature_names_in_"):
@@ -184,9 +188,13 @@ def _build(detector_class: type[Any], record: Record) -> Any:
     detector.density_, detector.fusion_ = density, fusion
     detector.offset_ = record.take_number("offset")
     detector.validation_indices_, detector.n_samples_fit_ = held_out, n_samples
+    detector.calibration_scores_ = None
+    if "n_calibrating" in record.values:
+        n_calibrating = record.take_int("n_calibrating", 1)
+        detector.calibration_scores_ = record.take_array("calibration_scores", n_calibrating)
     detector._normal_patches = _take_patches(record, blocks)
     if distillation is not None:
-        distillation.validation_indices_ = held_out
+        distillation.validation_indices_, _ = detector._share_out(held_out)
     if "n_features_in" in record.values:
         detector.n_features_in_ = record.take_int("n_features_in", 1)
     if "feature_names_in" in record.values:
