@@ -46,7 +46,7 @@ lint: $(VENV)/.installed-test ## style, types and docstrings
 	$(BIN)/python -m numpydoc lint $(PUBLIC_MODULES)
 
 clean: ## remove .venv and everything that was built or measured
-	rm -rf $(VENV) build dist *.egg-info .coverage htmlcov solar_cells.png grid_search.png pretraining_confusion.png
+	rm -rf $(VENV) build dist *.egg-info .coverage htmlcov *.png
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find benchmarks examples skanomaly_vit tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
