@@ -155,8 +155,10 @@ def test_wrong_options_of_fit_are_refused_before_images_are_read(
 # score
 
 
-def test_scores_are_those_of_the_detector(model, detector, normal, paths):
-    done = run("score", model, normal)
+def test_scores_are_those_of_the_detector(model, detector, normal, paths, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    paths = [*paths, str(save(noise, tmp_path / "noise.png"))]
+    done = run("score", model, normal, paths[-1])
     assert done.exit_code == 0, done.output
     rows = read_csv(done.stdout)
     assert [row["path"] for row in rows] == paths
