@@ -455,7 +455,20 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
 
 def build_student(state: Tensors, block: torch.nn.Module | None) -> torch.nn.Module:
-    """A student from its weights: a copy of the teacher's `block`, or a ridge student if None."""
+    """Make a student of its weights.
+
+    Parameters
+    ----------
+    state : dict of str to torch.Tensor
+        Its weights, by name.
+    block : torch.nn.Module or None
+        The teacher's block that the student is a copy of; None for a ridge student.
+
+    Returns
+    -------
+    student : torch.nn.Module
+        In eval mode, without gradients.
+    """
     if block is None:
         return RidgeStudent(**state)
     student = copy.deepcopy(block).eval().requires_grad_(False)
