@@ -13,14 +13,15 @@ import click
 
 from skanomaly_vit._listing import has_image_suffix
 from skanomaly_vit._tables import FORMATS, format_of
+from skanomaly_vit._terminal import Terminated, terminable
 
 #: Exit codes.
-DONE, USAGE, UNREADABLE, MACHINE, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, USAGE, UNREADABLE, MACHINE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 HARMLESS = "A model is numbers and text; reading it runs no code."
 EXIT_CODES = (
     "Exit codes: 0 done, 1 wrong usage or a file that cannot be read or written, 2 some images "
-    "are unreadable, 3 model and machine do not fit, 130 interrupted."
+    "are unreadable, 3 model and machine do not fit, 130 interrupted, 143 terminated."
 )
 
 
@@ -29,13 +30,14 @@ class Program(click.Group):
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
         try:
-            code = super().main(args, **options | {"standalone_mode": False})
+            with terminable():
+                code = super().main(args, **options | {"standalone_mode": False})
         except click.ClickException as error:
             error.show()
             code = USAGE if isinstance(error, click.UsageError) else error.exit_code
-        except click.Abort:
+        except click.Abort as stopped:
             click.echo("Interrupted.", err=True)
-            code = INTERRUPTED
+            code = TERMINATED if isinstance(stopped.__cause__, Terminated) else INTERRUPTED
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -1,4 +1,4 @@
-"""What the command line shows and hears: bars and messages on stderr, Ctrl-C."""
+"""What the command line shows and hears: bars and messages on stderr, signals to stop."""
 
 from __future__ import annotations
 
@@ -51,9 +51,30 @@ def told_warnings() -> Iterator[None]:
         yield
 
 
+class Terminated(KeyboardInterrupt):
+    """A process was asked to end by SIGTERM: by `timeout`, a service manager, a container."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM stop work as Ctrl-C does, unless it is ignored or has a handler of its own."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold a Ctrl-C back until what is being written is complete; a second one gets through."""
+    """Hold signals to stop back until what is being written is complete; a second gets through."""
     held: list[tuple[int, FrameType | None]] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
@@ -61,10 +82,13 @@ def uninterrupted() -> Iterator[None]:
             raise KeyboardInterrupt
         held.append((number, frame))
 
-    previous = signal.signal(signal.SIGINT, hold)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, hold) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if held and callable(previous):  # it is not where the shell has SIGINT ignored
-        previous(*held[0])
+        for number, former in previous.items():
+            signal.signal(number, former)
+    for caught, frame in held:
+        if callable(handler := previous[signal.Signals(caught)]):  # not where it is ignored
+            handler(caught, frame)

@@ -611,18 +611,37 @@ def test_rows_come_while_paths_still_do(model, paths):
     assert (process.returncode, messages) == (0, b"")
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_ctrl_c_leaves_whole_rows(kind, model, paths, broken, tmp_path):
+@pytest.fixture
+def signals_heard():
+    """Commands hear signals that the tests themselves may have been started to ignore."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)  # a command starts without a handler
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_heard")
+@pytest.mark.parametrize(
+    ("kind", "number", "code"),
+    [
+        ("csv", signal.SIGINT, 130),
+        ("parquet", signal.SIGINT, 130),
+        ("parquet", signal.SIGTERM, 143),
+    ],
+)
+def test_a_signal_leaves_whole_rows(kind, number, code, model, paths, broken, tmp_path):
     output = tmp_path / f"scores.{kind}"
     with start("score", model, "-", "--batch-size", "2", "-o", output) as process:
         given = [*paths[:4], str(broken), *paths[4:]]
         process.stdin.write("\n".join(given).encode() + b"\n")
         process.stdin.flush()
         assert b"unreadable" in process.stderr.readline()  # two batches are done by then
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         messages = process.stderr.read()  # its standard input stays open
         process.wait()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert b"Stopped after" in messages
     assert b"Traceback" not in messages
     if kind == "csv":
@@ -685,17 +704,19 @@ def test_bars_are_drawn_on_a_terminal_only(terminal, model, normal, tmp_path):
     assert b"scoring: 100%" in shown
 
 
-def interrupt_write(*, times):
+def interrupt_write(number, *, times):
     written = []
     with pytest.raises(KeyboardInterrupt), uninterrupted():  # noqa: PT012, it is what is tested
         for _ in range(times):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         written.append("written")
     return written
 
 
-def test_an_interrupt_waits_for_what_is_being_written():
-    assert interrupt_write(times=1) == ["written"]
-    assert interrupt_write(times=2) == []  # a second one gets through
+@pytest.mark.usefixtures("signals_heard")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_what_is_being_written(number):
+    assert interrupt_write(number, times=1) == ["written"]
+    assert interrupt_write(number, times=2) == []  # a second one gets through
     with uninterrupted():
         pass
