@@ -23,12 +23,15 @@ PUBLIC_MODULES := skanomaly_vit/__init__.py $(wildcard skanomaly_vit/[a-z]*.py) 
 	skanomaly_vit/_dior.py skanomaly_vit/_idx.py skanomaly_vit/_defects.py \
 	$(patsubst %,skanomaly_vit/_display_%.py,blocks gallery maps scores training)
 
+# Where pip-audit looks up what is known of a release.
+ADVISORIES := https://pypi.org/pypi/pip/json
+
 # Of pip's output, what was downloaded and installed; its errors go to stderr and stay whole.
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --editable
 PROGRESS = awk '(/^ *(Downloading|Using cached) / && !/\.metadata/) || /^(Installing|Success)/ \
 	{ print substr($$0, 1, 160); fflush() }'
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint lowest audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,8 +48,23 @@ lint: $(VENV)/.installed-test ## style, types and docstrings
 	$(BIN)/mypy
 	$(BIN)/python -m numpydoc lint $(PUBLIC_MODULES)
 
+lowest: $(BIN)/python ## all tests with the lowest versions that setup.cfg allows
+	$(BIN)/python -m venv --clear $(VENV)-lowest
+	@$(VENV)-lowest/bin/python -m pip install --disable-pip-version-check --quiet uv
+	@echo "Installing the lowest versions into $(VENV)-lowest (PyTorch is large)"
+	@$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python \
+		--resolution lowest-direct --editable '.[test]'
+	$(VENV)-lowest/bin/python -m pytest
+
+audit: $(VENV)/.installed-test ## whether what is installed fits together, and is known to be weak
+	$(BIN)/python -m pip check
+	@$(BIN)/python -c 'from urllib.request import urlopen; urlopen("$(ADVISORIES)", timeout=10)' \
+		2> /dev/null || { echo "$(ADVISORIES) is out of reach: NO advisories were read"; exit 0; }; \
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet pip-audit; \
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
+
 clean: ## remove .venv and everything that was built or measured
-	rm -rf $(VENV) build dist *.egg-info .coverage htmlcov *.png
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info .coverage htmlcov *.png
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find benchmarks examples skanomaly_vit tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

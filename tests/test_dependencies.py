@@ -1,0 +1,94 @@
+"""What the package depends on: all of it is declared, with a lower and an upper bound."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import skanomaly_vit
+
+PACKAGE = Path(skanomaly_vit.__file__).parent
+SETUP = PACKAGE.parent / "setup.cfg"
+
+pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="the package is not run from a checkout")
+
+
+@pytest.fixture(scope="module")
+def declared():
+    """Requirement lists: "" for those of the package, and of each extra."""
+    metadata = configparser.ConfigParser()
+    metadata.optionxform = str
+    metadata.read(SETUP)
+    extras = metadata["options.extras_require"]
+    lists = {"": metadata["options"]["install_requires"], **{name: extras[name] for name in extras}}
+    return {
+        name: [Requirement(line) for line in text.splitlines() if line.strip()]
+        for name, text in lists.items()
+    }
+
+
+def imported_packages():
+    """Top-level packages that a module of ours imports, wherever in it."""
+    found = set()
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"skanomaly_vit"}
+
+
+def test_every_requirement_has_a_lower_and_an_upper_bound(declared):
+    unbounded = [
+        f"{extra}: {requirement}"
+        for extra, requirements in declared.items()
+        for requirement in requirements
+        if {clause.operator for clause in requirement.specifier} != {">=", "<"}
+    ]
+    assert unbounded == []
+
+
+def test_every_package_that_is_imported_is_declared(declared):
+    names = {
+        canonicalize_name(requirement.name)
+        for requirements in declared.values()
+        for requirement in requirements
+    }
+    distributions = packages_distributions()
+    undeclared = {
+        package
+        for package in imported_packages()
+        if not {canonicalize_name(name) for name in distributions.get(package, [package])} & names
+    }
+    assert undeclared == set()
+
+
+def test_every_requirement_of_the_package_is_imported(declared):
+    distributions = packages_distributions()
+    imported = {
+        canonicalize_name(name)
+        for package in imported_packages()
+        for name in distributions.get(package, [package])
+    }
+    # timm needs torchvision; named here, lest pip take one that does not go with torch.
+    unused = {canonicalize_name(r.name) for r in declared[""]} - imported - {"torchvision"}
+    assert unused == set()
+
+
+def test_what_is_installed_is_within_the_bounds(declared):
+    from importlib.metadata import version
+
+    outside = [
+        str(requirement)
+        for requirement in declared[""]
+        if not requirement.specifier.contains(version(requirement.name), prereleases=True)
+    ]
+    assert outside == []
