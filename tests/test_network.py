@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 
-
 #: Every connection and every question for an address is noted, and refused.
 WATCH = """
 import sys
