@@ -214,6 +214,11 @@ def _location_and_scale(scores: np.ndarray) -> tuple[float, float]:
     return float(np.mean(scores)), scale if scale > 0 else 1.0
 
 
+#: Products of fewer rows round otherwise than those of many: seen with 1 row (a vector to BLAS) in
+#: a Gaussian, with up to 4 in the search for neighbours.
+_FEW_ROWS = 64
+
+
 def score_spaces(
     densities: Mapping[str, Any],
     fusion: Mapping[str, tuple[float, float]],
@@ -223,9 +228,16 @@ def score_spaces(
     scores = {}
     for space, density in densities.items():
         location, scale = fusion[space]
-        raw = np.asarray(density.score_samples(embedded[space]), dtype=np.float64)
+        rows = embedded[space]
+        raw = np.asarray(density.score_samples(_padded(rows)), dtype=np.float64)[: len(rows)]
         scores[space] = (raw - location) / scale
     return scores
+
+
+def _padded(rows: np.ndarray) -> np.ndarray:
+    """So many rows that a score rounds as it does among many others."""
+    n_more = _FEW_ROWS - len(rows)
+    return np.concatenate([rows, np.repeat(rows[:1], n_more, axis=0)]) if n_more > 0 else rows
 
 
 def sum_spaces(scores: Mapping[str, np.ndarray]) -> np.ndarray:

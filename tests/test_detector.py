@@ -501,6 +501,15 @@ def test_same_seed_same_scores_to_the_bit_and_another_seed_others(
     assert (scores[0] != scores[2]).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"density": "knn"}, {"pca_variance": 0.9}], ids=str)
+def test_a_score_does_not_depend_on_its_neighbours_to_the_bit(images, options):
+    detector = TransformalyDetector(n_blocks=2, random_state=0, **options).fit(images)
+    together = detector.score_samples(images)
+    for size in (1, 2, 5):
+        np.testing.assert_array_equal(detector.score_samples(images[:size]), together[:size])
+    np.testing.assert_array_equal(detector.score_samples(images[::-1]), together[::-1])
+
+
 def test_global_random_state_is_neither_used_nor_changed(make_detector, images):
     torch.manual_seed(5)
     np.random.seed(5)
