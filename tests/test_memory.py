@@ -311,7 +311,7 @@ def test_a_training_that_was_stopped_is_not_remembered(kind, make_detector, imag
     assert len(whole.distillation_.history_) == 2
 
 
-@pytest.mark.parametrize("memory", [3, object(), 1.5], ids=str)
+@pytest.mark.parametrize("memory", [3, object(), 1.5], ids=lambda value: type(value).__name__)
 def test_what_cannot_remember_is_refused(make_detector, images, memory):
     with pytest.raises(ValueError, match="'memory' parameter"):
         make_detector(memory=memory).fit(images)
