@@ -26,6 +26,9 @@ PUBLIC_MODULES := skanomaly_vit/__init__.py $(wildcard skanomaly_vit/[a-z]*.py) 
 # Where pip-audit looks up what is known of a release.
 ADVISORIES := https://pypi.org/pypi/pip/json
 
+# Two processes of one thread each take half the time of one that has all threads.
+PYTEST := python -m pytest --numprocesses 2 --dist worksteal
+
 # Of pip's output, what was downloaded and installed; its errors go to stderr and stay whole.
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --editable
 PROGRESS = awk '(/^ *(Downloading|Using cached) / && !/\.metadata/) || /^(Installing|Success)/ \
@@ -39,8 +42,9 @@ help: ## list the targets
 demo: $(VENV)/.installed-demo ## find defects in real solar cells and draw them: solar_cells.png
 	$(BIN)/python examples/plot_solar_cells.py
 
+test: export OMP_NUM_THREADS := 1
 test: lint ## all checks: those of lint, then all tests with coverage
-	$(BIN)/python -m pytest --cov
+	$(BIN)/$(PYTEST) --cov
 
 lint: $(VENV)/.installed-test ## style, types and docstrings
 	$(BIN)/ruff check
@@ -48,13 +52,14 @@ lint: $(VENV)/.installed-test ## style, types and docstrings
 	$(BIN)/mypy
 	$(BIN)/python -m numpydoc lint $(PUBLIC_MODULES)
 
+lowest: export OMP_NUM_THREADS := 1
 lowest: $(BIN)/python ## all tests with the lowest versions that setup.cfg allows
 	$(BIN)/python -m venv --clear $(VENV)-lowest
 	@$(VENV)-lowest/bin/python -m pip install --disable-pip-version-check --quiet uv
 	@echo "Installing the lowest versions into $(VENV)-lowest (PyTorch is large)"
 	@$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python \
 		--resolution lowest-direct --editable '.[test]'
-	$(VENV)-lowest/bin/python -m pytest
+	$(VENV)-lowest/bin/$(PYTEST)
 
 audit: $(VENV)/.installed-test ## whether what is installed fits together, and is known to be weak
 	$(BIN)/python -m pip check
