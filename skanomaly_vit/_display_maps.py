@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from skanomaly_vit._colours import DIMMED, OPACITY, SEQUENTIAL
 from skanomaly_vit._display_style import (
     BLACK,
-    SEQUENTIAL,
     TITLE_PAD,
     divided_axes,
     open_shown,
@@ -286,8 +286,6 @@ class AnomalyMapDisplay:
             panchor=False,  # images stay in the middle of their places
         )
         self.colorbar_.set_label(_LABEL, fontsize=9)
-        # Of the colours as they are seen on the image, on average.
-        self.colorbar_.ax.set_facecolor("0.5")
         if contour is not None:
             self.colorbar_.ax.axhline(contour, color=_WHITE, linewidth=3)
             self.colorbar_.ax.axhline(contour, color=BLACK, linewidth=1)
@@ -342,9 +340,9 @@ def _draw_row(
 ) -> Any:
     show_image(row[0], image)
     row[0].set_title(title, fontsize=10)
-    # With less contrast, so that light is not taken for abnormal.
-    show_image(row[1], image.mean(axis=2), cmap="gray", vmin=-64, vmax=319)
-    overlay = show_image(row[1], values, cmap=SEQUENTIAL, vmin=0, vmax=top, alpha=0.65)
+    show_image(row[1], image.mean(axis=2), cmap="gray", vmin=0, vmax=255 / DIMMED)
+    alpha = OPACITY * np.clip(values / top, 0, 1)
+    overlay = show_image(row[1], values, cmap=SEQUENTIAL, vmin=0, vmax=top, alpha=alpha)
     row[1].set_title(f"map, up to {values.max():.1f}", fontsize=10)
     return overlay
 

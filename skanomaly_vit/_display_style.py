@@ -26,8 +26,6 @@ BLUE, VERMILION, SKY, GREEN, PURPLE, BLACK = (
 GROUP_COLORS = (BLUE, VERMILION, GREEN, PURPLE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
 LINE_STYLES = ("-", "--", "-.", ":")
-#: Grows lighter from end to end, so that it means the same in grey.
-SEQUENTIAL = "cividis"
 TITLE_PAD = 10.0  # points between a title and a grid of images with titles of their own
 _NO_HEIGHT = 1e-3
 _LEGEND_ROW = 0.1  # of the height of axes

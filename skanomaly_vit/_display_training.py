@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from skanomaly_vit._colours import SEQUENTIAL
 from skanomaly_vit._display_style import (
     BLACK,
     BLUE,
     MARKERS,
-    SEQUENTIAL,
     VERMILION,
     block_names_of,
     cycled,

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from skanomaly_vit._colours import DIMMED, OPACITY, SEQUENTIAL
 from skanomaly_vit._pixels import fitting
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -18,9 +19,6 @@ Array: TypeAlias = np.ndarray[Any, Any]
 #: Weights of red, green and blue in what the eye takes for brightness (ITU-R BT.601).
 _LUMA = np.array([0.299, 0.587, 0.114])
 _QUALITY = 82  # of JPEG
-_COLOURS = "inferno"  # brightness rises throughout: it can be read in grey, and colour-blind
-_OPACITY = 0.85  # of the highest values over the image
-_DIMMED = 0.6  # brightness that is left to the image under a map
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ def encode(image: Image.Image) -> Picture:
 def overlay(image: Image.Image, values: Array, scale: Scale) -> Image.Image:
     """Lay a map (h, w) over an image of the same size; what is low leaves the image to be seen."""
     share = np.clip((values - scale.low) / (scale.high - scale.low), 0, 1)[..., None]  # [h, w, 1]
-    grey = _DIMMED * (np.asarray(image) @ _LUMA)[..., None]  # [h, w, 1]
-    mixed = grey + _OPACITY * share * (255 * _colour(share[..., 0]) - grey)  # [h, w, 3]
+    grey = DIMMED * (np.asarray(image) @ _LUMA)[..., None]  # [h, w, 1]
+    mixed = grey + OPACITY * share * (255 * _colour(share[..., 0]) - grey)  # [h, w, 3]
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
@@ -96,4 +94,4 @@ def _colour(shares: Array) -> Array:
     """Shares (h, w) in [0, 1] -> colours (h, w, 3) in [0, 1]."""
     import matplotlib
 
-    return np.asarray(matplotlib.colormaps[_COLOURS](shares))[..., :3]
+    return np.asarray(matplotlib.colormaps[SEQUENTIAL](shares))[..., :3]

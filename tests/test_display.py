@@ -24,6 +24,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skanomaly_vit import CompactFeatures, TransformalyDetector
+from skanomaly_vit._colours import SEQUENTIAL
+from skanomaly_vit._pictures import Scale, overlay
 from skanomaly_vit.display import (
     AnomalyMapDisplay,
     BlockDiscrepancyDisplay,
@@ -209,12 +211,22 @@ def test_each_image_is_beside_its_map_on_one_scale():
         np.testing.assert_allclose(ground.get_array(), image.mean(axis=2))
         np.testing.assert_array_equal(overlay.get_array(), values)
         assert overlay.get_clim() == (0, pytest.approx(MAPS[:3].max()))
-        assert overlay.get_cmap().name == "cividis"
-        assert 0 < overlay.get_alpha() < 1
+        assert overlay.get_cmap().name == SEQUENTIAL
         assert row[0].get_anchor() == row[1].get_anchor() == "C"  # not drawn to the scale
     label = display.colorbar_.ax.get_ylabel().replace("\n", " ")
     assert "standard deviations of normal patches" in label
     assert display.colorbar_.extend == "min"
+
+
+def test_a_map_looks_as_it_does_in_reports_and_from_the_command_line():
+    grey = np.repeat(IMAGES[0][..., :1], 3, axis=2)
+    display = AnomalyMapDisplay.from_predictions([grey], MAPS[:1], vmax=8)
+    ground, over = display.axes_[0, 1].get_images()
+    below, above = ground.to_rgba(ground.get_array()), over.to_rgba(over.get_array())
+    alpha = over.get_alpha()[..., None]
+    drawn = 255 * (below * (1 - alpha) + above * alpha)[..., :3]
+    expected = overlay(Image.fromarray(grey), MAPS[0], Scale(0, 8))
+    np.testing.assert_allclose(drawn, np.asarray(expected), atol=1.5)  # 256 shades of each
 
 
 def test_normal_images_do_not_light_up():
@@ -534,7 +546,7 @@ def test_many_images_are_a_heat_map():
     (heat,) = display.ax_.get_images()
     np.testing.assert_array_equal(heat.get_array(), display.standardized)
     assert heat.get_clim() == (0, display.standardized.max())
-    assert heat.get_cmap().name == "cividis"
+    assert heat.get_cmap().name == SEQUENTIAL
     assert "standard deviations of normal images" in display.figure_.axes[1].get_ylabel()
     assert not display.plot(kind="line").ax_.get_images()
 

@@ -96,6 +96,7 @@ ROOMS = [
     "cache",
     "_labels",
     "_recent",
+    "_colours",
     "_compat",
     "_files",
     "_text",
