@@ -34,10 +34,14 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progres
 PROGRESS = awk '(/^ *(Downloading|Using cached) / && !/\.metadata/) || /^(Installing|Success)/ \
 	{ print substr($$0, 1, 160); fflush() }'
 
-.PHONY: help demo test lint lowest audit clean
+# Whether `make docs` runs the examples (1), or leaves their pictures out (0), which takes seconds.
+GALLERY ?= 1
+SPHINX = GALLERY=$(GALLERY) $(BIN)/python -m sphinx --fail-on-warning --keep-going
+
+.PHONY: help demo test lint docs docs-links lowest audit clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed-demo ## find defects in real solar cells and draw them: solar_cells.png
 	$(BIN)/python examples/plot_solar_cells.py
@@ -51,6 +55,14 @@ lint: $(VENV)/.installed-test ## style, types and docstrings
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m numpydoc lint $(PUBLIC_MODULES)
+
+docs: $(VENV)/.installed-docs ## the documentation, docs/_build/html/index.html; GALLERY=0 runs no example
+	rm -rf docs/generated
+	$(SPHINX) --builder html docs docs/_build/html
+
+docs-links: GALLERY = 0
+docs-links: $(VENV)/.installed-docs ## whether links to other sites still lead somewhere (needs a network)
+	$(SPHINX) --builder linkcheck docs docs/_build/linkcheck
 
 lowest: export OMP_NUM_THREADS := 1
 lowest: $(BIN)/python ## all tests with the lowest versions that setup.cfg allows
@@ -70,12 +82,18 @@ audit: $(VENV)/.installed-test ## whether what is installed fits together, and i
 
 clean: ## remove .venv and everything that was built or measured
 	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info .coverage htmlcov *.png
+	rm -rf docs/_build docs/auto_examples docs/generated examples/*.png
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find benchmarks examples skanomaly_vit tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find benchmarks docs examples skanomaly_vit tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-demo: $(METADATA) | $(BIN)/python
 	@echo "Installing skanomaly-vit and the demo's packages into $(VENV) (PyTorch is large)"
 	@$(PIP_INSTALL) '.[demo]' | $(PROGRESS)
+	@touch $@
+
+$(VENV)/.installed-docs: $(METADATA) | $(BIN)/python
+	@echo "Installing skanomaly-vit and the documentation's packages into $(VENV) (PyTorch is large)"
+	@$(PIP_INSTALL) '.[docs]' | $(PROGRESS)
 	@touch $@
 
 # The test extra holds the demo extra.

@@ -191,8 +191,8 @@ class GaussianMixtureDensity(StandardizedDensity):
     -----
     Expectation-maximisation [1]_ finds a local optimum: raise `n_init` if scores depend on
     `random_state`. With fewer than several times `n_features` samples per component, "tied" or
-    "diag" is safer than "full". A `ConvergenceWarning` means that `max_iter` was too small or
-    that `X` has fewer distinct samples than components.
+    "diag" is safer than "full". A `sklearn.exceptions.ConvergenceWarning` means that `max_iter` was
+    too small or that `X` has fewer distinct samples than components.
 
     References
     ----------

@@ -175,7 +175,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         Number of images that `fit` was given, held-out ones among them.
     n_features_in_ : int
         Length of a flattened image; only where `image_shape` is given.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns; only where `X` has names that are all strings and `image_shape` is
         given.
 

@@ -147,7 +147,7 @@ def one_vs_rest(
     table : pandas.DataFrame or Bunch
         A row per class and one of their means, named ``"mean"``, in the order of `classes`. The
         columns are what `evaluate` measures, as fractions and in seconds. Without pandas, a
-        `Bunch` of arrays: ``index`` and the columns.
+        `sklearn.utils.Bunch` of arrays: ``index`` and the columns.
 
     Raises
     ------

@@ -106,7 +106,7 @@ class CompactFeatures(TunedFeatures):
         SHA-256 over class, weights and preprocessing of the backbone, before tuning.
     n_features_in_ : int
         Length of a flattened image; only where `image_shape` is given.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns; only where `X` has names that are all strings and `image_shape` is
         given.
 
@@ -296,7 +296,7 @@ class MeanShiftedFeatures(TunedFeatures):
         SHA-256 over class, weights and preprocessing of the backbone, before tuning.
     n_features_in_ : int
         Length of a flattened image; only where `image_shape` is given.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns; only where `X` has names that are all strings and `image_shape` is
         given.
 
