@@ -97,6 +97,7 @@ ROOMS = [
     "_labels",
     "_recent",
     "_colours",
+    "_statistics",
     "_compat",
     "_files",
     "_text",
