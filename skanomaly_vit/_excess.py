@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from skanomaly_vit._standardized import FloatArray, StandardizedDensity
+from skanomaly_vit._standardized import SummarisedDensity
+from skanomaly_vit._statistics import FloatArray, Kind, Statistics
 
 #: Integral of exp(-z^2 / 2) from 0 to infinity.
 _HALF_GAUSSIAN = np.sqrt(np.pi / 2)
 
 
-class ExcessDensity(StandardizedDensity):
+class ExcessDensity(SummarisedDensity):
     """Log-density of errors: flat from zero to the mean, half a Gaussian beyond.
 
     An image that the students imitate better than they do normal ones is no anomaly, though a
@@ -48,8 +49,13 @@ class ExcessDensity(StandardizedDensity):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
 
-    def _fit_standardized(self, Z: FloatArray) -> None:
-        pass
+    def _kind(self, n_samples: int, n_features: int) -> Kind:
+        return Kind.VARIANCE
+
+    def _fit_statistics(self, statistics: Statistics) -> Self:
+        self._set_units(*statistics.location_and_scale())
+        self._statistics = statistics.reduced(Kind.VARIANCE)
+        return self
 
     def _log_density(self, Z: FloatArray) -> FloatArray:
         flat = np.maximum(self.location_, 0) / self.scale_

@@ -13,8 +13,14 @@ from sklearn.pipeline import Pipeline
 
 from skanomaly_vit._compat import fitted_samples
 from skanomaly_vit._record import Record, put_parameters, take_parameters
+from skanomaly_vit._saved_statistics import (
+    put_sample,
+    put_statistics,
+    take_sample,
+    take_statistics,
+)
 from skanomaly_vit._scorers import DENSITIES, make_pca
-from skanomaly_vit._standardized import StandardizedDensity
+from skanomaly_vit._standardized import StandardizedDensity, UpdatableDensity
 from skanomaly_vit.density import (
     ExcessDensity,
     GaussianDensity,
@@ -88,6 +94,8 @@ def _put_density(record: Record, density: Any) -> None:
     record.put(**describe_density(density), n_features=density.n_features_in_)
     record.put_tensor("location", density.location_)
     record.put_tensor("scale", density.scale_)
+    if isinstance(density, UpdatableDensity):
+        put_statistics(record, density._statistics)
     _PARTS[type(density)][0](record, density)
 
 
@@ -96,6 +104,8 @@ def _take_density(record: Record) -> Any:
     density.n_features_in_ = n_features = record.take_int("n_features", 1)
     density.location_ = record.take_array("location", n_features)
     density.scale_ = record.take_array("scale", n_features, positive=True)
+    if isinstance(density, UpdatableDensity):
+        density._statistics = take_statistics(record, n_features)
     _PARTS[type(density)][1](record, density)
     return density
 
@@ -120,6 +130,9 @@ def _put_neighbors(record: Record, density: KNNDensity) -> None:
     samples = fitted_samples(density.neighbors_)
     record.put(n_neighbors=int(density.neighbors_.n_neighbors), n_samples=len(samples))
     record.put_tensor("samples", samples)
+    if density._pool is not None:
+        record.put(pool_seed=int(density._seed))
+        put_sample(record.put_part("pool"), density._pool)
 
 
 def _take_neighbors(record: Record, density: Any) -> None:
@@ -127,6 +140,10 @@ def _take_neighbors(record: Record, density: Any) -> None:
     n_samples = record.take_int("n_samples", n_neighbors)
     samples = record.take_array("samples", n_samples, density.n_features_in_)
     density.neighbors_ = NearestNeighbors(n_neighbors=n_neighbors).fit(samples)
+    density._pool, density._seed = None, 0
+    if "pool" in record.values:
+        density._seed = record.take_int("pool_seed")
+        density._pool = take_sample(record.take_part("pool"), density.n_features_in_)
 
 
 #: What a mixture has learned, beside weights, means and covariances.

@@ -8,28 +8,23 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skanomaly_vit._compat import _fit_context
+from skanomaly_vit._rows import ArrayRows, Rows
+from skanomaly_vit._statistics import FloatArray, Kind, Statistics
 
-FloatArray = NDArray[np.float64]
-
-_EPS = np.finfo(np.float64).eps
 # A covariance holds squares and sums of them; below this bound they cannot overflow.
 _LARGEST_VALUE = 1e140
 # In standard deviations. Farther out, squares would overflow, and nothing is left to tell apart.
 _FARTHEST = 1e100
 
 
-def _check_training_data(X: FloatArray, caller: str) -> None:
-    """Refuse what cannot be standardised: one sample, or values whose squares overflow."""
-    if len(X) < 2:
-        raise ValueError(
-            f"{caller} found n_samples=1 in X (shape {X.shape}); one sample has no spread. "
-            "Pass at least 2 samples."
-        )
+def _check_values(X: FloatArray, caller: str) -> None:
+    """Refuse values whose squares overflow."""
     row, column = np.unravel_index(np.abs(X).argmax(), X.shape)
     if abs(X[row, column]) > _LARGEST_VALUE:
         raise ValueError(
@@ -38,18 +33,8 @@ def _check_training_data(X: FloatArray, caller: str) -> None:
         )
 
 
-def _location_and_scale(X: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean and standard deviation of each feature, the scale of a constant one being 1."""
-    location, scale = X.mean(axis=0), X.std(axis=0)
-    # A deviation that rounding alone explains is no deviation: dividing by it would blow noise up
-    # to the size of a real feature.
-    rounding = len(X) * _EPS * np.abs(location)
-    # Rounding exceeds 1 only for constants beyond about 1e12, which would look far from their
-    # own mean if they were measured in units of 1.
-    return location, np.where(scale <= rounding, np.maximum(rounding, 1.0), scale)
-
-
-def _standardize(X: FloatArray, location: FloatArray, scale: FloatArray) -> FloatArray:
+def standardize(X: FloatArray, location: FloatArray, scale: FloatArray) -> FloatArray:
+    """Features in standard deviations from their mean."""
     with np.errstate(over="ignore"):
         Z = (X - location) / scale
     return np.clip(Z, -_FARTHEST, _FARTHEST)
@@ -58,7 +43,8 @@ def _standardize(X: FloatArray, location: FloatArray, scale: FloatArray) -> Floa
 class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
     """Base of the density estimators, which model standardised features.
 
-    A subclass models standardised features in two steps: `_fit_standardized(Z)` and
+    A subclass learns from rows in `_fit_rows(rows)`, which sets `location_` and `scale_` by
+    `_set_units` once nothing can fail any more, and models standardised features in
     `_log_density(Z)`, Z of shape (n_samples, n_features).
     """
 
@@ -67,7 +53,8 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
     scale_: FloatArray
 
     @abstractmethod
-    def _fit_standardized(self, Z: FloatArray) -> None: ...
+    def _fit_rows(self, rows: Rows) -> Self:
+        """Fit to rows that need not be held at once: at least two, finite, up to 1e140."""
 
     @abstractmethod
     def _log_density(self, Z: FloatArray) -> FloatArray: ...
@@ -95,12 +82,13 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
             finite or beyond 1e140; or if `regularization` is too small for a singular covariance.
         """
         samples: FloatArray = validate_data(self, X, dtype=np.float64)
-        _check_training_data(samples, type(self).__name__)
-        location, scale = _location_and_scale(samples)
-        self._fit_standardized(_standardize(samples, location, scale))
-        # Last, lest a failed fit passes for fitted or mixes two data sets.
-        self.location_, self.scale_ = location, scale
-        return self
+        if len(samples) < 2:
+            raise ValueError(
+                f"{type(self).__name__} found n_samples=1 in X (shape {samples.shape}); one sample "
+                "has no spread. Pass at least 2 samples."
+            )
+        _check_values(samples, type(self).__name__)
+        return self._fit_rows(ArrayRows(samples))
 
     def score_samples(self, X: ArrayLike) -> FloatArray:
         """Compute the log-density of each sample; higher is more normal.
@@ -123,7 +111,7 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
         """
         check_is_fitted(self, "scale_")
         samples: FloatArray = validate_data(self, X, dtype=np.float64, reset=False)
-        Z = _standardize(samples, self.location_, self.scale_)
+        Z = standardize(samples, self.location_, self.scale_)
         # Change of variables: p(x) = p(z) |dz/dx|.
         return self._log_density(Z) - np.log(self.scale_).sum()
 
@@ -143,3 +131,87 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
             Mean of `score_samples(X)`.
         """
         return float(self.score_samples(X).mean())
+
+    def _set_units(self, location: FloatArray, scale: FloatArray) -> None:
+        self.location_, self.scale_ = location, scale
+        self.n_features_in_ = len(location)
+
+
+class UpdatableDensity(StandardizedDensity):
+    """Base of the densities that learn from more samples without those that they have seen.
+
+    A subclass does so in `_update_rows(rows)`.
+    """
+
+    # None where it was read from a file that holds none.
+    _statistics: Statistics | None
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Learn from normal samples in addition to those seen so far.
+
+        The result is that of a `fit` to all of them, up to rounding, whatever their order and
+        parts.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Feature vectors of normal samples, converted to float64. At least two the first time,
+            when it is a `fit`.
+        y : object, default=None
+            Ignored; present for the API's sake.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If `X` is not as described, or what was kept of earlier samples does not suffice: it
+            was read from a file of an older version, or parameters were changed since.
+        """
+        if not hasattr(self, "scale_"):
+            return self.fit(X)
+        self._require_updatable()
+        samples: FloatArray = validate_data(self, X, dtype=np.float64, reset=False)
+        _check_values(samples, type(self).__name__)
+        return self._update_rows(ArrayRows(samples))
+
+    def _require_updatable(self) -> Statistics:
+        """What is known of the samples so far, if more can be added to it."""
+        if not hasattr(self, "scale_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet")
+        if self._statistics is None:
+            raise ValueError(
+                f"this {type(self).__name__} was saved by a version that kept no statistics, so "
+                "that nothing can be added to it. Fit again."
+            )
+        return self._statistics
+
+    @abstractmethod
+    def _update_rows(self, rows: Rows) -> Self:
+        """As `partial_fit`, to rows that need not be held at once."""
+
+
+class SummarisedDensity(UpdatableDensity):
+    """Base of the densities that need nothing but statistics of samples.
+
+    A subclass says of which kind in `_kind`, and is fitted to them by `_fit_statistics`.
+    """
+
+    def _fit_rows(self, rows: Rows) -> Self:
+        return self._fit_statistics(Statistics.of_shards(rows, self._kind(*rows.shape)))
+
+    def _update_rows(self, rows: Rows) -> Self:
+        known = self._require_updatable()
+        return self._fit_statistics(known + Statistics.of_shards(rows, known.kind))
+
+    @abstractmethod
+    def _kind(self, n_samples: int, n_features: int) -> Kind:
+        """What statistics of so many samples have to tell."""
+
+    @abstractmethod
+    def _fit_statistics(self, statistics: Statistics) -> Self:
+        """Fit to samples of which only statistics are known."""

@@ -6,35 +6,24 @@ magnitude, and no model here should care.
 """
 
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
-from scipy.special import gammaln
-from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import NearestNeighbors
 
 from skanomaly_vit._compat import Interval, StrOptions
 from skanomaly_vit._excess import ExcessDensity
-from skanomaly_vit._standardized import FloatArray, StandardizedDensity
+from skanomaly_vit._ledoit_wolf import shrinkage_of
+from skanomaly_vit._neighbors import KNNDensity, check_at_most_n_samples
+from skanomaly_vit._rows import Rows, gather
+from skanomaly_vit._standardized import StandardizedDensity, SummarisedDensity, standardize
+from skanomaly_vit._statistics import FloatArray, Kind, Statistics
 
 __all__ = ["ExcessDensity", "GaussianDensity", "GaussianMixtureDensity", "KNNDensity"]
 
-# In units of sqrt(n_features), the root mean square distance of a sample from the mean. Thirty
-# times what rounding makes of the distance between two equal points (about sqrt(machine epsilon)).
-_SMALLEST_RADIUS = 1e-6
 
-
-def _check_at_most_n_samples(name: str, value: int, n_samples: int, caller: str) -> None:
-    if value > n_samples:
-        raise ValueError(
-            f"{caller} found {name}={value} but n_samples={n_samples} in X. "
-            f"Pass {name} <= {n_samples}, or at least {value} samples."
-        )
-
-
-class GaussianDensity(StandardizedDensity):
+class GaussianDensity(SummarisedDensity):
     """Log-density under one multivariate Gaussian with a full covariance.
 
     The density that Transformaly puts in each of its two feature spaces [1]_. Ranks samples by
@@ -101,13 +90,38 @@ class GaussianDensity(StandardizedDensity):
         self.shrinkage = shrinkage
         self.regularization = regularization
 
-    def _fit_standardized(self, Z: FloatArray) -> None:
-        shrinkage = self._resolve_shrinkage(Z)
-        covariance = (1 - shrinkage) * (Z.T @ Z) / len(Z)
+    def _kind(self, n_samples: int, n_features: int) -> Kind:
+        fixed = not isinstance(self.shrinkage, str)
+        if fixed or (self.shrinkage == "auto" and n_samples >= 5 * n_features):
+            return Kind.COVARIANCE
+        return Kind.SHRINKAGE
+
+    def _fit_statistics(self, statistics: Statistics) -> Self:
+        location, scale = statistics.location_and_scale()
+        covariance = statistics.covariance(scale)
+        kind = self._kind(statistics.n_samples, len(scale))
+        if kind == Kind.SHRINKAGE:
+            shrinkage = shrinkage_of(statistics, scale, covariance)
+        else:
+            shrinkage = 0.0 if isinstance(self.shrinkage, str) else float(self.shrinkage)
         # The shrinkage target is the covariance's own diagonal, so variances stay as they are.
-        np.fill_diagonal(covariance, (Z**2).mean(axis=0) + self.regularization)
+        variance = covariance.diagonal() + self.regularization
+        covariance *= 1 - shrinkage
+        np.fill_diagonal(covariance, variance)
         self.cholesky_ = self._factorize(covariance)
         self.shrinkage_ = shrinkage
+        self._set_units(location, scale)
+        self._statistics = statistics.reduced(kind)
+        return self
+
+    def _require_updatable(self) -> Statistics:
+        known = super()._require_updatable()
+        if known.kind < self._kind(known.n_samples, len(known.mean)):
+            raise ValueError(
+                f"this GaussianDensity was fitted with another shrinkage than {self.shrinkage!r}, "
+                "and what it keeps of its samples does not tell how far to shrink. Fit again."
+            )
+        return known
 
     @property
     def covariance_(self) -> FloatArray:
@@ -115,24 +129,12 @@ class GaussianDensity(StandardizedDensity):
         factor = self.cholesky_ * self.scale_[:, np.newaxis]
         return factor @ factor.T
 
-    def _resolve_shrinkage(self, Z: FloatArray) -> float:
-        n_samples, n_features = Z.shape
-        if not isinstance(self.shrinkage, str):
-            return float(self.shrinkage)
-        if self.shrinkage == "auto" and n_samples >= 5 * n_features:
-            return 0.0
-        # Constant features have no correlations to shrink and would lower the mean variance,
-        # which Ledoit and Wolf's target is made of. Standardised variances are either 0 or 1.
-        varying = Z[:, Z.var(axis=0) > 0.5]
-        if varying.shape[1] == 0:
-            return 0.0
-        return float(ledoit_wolf_shrinkage(varying, assume_centered=True))
-
     def _factorize(self, covariance: FloatArray) -> FloatArray:
         try:
             factor = cholesky(covariance, lower=True)
-            # Rounding may let a singular matrix pass, with pivots that are noise.
-            if factor.diagonal().min() ** 2 <= len(covariance) * np.finfo(np.float64).eps:
+            # Rounding may let a singular matrix pass, with pivots that are noise: of 200 such
+            # matrices of five features, up to three times their number of epsilons.
+            if factor.diagonal().min() ** 2 <= 10 * len(covariance) * np.finfo(np.float64).eps:
                 raise LinAlgError("a pivot is zero up to rounding")
         except LinAlgError as error:
             raise ValueError(
@@ -236,14 +238,20 @@ class GaussianMixtureDensity(StandardizedDensity):
         self.max_iter = max_iter
         self.random_state = random_state
 
-    def _fit_standardized(self, Z: FloatArray) -> None:
-        _check_at_most_n_samples(
-            "n_components", self.n_components, len(Z), "GaussianMixtureDensity"
+    def _fit_rows(self, rows: Rows) -> Self:
+        check_at_most_n_samples(
+            "n_components", self.n_components, rows.shape[0], "GaussianMixtureDensity"
         )
+        location, scale = Statistics.of_shards(rows, Kind.VARIANCE).location_and_scale()
+        self.mixture_ = self._fit_mixture(standardize(gather(rows), location, scale))
+        self._set_units(location, scale)
+        return self
+
+    def _fit_mixture(self, Z: FloatArray) -> GaussianMixture:
         params = self.get_params(deep=False)  # GaussianMixture's own names, but for one
         mixture = GaussianMixture(reg_covar=params.pop("regularization"), **params)
         try:
-            self.mixture_ = mixture.fit(Z)
+            return mixture.fit(Z)
         except ValueError as error:
             # scikit-learn's own message advises on `reg_covar`, which is no parameter here.
             raise ValueError(
@@ -255,79 +263,3 @@ class GaussianMixtureDensity(StandardizedDensity):
 
     def _log_density(self, Z: FloatArray) -> FloatArray:
         return self.mixture_.score_samples(Z)
-
-
-class KNNDensity(StandardizedDensity):
-    """Log-density estimated from the distance to the k-th nearest neighbour.
-
-    Assumes no shape. Ranks samples by the radius of the smallest ball around them that holds
-    `n_neighbors` normal samples.
-
-    Parameters
-    ----------
-    n_neighbors : int, default=5
-        Which neighbour's distance counts; at most `n_samples`.
-    n_jobs : int or None, default=None
-        Number of parallel jobs of the search, as in scikit-learn.
-
-    Attributes
-    ----------
-    neighbors_ : sklearn.neighbors.NearestNeighbors
-        The search, fitted to the standardised features.
-    location_, scale_ : ndarray of shape (n_features,), dtype float64
-        Mean and standard deviation of each feature; 1 for the latter where it is constant.
-    n_features_in_ : int
-        Number of features seen in `fit`.
-
-    See Also
-    --------
-    GaussianDensity : One Gaussian, the cheapest.
-    GaussianMixtureDensity : Several Gaussians, for several normal classes.
-    sklearn.neighbors.KernelDensity : Neighbours weighted by a kernel of fixed width.
-
-    Notes
-    -----
-    With V the volume of the unit ball, d the number of features, n of training samples, k of
-    neighbours and r the Euclidean distance to the k-th one, the estimate [1]_ is
-    ``log k - log n - log V - d log r``. Its tails are too heavy to integrate to 1. DN2 [2]_ ranks
-    by the mean of such distances. A training sample is its own nearest neighbour, so it scores
-    higher than a new one; far too high with `n_neighbors=1`. Radii below
-    ``1e-6 * sqrt(n_features)`` count as that much, so duplicates have a finite score.
-
-    References
-    ----------
-    .. [1] Loftsgaarden and Quesenberry, "A nonparametric estimate of a multivariate density
-       function", Annals of Mathematical Statistics 36(3), 1965.
-    .. [2] Bergman, Cohen and Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020,
-       arXiv 2002.10445.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skanomaly_vit.density import KNNDensity
-    >>> X = np.random.RandomState(0).uniform(size=(1000, 2))
-    >>> KNNDensity(n_neighbors=50).fit(X).score_samples([[0.5, 0.5], [3.0, 3.0]]).round(2)
-    array([-0.03, -6.37])
-    """
-
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
-        "n_jobs": [None, Integral],
-    }
-
-    def __init__(self, *, n_neighbors: int = 5, n_jobs: int | None = None) -> None:
-        self.n_neighbors = n_neighbors
-        self.n_jobs = n_jobs
-
-    def _fit_standardized(self, Z: FloatArray) -> None:
-        _check_at_most_n_samples("n_neighbors", self.n_neighbors, len(Z), "KNNDensity")
-        search = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs)
-        self.neighbors_ = search.fit(Z)
-
-    def _log_density(self, Z: FloatArray) -> FloatArray:
-        n_features = Z.shape[1]
-        distances, _ = self.neighbors_.kneighbors(Z)  # (n_samples, n_neighbors), ascending
-        radius = np.maximum(distances[:, -1], _SMALLEST_RADIUS * np.sqrt(n_features))
-        log_unit_ball = 0.5 * n_features * np.log(np.pi) - gammaln(0.5 * n_features + 1)
-        log_share = np.log(self.neighbors_.n_neighbors / self.neighbors_.n_samples_fit_)
-        return log_share - log_unit_ball - n_features * np.log(radius)

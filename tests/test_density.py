@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpydoc.docscrape import ClassDoc
 from scipy.spatial.distance import cdist
-from scipy.special import gamma
+from scipy.special import gamma, gammaln
 from scipy.stats import multivariate_normal, norm
 from sklearn.base import clone, is_outlier_detector
 from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
@@ -85,6 +85,8 @@ def standardized(X):
         GaussianMixtureDensity(covariance_type="spherical", max_iter=200),
         KNNDensity(n_neighbors=1),
         KNNDensity(n_neighbors=3, n_jobs=1),
+        KNNDensity(max_samples=10),
+        KNNDensity(max_samples=8, subsampling="greedy", random_state=0),
     ]
 )
 def test_sklearn_checks(estimator, check):
@@ -397,7 +399,7 @@ def test_knn_duplicates_all_score_the_floor(n_features):
     # of about 1e-7 between equal points; times 200 in the log, they must not show.
     X = np.random.default_rng(0).normal(size=(50, n_features))
     fitted = KNNDensity(n_neighbors=1).fit(X)
-    volume = n_features / 2 * np.log(np.pi) - density_module.gammaln(n_features / 2 + 1)
+    volume = n_features / 2 * np.log(np.pi) - gammaln(n_features / 2 + 1)
     radius = n_features * np.log(1e-6 * np.sqrt(n_features))
     expected = -np.log(50) - volume - radius - np.log(X.std(axis=0)).sum()
     np.testing.assert_allclose(fitted.score_samples(X), expected, rtol=1e-12)
@@ -469,6 +471,8 @@ def test_values_not_finite_are_refused(estimator, X, bad):
         (KNNDensity(n_neighbors=0), "n_neighbors"),
         (KNNDensity(n_neighbors=2.5), "n_neighbors"),
         (KNNDensity(n_jobs="all"), "n_jobs"),
+        (KNNDensity(max_samples=0), "max_samples"),
+        (KNNDensity(subsampling="farthest"), "subsampling"),
     ],
     ids=repr,
 )

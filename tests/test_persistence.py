@@ -128,6 +128,11 @@ KINDS = {
     "gmm, spherical": {"density": GaussianMixtureDensity(covariance_type="spherical", n_init=2)},
     "knn": {"density": "knn"},
     "knn, own": {"density": KNNDensity(n_neighbors=3, n_jobs=2)},
+    "knn, drawn": {"density": KNNDensity(n_neighbors=3, max_samples=8)},
+    "knn, greedy": {
+        "density": KNNDensity(n_neighbors=3, max_samples=5, subsampling="greedy"),
+        "pca_variance": 0.9,
+    },
     "excess": {"density": "excess"},
     "shrinkage": {"density": GaussianDensity(shrinkage=0.5), "pca_variance": 0.5},
     "product": {"fusion": "product", "pca_variance": 0.8},

@@ -1,0 +1,73 @@
+"""What `partial_fit` goes on from, taken apart for a model file and rebuilt from it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from skanomaly_vit._record import Record
+from skanomaly_vit._samples import RowSample
+from skanomaly_vit._statistics import Kind, Statistics
+
+#: Kind -> square matrices that statistics of it hold.
+_MATRICES: dict[Kind, tuple[str, ...]] = {
+    Kind.VARIANCE: (),
+    Kind.COVARIANCE: ("scatter",),
+    Kind.SHRINKAGE: ("scatter", "cubes", "fourths"),
+}
+
+#: No float64 has a larger one, and statistics none that is lower than this below 0.
+_LARGEST_EXPONENT = 2048
+
+
+def put_statistics(record: Record, statistics: Statistics | None) -> None:
+    """Write statistics as a part of `record`; nothing if there are none."""
+    if statistics is None:
+        return
+    part = record.put_part("statistics")
+    part.put(n_samples=int(statistics.n_samples), kind=int(statistics.kind))
+    part.put_tensor("exponent", statistics.exponent.astype(np.float64))
+    for name in ("mean", "square", *_MATRICES[statistics.kind]):
+        part.put_tensor(name, getattr(statistics, name))
+
+
+def take_statistics(record: Record, n_features: int) -> Statistics | None:
+    """The inverse of `put_statistics`; files of format 1 hold none."""
+    if "statistics" not in record.values:
+        return None
+    part = record.take_part("statistics")
+    n_samples, kind = part.take_int("n_samples", 1), part.take_int("kind", 1)
+    if kind not in list(Kind):
+        raise ValueError(f"{part.name}.kind is {kind}")
+    exponent = part.take_array("exponent", n_features)
+    if (np.abs(exponent) > _LARGEST_EXPONENT).any() or (exponent % 1).any():
+        raise ValueError(f"{part.name}.exponent holds what is no exponent of a float64")
+    statistics = Statistics(
+        n_samples,
+        part.take_array("mean", n_features),
+        exponent.astype(np.int32),
+        part.take_array("square", n_features),
+        **{n: part.take_array(n, n_features, n_features) for n in _MATRICES[Kind(kind)]},
+    )
+    part.close()
+    return statistics
+
+
+def put_sample(part: Record, sample: RowSample) -> None:
+    """Write a sample of rows."""
+    part.put(n_rows=len(sample), limit=int(sample.limit))
+    part.put_tensor("rows", sample.rows)
+    part.put_tensor("keys", sample.keys.view(np.int64))
+
+
+def take_sample(part: Record, n_features: int) -> RowSample:
+    """The inverse of `put_sample`."""
+    limit = part.take_int("limit", 1)
+    n_rows = part.take_int("n_rows")
+    if n_rows > limit:
+        raise ValueError(f"{part.name} holds {n_rows} rows; at most {limit} were to be kept")
+    rows = part.take_array("rows", n_rows, n_features)
+    keys = part.take_array("keys", n_rows, dtype=np.int64).view(np.uint64)
+    if (keys[1:] < keys[:-1]).any():
+        raise ValueError(f"{part.name} is in another order than that of its keys")
+    part.close()
+    return RowSample(rows, keys, limit)
