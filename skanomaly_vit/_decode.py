@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image
 
 from skanomaly_vit._pillow import MAX_PIXELS, check_pixels, open_file, own_limits
 from skanomaly_vit._unreadable import UnreadableImage, UnreadableImageError, one_line
 
+if TYPE_CHECKING:
+    import torch
+
 Array: TypeAlias = np.ndarray[Any, Any]
-Item: TypeAlias = str | Image.Image | Array | torch.Tensor
+Item: TypeAlias = "str | Image.Image | Array | torch.Tensor"
 
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -63,9 +66,10 @@ def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
     if isinstance(item, Image.Image):
         with own_limits(max_pixels):
             return _decode_pil(item, max_pixels)
-    if isinstance(item, torch.Tensor):
+    if is_tensor(item):
         return tensor_to_array(item).transpose(1, 2, 0)  # (3, h, w) -> (h, w, 3)
-    return _grey_to_rgb(item)
+    pixels: Any = item
+    return _grey_to_rgb(pixels)
 
 
 def image_size(item: Item, max_pixels: int | None = MAX_PIXELS) -> tuple[int, int]:
@@ -80,10 +84,16 @@ def image_size(item: Item, max_pixels: int | None = MAX_PIXELS) -> tuple[int, in
     return height, width
 
 
+def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+    """Whether something is a torch tensor. Who has one has imported torch; others need not."""
+    tensor_class = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor_class is not None and isinstance(value, tensor_class)
+
+
 def tensor_to_array(tensor: torch.Tensor) -> Array:
     """Bring a tensor of any device to numpy, low-precision floats (bfloat16) as float32."""
     tensor = tensor.detach().cpu()
-    if tensor.is_floating_point() and tensor.dtype != torch.float64:
+    if tensor.is_floating_point() and tensor.element_size() < 8:
         tensor = tensor.float()
     return tensor.numpy()
 
@@ -181,15 +191,15 @@ def as_item(item: Any, index: int) -> Item:
         check_layout(item.shape, where, "np.moveaxis(image, 0, -1)")
         return item
     hint = "a path, a PIL image, or an array (h, w), (h, w, 1) or (h, w, 3)"
-    if isinstance(item, torch.Tensor):
+    if is_tensor(item):
         hint = "one tensor (n, 3, h, w), torch.stack(X), or image.permute(1, 2, 0).numpy()"
     raise ValueError(f"{where} is of unsupported type {type(item).__name__}; pass {hint}")
 
 
 def find_unreadable(items: Any) -> Iterator[UnreadableImageError]:
     """Those of some images of which it shows without decoding them that they cannot be read."""
-    if isinstance(items, np.ndarray | torch.Tensor):
-        is_float = torch.is_tensor(items) and items.is_floating_point()
+    if isinstance(items, np.ndarray) or is_tensor(items):
+        is_float = is_tensor(items) and items.is_floating_point()
         if is_float or (isinstance(items, np.ndarray) and items.dtype.kind == "f"):
             yield from _find_out_of_range(items)
         return
@@ -265,7 +275,7 @@ def _find_out_of_range(
     step = max(1, _CHUNK_VALUES // max(1, int(np.prod(X.shape[1:]))))
     for start in range(0, len(X), step):
         part = X[start : start + step]
-        chunk = tensor_to_array(part) if isinstance(part, torch.Tensor) else part
+        chunk: Any = tensor_to_array(part) if is_tensor(part) else part
         if _is_in_range(chunk):
             continue
         for position, image in enumerate(chunk, first + start):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image
 
-from skanomaly_vit._decode import Array, Item, as_item, check_dtype, check_layout
+from skanomaly_vit._decode import Array, Item, as_item, check_dtype, check_layout, is_tensor
 
-Items: TypeAlias = Sequence[Item] | Array | torch.Tensor
+if TYPE_CHECKING:
+    import torch
+
+Items: TypeAlias = "Sequence[Item] | Array | torch.Tensor"
 
 _ACCEPTED = (
     "a uint8, uint16 or float array (n, h, w, 3), (n, h, w, 1) or (n, h, w), a list of paths, "
@@ -26,7 +28,7 @@ def check_form(X: Any, image_shape: tuple[int, int, int] | None) -> Items:
     _reject_single(X)
     if image_shape is not None:
         return _check_rows(X, image_shape)
-    if isinstance(X, torch.Tensor):
+    if is_tensor(X):
         _check_tensor(X)
         return X
     if not isinstance(X, list | tuple):
@@ -47,7 +49,7 @@ def _reject_single(X: Any) -> None:
         raise ValueError(_single_path_message(os.fsdecode(X)))
     if isinstance(X, Image.Image):
         raise ValueError("X is a single PIL image; pass a list, [image]")
-    if hasattr(X, "tocsr") or (isinstance(X, torch.Tensor) and X.layout != torch.strided):
+    if hasattr(X, "tocsr") or (is_tensor(X) and str(X.layout) != "torch.strided"):
         raise TypeError(f"X is sparse ({type(X).__name__}); images are dense: pass X.toarray()")
     if hasattr(X, "__next__"):
         raise TypeError(
@@ -127,7 +129,7 @@ def _check_array(X: Array) -> None:
 def _check_tensor(X: torch.Tensor) -> None:
     shape = tuple(X.shape)
     _check_not_empty(len(X) if X.ndim else 1, shape)
-    if X.dtype != torch.uint8 and not X.dtype.is_floating_point:
+    if str(X.dtype) != "torch.uint8" and not X.dtype.is_floating_point:
         if X.dtype.is_complex:
             raise ValueError(f"Complex data not supported: X is a tensor of dtype {X.dtype}")
         raise ValueError(
@@ -155,7 +157,7 @@ def _check_rows(X: Any, image_shape: tuple[int, int, int]) -> Array:
         raise ValueError(
             f"image_shape={image_shape!r} is not (h, w, c) with h and w at least 1 and c 1 or 3"
         )
-    if isinstance(X, list | tuple | torch.Tensor):
+    if isinstance(X, list | tuple) or is_tensor(X):
         raise ValueError(
             f"image_shape={shape} is for a 2-D array (n, h * w * c), X is of type "
             f"{type(X).__name__}; leave image_shape out, or pass such an array"
