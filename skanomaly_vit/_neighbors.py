@@ -19,7 +19,7 @@ from skanomaly_vit._statistics import FloatArray, Kind, Statistics
 
 # In units of sqrt(n_features), the root mean square distance of a sample from the mean. Thirty
 # times what rounding makes of the distance between two equal points (about sqrt(machine epsilon)).
-_SMALLEST_RADIUS = 1e-6
+SMALLEST_RADIUS = 1e-6
 
 #: Samples that are drawn for each that a greedy coreset takes.
 _POOL = 10
@@ -183,7 +183,7 @@ class KNNDensity(UpdatableDensity):
     def _log_density(self, Z: FloatArray) -> FloatArray:
         n_features = Z.shape[1]
         distances, _ = self.neighbors_.kneighbors(Z)  # (n_samples, n_neighbors), ascending
-        radius = np.maximum(distances[:, -1], _SMALLEST_RADIUS * np.sqrt(n_features))
+        radius = np.maximum(distances[:, -1], SMALLEST_RADIUS * np.sqrt(n_features))
         log_unit_ball = 0.5 * n_features * np.log(np.pi) - gammaln(0.5 * n_features + 1)
         log_share = np.log(self.neighbors_.n_neighbors / self.neighbors_.n_samples_fit_)
         return log_share - log_unit_ball - n_features * np.log(radius)

@@ -74,10 +74,10 @@ def first_of(estimator: Any, attribute: str, default: Any = None) -> Any:
     return default
 
 
-def versions() -> dict[str, str]:
-    """Version of Python, of this package and of those that scores depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Version of Python, of this package, of those that scores depend on, and of `more`."""
     found = {"Python": platform.python_version(), "skanomaly-vit": __version__}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # put on the path without an installer

@@ -142,7 +142,7 @@ class Teacher:
         n_images = len(images)
         # Hooks hang on the blocks: a second thread's pass would be shown to the first's visitor.
         with self._one_visit_at_a_time, _visited(self._indexed(blocks), visit, n_images):
-            return _penultimate(self.model, self._padded(images))[:n_images]
+            return penultimate(self.model, self._padded(images))[:n_images]
 
     def _padded(self, images: torch.Tensor) -> torch.Tensor:
         """A batch with so many tokens that its products round as those of a larger one do."""
@@ -214,7 +214,7 @@ def _require_blocks(model: nn.Module) -> None:
         )
 
 
-def _penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
         tokens = model.forward_features(images)  # type: ignore[operator]
         features = model.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
