@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import os
@@ -21,12 +20,10 @@ from skanomaly_vit._backbones import Backbone, ImageSize, Pretrained
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions
 from skanomaly_vit._images import ImageSource, open_images
 from skanomaly_vit._memory import Memory, RememberedPasses
-from skanomaly_vit._passes import HeldActivations
+from skanomaly_vit._positions import positions_of, with_positions
+from skanomaly_vit._shards import passes_of
 from skanomaly_vit._teacher import Teacher, load_teacher, resolve_device
 from skanomaly_vit.cache import DiskCache
-
-# Of interpolation in float32; other weights differ by far more.
-_ROUNDING = 1e-5
 
 
 class ImageEstimator(BaseEstimator):
@@ -91,14 +88,16 @@ class ImageEstimator(BaseEstimator):
         activation_cache: int = 0,
         kept_blocks: Collection[int] = (),
     ) -> RememberedPasses:
-        return RememberedPasses(
+        return passes_of(
             teacher,
             source,
             Memory(self.memory),
-            held=HeldActivations(activation_cache),
+            activation_cache=activation_cache,
             kept_blocks=kept_blocks,
             batch_size=self.batch_size,
             n_jobs=self.n_jobs,
+            device=self.device,
+            whole=self.store_backbone,
         )
 
     def _hold(self, teacher: Teacher, seed: int) -> None:
@@ -117,7 +116,7 @@ class ImageEstimator(BaseEstimator):
     def _find_teacher_again(self) -> Teacher:
         teacher = self._load_teacher(self._teacher_seed)
         if teacher.fingerprint != self.backbone_fingerprint_:
-            teacher = _with_positions(teacher, self._positions)
+            teacher = with_positions(teacher, self._positions)
         if teacher.fingerprint != self.backbone_fingerprint_:
             raise ValueError(
                 f"{type(self).__name__} was fitted with a backbone of fingerprint "
@@ -166,29 +165,6 @@ def _stamp(pretrained: Pretrained) -> tuple[int, ...]:
         return ()
     stat = os.stat(pretrained)
     return stat.st_ctime_ns, stat.st_size, stat.st_ino
-
-
-def positions_of(model: torch.nn.Module) -> torch.Tensor | None:
-    """Position embeddings on the CPU; None for a network that has none of its own."""
-    found = getattr(model, "pos_embed", None)
-    return found.detach().cpu().clone() if torch.is_tensor(found) else None
-
-
-def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher:
-    """The teacher with these position embeddings, if its own are the same but for rounding.
-
-    They are interpolated to the size of the images, which processors of another kind round
-    otherwise.
-    """
-    own = positions_of(teacher.model)
-    if own is None or positions is None or own.shape != positions.shape:
-        return teacher
-    if (own - positions).abs().max() > _ROUNDING * own.abs().max():
-        return teacher
-    model = copy.deepcopy(teacher.model)  # others may share it
-    with torch.no_grad():
-        model.pos_embed.copy_(positions)  # type: ignore[operator]
-    return Teacher(model, teacher.preprocessing, teacher.device)
 
 
 def _name(backbone: Backbone) -> str:

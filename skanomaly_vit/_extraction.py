@@ -52,10 +52,11 @@ def extract(
 
     blocks = {*students, *(observer.blocks if observer is not None else ())}
     features = [batch.cpu().numpy() for batch in teacher_pass(blocks, visit)]
-    columns = {index: _concatenate(column) for index, column in errors.items()}
-    return _concatenate(features), columns
+    columns = {index: concatenate(column) for index, column in errors.items()}
+    return concatenate(features), columns
 
 
-def _concatenate(batches: list[np.ndarray]) -> np.ndarray:
-    """One array of all batches; there are none if no image could be read."""
+def concatenate(batches: list[np.ndarray]) -> np.ndarray:
+    """One array of all batches; those in which no image could be read are left out."""
+    batches = [batch for batch in batches if len(batch)]
     return np.concatenate(batches) if batches else np.empty(0)

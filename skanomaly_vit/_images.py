@@ -73,6 +73,7 @@ class ImageSource:
         items: Items,
         *,
         index: Array | None = None,
+        names: Array | None = None,
         image_shape: tuple[int, int, int] | None = None,
         max_pixels: int | None = MAX_PIXELS,
         skips_unreadable: bool = False,
@@ -84,8 +85,9 @@ class ImageSource:
         self.unreadable = dict(unreadable or {})
         # Of images decoded so far: to ask a file again may mean to decode it again.
         self._sizes: dict[int, tuple[int, int]] = {}
-        # Positions in the X that the user passed, so that errors after `take` name those.
         self._index = np.arange(len(items)) if index is None else index
+        # Positions of the items in the X that the user passed, so that errors name those.
+        self._names = np.arange(len(items)) if names is None else names
         self._image_shape = image_shape
 
     def __len__(self) -> int:
@@ -114,9 +116,37 @@ class ImageSource:
         return ImageSource(
             self._items,
             index=self._index[chosen],
+            names=self._names,
             image_shape=self._image_shape,
             max_pixels=self._max_pixels,
         )
+
+    def alone(self, positions: Array) -> ImageSource:
+        """Some of the images without a reference to the others: what another process is sent."""
+        index = self._index[positions]
+        items: Any = self._items
+        is_list = isinstance(items, list | tuple)
+        return ImageSource(
+            # Of an array a copy: a part of a tensor is pickled with all of it.
+            [items[i] for i in index.tolist()] if is_list else items[index],
+            names=self._names[index],
+            image_shape=self._image_shape,
+            max_pixels=self._max_pixels,
+            skips_unreadable=self.skips_unreadable,
+        )
+
+    def learn(self, positions: Array, other: ImageSource) -> None:
+        """Note what has been found out about the images at `positions` in an `alone` of them."""
+        for place, image in other.unreadable.items():
+            self.unreadable[int(positions[place])] = image
+        for place, size in other._sizes.items():
+            self._sizes[int(positions[place])] = size
+
+    def without_pixels(self) -> ImageSource:
+        """What has been found out about the images, without them: what another process sends."""
+        told = ImageSource([], unreadable=self.unreadable)
+        told._sizes = self._sizes
+        return told
 
     def again(self, max_pixels: int | None, on_error: str) -> ImageSource:
         """The same images under other rules."""
@@ -127,6 +157,7 @@ class ImageSource:
         return ImageSource(
             self._items,
             index=self._index,
+            names=self._names,
             image_shape=self._image_shape,
             max_pixels=max_pixels,
             skips_unreadable=on_error == "nan",
@@ -247,7 +278,8 @@ class ImageSource:
         if n_jobs is None or n_jobs == 1:
             results = [self._try_load(position, function) for position in positions]
         else:
-            parallel = joblib.Parallel(n_jobs=n_jobs, prefer="threads")
+            # Not "prefer": whatever backend is active, pixels are to stay in this process.
+            parallel = joblib.Parallel(n_jobs=n_jobs, require="sharedmem")
             load = joblib.delayed(self._try_load)
             results = parallel(load(position, function) for position in positions)
         errors = [result for result in results if isinstance(result, UnreadableImageError)]
@@ -285,7 +317,7 @@ class ImageSource:
         if self._image_shape is not None:
             # Row by row: reshaping all of a Fortran-ordered X would copy it.
             item = item.reshape(self._image_shape)  # type: ignore[union-attr]
-        return item, index
+        return item, int(self._names[index])
 
 
 def open_images(

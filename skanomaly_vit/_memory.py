@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -27,14 +27,18 @@ from skanomaly_vit._passes import (
     Level,
     TeacherPasses,
     Tokens,
+    shards_of,
 )
-from skanomaly_vit._patches import MapCollector, NormalPatches, PatchSample
-from skanomaly_vit._students import Tensors
+from skanomaly_vit._patches import MapCollector, NormalPatches, Observer, PatchSample
+from skanomaly_vit._progress import Progress
+from skanomaly_vit._ridge import RidgeSums, sum_tokens
+from skanomaly_vit._students import Tensors, Trained
 from skanomaly_vit._teacher import Teacher
+from skanomaly_vit._training import Schedule, train_students
 from skanomaly_vit.cache import DiskCache
 
 #: Part of every key: raised whenever what is computed changes.
-FORMAT = 2
+FORMAT = 3
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -214,6 +218,7 @@ class RememberedPasses:
         self.memory = memory
         self._source = source
         self._batch_size = batch_size
+        self._n_jobs = n_jobs
         if memory:
             self._digests = source.each(source.digest, range(len(source)))
             self._context = combine(FORMAT, teacher.fingerprint, *_surroundings(teacher.device))
@@ -271,10 +276,48 @@ class RememberedPasses:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `extract`, with `collector` looking on; only tokens are remembered."""
         readable = self._source.readable(indices)
-        features, columns = extract(self.passes.over(readable), students, collector)
+        features, columns = self.run_pass(readable, students, collector)
         arrays = {FEATURES: features, **columns}
         found = {name: {"values": torch.from_numpy(values)} for name, values in arrays.items()}
         return _features_and_discrepancies(found, students)
+
+    def run_pass(
+        self,
+        indices: np.ndarray,
+        students: Mapping[int, nn.Module],
+        observer: Observer | None,
+        track: Callable[..., Any] = iter,
+    ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """`skanomaly_vit._extraction.extract` for some of the images, past what is remembered."""
+        return extract(self.passes.over(indices, track), students, observer)
+
+    def sum_shards(
+        self, indices: np.ndarray, blocks: Sequence[int], track: Callable[..., Any]
+    ) -> Iterator[RidgeSums]:
+        """Statistics for ridge students of some blocks, of one shard of images after the other."""
+        for shard in shards_of(len(indices), self._batch_size):
+            yield sum_tokens(self.passes.over(indices[shard], track), blocks)
+
+    def train(
+        self,
+        blocks: Sequence[int],
+        split: tuple[np.ndarray, np.ndarray],
+        schedule: Schedule,
+        *,
+        seed: int,
+        progress: Progress,
+        verbose: int,
+    ) -> tuple[dict[int, Trained], list[float]]:
+        """Block students, and the seconds of each epoch: see `train_students`."""
+        return train_students(
+            self.passes.over,
+            {index: self.teacher.blocks[index] for index in blocks},
+            *split,
+            schedule=schedule,
+            seed=seed,
+            progress=progress,
+            verbose=verbose,
+        )
 
     def _extract(
         self,
@@ -290,7 +333,7 @@ class RememberedPasses:
 
         def compute(names: list[Level]) -> dict[Level, Tensors]:
             asked = {index: students[index] for index in sorted(names) if index != FEATURES}
-            features, columns = extract(self.passes.over(indices, track), asked, sample)
+            features, columns = self.run_pass(indices, asked, sample, track)
             arrays = {FEATURES: features, **columns}
             found = {name: {"values": torch.from_numpy(arrays[name])} for name in names}
             if sample is not None:

@@ -23,7 +23,17 @@ FEATURES: Level = -1
 
 Tokens: TypeAlias = dict[Level, torch.Tensor]
 
+#: Images of a shard, or a few less. What is summed over images is summed shard by shard, whoever
+#: works on them and however many do.
+IMAGES_PER_SHARD = 512
+
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def shards_of(n_images: int, batch_size: int) -> list[slice]:
+    """Consecutive shards of a pass, each but the last of the same number of whole batches."""
+    size = max(1, IMAGES_PER_SHARD // batch_size) * batch_size
+    return [slice(start, min(start + size, n_images)) for start in range(0, n_images, size)]
 
 
 class Activations(ABC):

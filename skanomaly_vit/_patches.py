@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -41,6 +42,15 @@ class Observer(Protocol):
         errors : torch.Tensor of shape (batch, tokens) or None
             Mean squared error over channels of the block's student, if it has one.
         """
+
+    def part(self, start: int, stop: int) -> Observer:
+        """An observer of the images from `start` to `stop` of the pass only."""
+
+    def collected(self) -> tuple[Any, ...]:
+        """What it has seen."""
+
+    def absorb(self, collected: tuple[Any, ...]) -> None:
+        """Take over what the part for the next images has seen."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,26 @@ class PatchSample:
         if call.index == self.layout.block:
             tokens = self.layout.tokens_of(call).flatten(0, 1)[rows]
             self._tokens.append(tokens.cpu().numpy())
+
+    def part(self, start: int, stop: int) -> PatchSample:
+        """See `Observer`."""
+        first, last = start * self.layout.n_patches, stop * self.layout.n_patches
+        low, high = np.searchsorted(self._chosen, [first, last])
+        part = copy.copy(self)
+        part._chosen = self._chosen[low:high] - first
+        part._errors, part._tokens, part._passed = {}, [], {}
+        return part
+
+    def collected(self) -> tuple[Any, ...]:
+        """See `Observer`."""
+        return self._errors, self._tokens
+
+    def absorb(self, collected: tuple[Any, ...]) -> None:
+        """See `Observer`."""
+        errors, tokens = collected
+        for index, values in errors.items():
+            self._errors.setdefault(index, []).extend(values)
+        self._tokens.extend(tokens)
 
     def _rows(self, call: BlockCall) -> torch.Tensor:
         """Which patches of a batch are in the sample."""
@@ -255,6 +285,20 @@ class MapCollector:
                 self._errors[-1] += values
         if call.index in self.blocks:
             self._distances.append(self._standardise(-1, self._distances_of(call)))
+
+    def part(self, start: int, stop: int) -> MapCollector:
+        """See `Observer`."""
+        return MapCollector(self._normal, self._method)
+
+    def collected(self) -> tuple[Any, ...]:
+        """See `Observer`."""
+        return self._errors, self._distances
+
+    def absorb(self, collected: tuple[Any, ...]) -> None:
+        """See `Observer`."""
+        errors, distances = collected
+        self._errors.extend(errors)
+        self._distances.extend(distances)
 
     def _distances_of(self, call: BlockCall) -> torch.Tensor:
         tokens = self._normal.layout.tokens_of(call)

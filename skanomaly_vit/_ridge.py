@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -66,6 +66,8 @@ class RidgeStatistics:
         Of the inputs with the residuals.
     square : float
         Sum of the squared residuals.
+    dtype : torch.dtype
+        Of the tokens that were added last.
 
     Notes
     -----
@@ -75,6 +77,7 @@ class RidgeStatistics:
     gram: torch.Tensor
     cross: torch.Tensor
     square: float = 0.0
+    dtype: torch.dtype = torch.float32
 
     @classmethod
     def empty(cls, dim: int) -> RidgeStatistics:
@@ -106,6 +109,14 @@ class RidgeStatistics:
         self.cross[m] += n_tokens * _outer(mean, mean_residual)
         self.cross[-1] += n_tokens * mean_residual.sum(dim=0).double().cpu()
         self.square += float(residual.square().sum(dtype=torch.float64))
+        self.dtype = tokens.dtype
+
+    @torch.inference_mode()
+    def merge(self, other: RidgeStatistics) -> None:
+        """Add the statistics of other images."""
+        self.gram += other.gram
+        self.cross += other.cross
+        self.square += other.square
 
     def solve(self, alpha: float) -> torch.Tensor:
         """Weights of shape (2 * dim + 1, dim) that minimise the penalised squared error.
@@ -130,17 +141,35 @@ def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a.T @ b).double().cpu()
 
 
+#: Block -> statistics of its tokens.
+RidgeSums: TypeAlias = dict[int, RidgeStatistics]
+
+
+@torch.inference_mode()
+def sum_tokens(teacher_pass: Pass, blocks: Collection[int]) -> RidgeSums:
+    """Statistics of the tokens of each of `blocks` over the images of a pass."""
+    sums: RidgeSums = {}
+
+    def visit(call: BlockCall) -> None:
+        if call.index not in sums:
+            sums[call.index] = RidgeStatistics.empty(call.tokens.shape[-1])
+        sums[call.index].add(call)
+
+    for _ in teacher_pass(blocks, visit):
+        pass
+    return sums
+
+
 def fit_ridge_students(
-    teacher_pass: Pass, blocks: Sequence[int], *, alpha: float, verbose: int = 0
+    sums_of_shards: Iterable[RidgeSums], *, alpha: float, verbose: int = 0
 ) -> dict[int, Trained]:
-    """Fit one ridge student for each of `blocks` in one pass.
+    """Fit one ridge student for each block.
 
     Parameters
     ----------
-    teacher_pass : callable
-        Runs the teacher over the training images.
-    blocks : sequence of int
-        Their indices.
+    sums_of_shards : iterable of dict of int to RidgeStatistics
+        Of one shard of the training images after the other, at least one. Float sums round by
+        order: shards have to be the same ones whoever has summed them.
     alpha : float
         Strength of the penalty, relative to the mean square of the inputs.
     verbose : int
@@ -156,27 +185,18 @@ def fit_ridge_students(
         If the backbone's tokens are not finite.
     """
     started = time.perf_counter()
-    statistics: dict[int, RidgeStatistics] = {}
-    dtypes: dict[int, torch.dtype] = {}
-
-    def visit(call: BlockCall) -> None:
-        if call.index not in statistics:
-            statistics[call.index] = RidgeStatistics.empty(call.tokens.shape[-1])
-        statistics[call.index].add(call)
-        dtypes[call.index] = call.tokens.dtype
-
-    with torch.inference_mode():
-        for _ in teacher_pass(blocks, visit):
-            pass
-    trained = {
-        index: _solve(index, sums, alpha, dtypes[index]) for index, sums in statistics.items()
-    }
+    shards = iter(sums_of_shards)
+    total = next(shards)
+    for sums in shards:
+        for index, statistics in sums.items():
+            total[index].merge(statistics)
+    trained = {index: _solve(index, sums, alpha) for index, sums in total.items()}
     mean = sum(record.train_loss[0] for record in trained.values()) / len(trained)
     log(verbose, "ridge students: mean loss %.4g, %.1f s", mean, time.perf_counter() - started)
     return trained
 
 
-def _solve(index: int, sums: RidgeStatistics, alpha: float, dtype: torch.dtype) -> Trained:
+def _solve(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
     weights = sums.solve(alpha) if math.isfinite(sums.square) else torch.tensor(math.nan)
     if not weights.isfinite().all():
         raise ValueError(
@@ -184,5 +204,5 @@ def _solve(index: int, sums: RidgeStatistics, alpha: float, dtype: torch.dtype) 
             "square. Check its weights."
         )
     dim = weights.shape[1]
-    student = RidgeStudent(*weights.to(dtype).split([dim, dim, 1]))
+    student = RidgeStudent(*weights.to(sums.dtype).split([dim, dim, 1]))
     return Trained(student, [sums.loss(weights)], [])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -56,6 +56,15 @@ _FEW_ROWS = 64
 Visitor = Callable[[BlockCall], None]
 
 
+class Origin(NamedTuple):
+    """What `load_backbone` made a network of, and makes it of again."""
+
+    backbone: str
+    pretrained: Pretrained
+    image_size: ImageSize
+    seed: int
+
+
 class Teacher:
     """A backbone in eval mode with gradients off, on a device.
 
@@ -67,16 +76,23 @@ class Teacher:
         The format of its input.
     device : torch.device
         Where it runs.
+    origin : Origin or None
+        Where `model` comes from; None if it can only be had by copying it.
     """
 
     def __init__(
-        self, model: nn.Module, preprocessing: Preprocessing, device: torch.device
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        origin: Origin | None = None,
     ) -> None:
         _require_blocks(model)
         self.model = model.eval().requires_grad_(False)
         self._one_visit_at_a_time = threading.Lock()
         self.preprocessing = preprocessing
         self.device = device
+        self.origin = origin
         self.model.to(device)
 
     def to(self, device: torch.device) -> Teacher:
@@ -179,7 +195,10 @@ def load_teacher(
     model, preprocessing = load_backbone(
         backbone, pretrained=pretrained, image_size=image_size, seed=seed
     )
-    return Teacher(model, preprocessing, target)
+    origin = None
+    if isinstance(backbone, str):
+        origin = Origin(backbone, pretrained, image_size, seed)
+    return Teacher(model, preprocessing, target, origin)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -32,7 +32,7 @@ from skanomaly_vit._recent import RecentlyUsed
 from skanomaly_vit._ridge import RidgeStudent, fit_ridge_students
 from skanomaly_vit._students import Tensors, Trained, history_of
 from skanomaly_vit._teacher import Teacher
-from skanomaly_vit._training import Schedule, train_students
+from skanomaly_vit._training import Schedule
 
 #: Students that came from `memory`; a search asks for the same ones in setting after setting.
 _recent_students: RecentlyUsed[Trained] = RecentlyUsed(2**28)
@@ -359,10 +359,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     ) -> dict[int, Trained]:
         started = time.perf_counter()
         with progress.task("epoch", math.ceil(len(train) / self.batch_size)) as task:
-            teacher_pass = passes.passes.over(train, task.track)
-            trained = fit_ridge_students(
-                teacher_pass, blocks, alpha=self.ridge_alpha, verbose=self.verbose
-            )
+            sums = passes.sum_shards(train, blocks, task.track)
+            trained = fit_ridge_students(sums, alpha=self.ridge_alpha, verbose=self.verbose)
         seconds.append(time.perf_counter() - started)
         return trained
 
@@ -375,14 +373,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         progress: Progress,
         seconds: list[float],
     ) -> dict[int, Trained]:
-        trained, taken = train_students(
-            passes.passes.over,
-            {index: passes.teacher.blocks[index] for index in blocks},
-            *split,
-            schedule=self._schedule(),
-            seed=seed,
-            progress=progress,
-            verbose=self.verbose,
+        trained, taken = passes.train(
+            blocks, split, self._schedule(), seed=seed, progress=progress, verbose=self.verbose
         )
         seconds.extend(taken)
         return trained

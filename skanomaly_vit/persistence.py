@@ -15,12 +15,12 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbones import load_backbone
-from skanomaly_vit._base import positions_of
 from skanomaly_vit._card import make_card, model_card
 from skanomaly_vit._container import ModelFileError, read, refusal, write
 from skanomaly_vit._files import check_target
 from skanomaly_vit._images import Preprocessing
 from skanomaly_vit._patches import FEATURES, METHODS, NormalPatches, PatchLayout
+from skanomaly_vit._positions import positions_of
 from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED
 from skanomaly_vit._record import Record, name_of, put_parameters, take_dtype, take_parameters
 from skanomaly_vit._saved_densities import (

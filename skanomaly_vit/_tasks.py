@@ -1,0 +1,69 @@
+"""Tasks that can be done anywhere: what one worker does at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+Result = TypeVar("Result")
+
+#: What all tasks of a run need: it travels to a process once, and not with each task.
+Luggage: TypeAlias = tuple[Any, ...]
+
+
+class Task(Protocol):
+    """What one worker does at a time."""
+
+    def signature(self) -> bytes:
+        """What tells it from other tasks."""
+
+
+Function: TypeAlias = Callable[[Luggage, Any], Result]
+
+
+class Engine(Protocol):
+    """Runs tasks side by side."""
+
+    @property
+    def n_workers(self) -> int:
+        """How many run at once."""
+
+    def run(
+        self, function: Function[Result], luggage: Luggage, tasks: Iterable[Task]
+    ) -> Iterator[Result]:
+        """What `function` makes of each task, in the order of the tasks.
+
+        An error of a task is raised in its turn: the first in order, not in time. A part of the
+        luggage that has a method `pack` travels as what that gives, which has `unpack`.
+        """
+
+
+@dataclass(frozen=True)
+class Success(Generic[Result]):
+    """What a task gave."""
+
+    result: Result
+
+    def reveal(self) -> Result:
+        """Give it."""
+        return self.result
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a task raised."""
+
+    error: Exception
+
+    def reveal(self) -> Any:
+        """Raise it."""
+        raise self.error
+
+
+def attempt(function: Function[Result], luggage: Luggage, task: Task) -> Success[Result] | Failure:
+    """Do a task, and give what became of it."""
+    try:
+        return Success(function(luggage, task))
+    except Exception as error:  # noqa: BLE001 - raised again where the result is awaited
+        return Failure(error)
