@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -52,6 +54,13 @@ class Ranks:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def follow(self, value: Value) -> Value:
+        """Rank 0's value."""
+        values = [value]
+        dist.broadcast_object_list(values, dist.get_global_rank(self._group, 0), self._group)
+        # Rank 0 keeps its own, since drawing from a copy would leave the original as it was.
+        return value if self._rank == 0 else values[0]
+
 
 def _require_same(signatures: list[bytes]) -> None:
     others = [rank for rank, each in enumerate(signatures) if each != signatures[0]]
@@ -73,6 +82,42 @@ def current_ranks() -> Ranks | None:
 def agreed(value: Value) -> Value:
     """Rank 0's value of something that is left to chance; the value itself in a lone process."""
     ranks = current_ranks()
-    if ranks is None:
-        return value
-    return ranks.gather(value)[0]
+    return value if ranks is None else ranks.follow(value)
+
+
+@contextmanager
+def sharing_ranks() -> Iterator[None]:
+    """Share the work of this process with the other ranks, within a ``with`` block."""
+    with _process_group():
+        if dist.get_world_size() == 1:
+            yield
+            return
+        # Of its own: the user's may be of NCCL, which knows nothing of the CPU.
+        group: Any = dist.new_group(backend="gloo")
+        token = _ranks.set(Ranks(group))
+        try:
+            yield
+            dist.barrier(group)  # lest rank 0, which the others talk through, be gone before them
+        finally:
+            _ranks.reset(token)
+            dist.destroy_process_group(group)
+
+
+@contextmanager
+def _process_group() -> Iterator[None]:
+    """The group that the user has initialised, or one made from torchrun's environment."""
+    if dist.is_available() and dist.is_initialized():
+        yield
+        return
+    missing = [name for name in _ENVIRONMENT if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f"There are no ranks to share work with: {', '.join(missing)} are not in the "
+            "environment. Start the script with torchrun --nproc-per-node=2 SCRIPT, or call "
+            "torch.distributed.init_process_group first."
+        )
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -202,10 +203,10 @@ def load_teacher(
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """``None`` is the best device there is; a named one must be there."""
+    """``None`` is the best device there is, of GPUs the rank's own; a named one must be there."""
     if device is None:
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _own_gpu()
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         resolved = torch.device(device)
@@ -222,6 +223,15 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
             "best there is, or device='cpu'."
         )
     return resolved
+
+
+def _own_gpu() -> torch.device:
+    """The GPU that torchrun has in mind for this process, or the current one if it runs alone."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None:
+        return torch.device("cuda")
+    # Where each process is shown one GPU only, that is number 0 to all of them.
+    return torch.device("cuda", int(rank) % torch.cuda.device_count())
 
 
 def _require_blocks(model: nn.Module) -> None:

@@ -22,6 +22,7 @@ from skanomaly_vit._compat import Interval, _fit_context
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._progress import Progress
+from skanomaly_vit._ranks import agreed
 from skanomaly_vit._teacher import Teacher, resolve_device
 from skanomaly_vit._tuning import Objective, TunedNetwork, TuningSchedule, tune, tuned_copy
 
@@ -82,7 +83,7 @@ class TunedFeatures(
             If the weights cannot be had.
         """
         source = self._open(X, reset=True)
-        rng = check_random_state(self.random_state)
+        rng = agreed(check_random_state(self.random_state))
         split = split_validation(len(source), self.validation_fraction, rng)
         teacher_seed, seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_teacher(teacher_seed)

@@ -28,6 +28,7 @@ from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._patches import METHODS, MapCollector, PatchSample, layout_of
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._progress import Progress, log
+from skanomaly_vit._ranks import agreed
 from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED, RECIPES, resolve
 from skanomaly_vit._scorers import (
     DENSITIES,
@@ -340,7 +341,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         """
         warn_about_labels(y, stacklevel=4)  # past the two decorators
         source = self._open(X, reset=True)
-        rng = check_random_state(self.random_state)
+        rng = agreed(check_random_state(self.random_state))
         # A density needs two images to see any spread.
         split = split_validation(
             len(source), self.validation_fraction, rng, min_train=2, groups=groups

@@ -28,6 +28,7 @@ from skanomaly_vit._images import ImageSource
 from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._progress import Progress
+from skanomaly_vit._ranks import agreed
 from skanomaly_vit._recent import RecentlyUsed
 from skanomaly_vit._ridge import RidgeStudent, fit_ridge_students
 from skanomaly_vit._students import Tensors, Trained, history_of
@@ -238,7 +239,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             If the weights cannot be had.
         """
         source = self._open(X, reset=True)
-        rng = check_random_state(self.random_state)
+        rng = agreed(check_random_state(self.random_state))
         split = split_validation(len(source), self.validation_fraction, rng)
         teacher_seed, seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_teacher(teacher_seed)

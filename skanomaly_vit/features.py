@@ -15,6 +15,7 @@ from skanomaly_vit._base import ImageEstimator, draw_seed
 from skanomaly_vit._compat import _fit_context
 from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._pillow import MAX_PIXELS
+from skanomaly_vit._ranks import agreed
 
 
 class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):
@@ -141,7 +142,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
             If the weights cannot be had.
         """
         source = self._open(X, reset=True)
-        seed = draw_seed(check_random_state(self.random_state))
+        seed = draw_seed(agreed(check_random_state(self.random_state)))
         return self._adopt(self._passes(self._load_teacher(seed), source), seed)
 
     def transform(self, X: Any) -> np.ndarray:

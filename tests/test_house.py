@@ -56,6 +56,7 @@ ROOMS = [
     "model_selection",
     "_metrics",
     "_pseudo_anomalies",
+    "engines",
     "detector",
     "_calibrated",
     "persistence",

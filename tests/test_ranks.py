@@ -1,0 +1,145 @@
+"""Work that is shared by the processes of torchrun: real ones, of gloo, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import blobs
+
+from skanomaly_vit import BlockDistillation, TransformalyDetector, _passes
+from skanomaly_vit._teacher import resolve_device
+from skanomaly_vit.engines import torchrun
+
+BACKBONE = {"backbone": "test_vit", "pretrained": False, "image_size": 32, "batch_size": 4}
+
+#: What each rank does; it writes what it has found, and what it has worked on, into its own file.
+SCRIPT = """
+import os, sys
+import numpy as np
+import torch.distributed as dist
+from test_ranks import BACKBONE, fit_both, make_images
+from skanomaly_vit import TransformalyDetector, ViTFeatures, _passes, _shards
+from skanomaly_vit.engines import torchrun
+
+_passes.IMAGES_PER_SHARD = 8
+rank, trained, extracted = int(os.environ["RANK"]), [], []
+for name, seen, of in (
+    ("train_students", trained, lambda *a, **k: list(a[1])),
+    ("extract", extracted, lambda *a, **k: [1]),
+):
+    def noting(*args, run=getattr(_shards, name), seen=seen, of=of, **options):
+        seen.extend(of(*args))
+        return run(*args, **options)
+    setattr(_shards, name, noting)
+
+X = make_images()
+with torchrun():
+    found = fit_both(X)
+    # Left to chance, and the same for all.
+    unseeded = TransformalyDetector(**BACKBONE, n_blocks=1, contamination=0.2)
+    found["chance"] = unseeded.fit(X).score_samples(X)
+    try:
+        ViTFeatures(**BACKBONE).fit_transform(X[rank:])
+    except ValueError as error:
+        found["refused"] = str(error)
+assert not dist.is_initialized()
+found["alone"] = ViTFeatures(**BACKBONE, random_state=0).fit_transform(X[rank:])
+np.savez(f"{sys.argv[1]}/{rank}.npz", trained=trained, extracted=len(extracted), **found)
+"""
+
+
+def make_images() -> np.ndarray:
+    return blobs(np.random.default_rng(0), 40)
+
+
+def fit_both(X: np.ndarray) -> dict[str, np.ndarray]:
+    """What a detector of each kind of student is and gives."""
+    found = {}
+    for student in ("ridge", "block"):
+        detector = TransformalyDetector(
+            student=student, n_blocks=3, max_epochs=2, contamination=0.2, random_state=0, **BACKBONE
+        ).fit(X)
+        weights = [s.state_dict().values() for s in detector.distillation_.students_]
+        found[f"{student} weights"] = torch.cat([v.flatten() for w in weights for v in w]).numpy()
+        found[f"{student} scores"], found[f"{student} maps"] = detector.score_samples(
+            X, return_map=True
+        )
+        found[f"{student} offset"] = np.array(detector.offset_)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What the two ranks have found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "script.py").write_text(SCRIPT)
+    arguments = ["--standalone", "--nproc-per-node", "2", folder / "script.py", folder]
+    run = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    paths = [str(Path(__file__).parent), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    subprocess.run(run, check=True, timeout=300, env=environment)
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
+
+
+@pytest.mark.parametrize("student", ["ridge", "block"])
+def test_every_rank_ends_with_what_one_process_gets_to_the_bit(ranks, student, monkeypatch):
+    monkeypatch.setattr(_passes, "IMAGES_PER_SHARD", 8)
+    alone = fit_both(make_images())
+    for found in ranks:
+        for name in ("weights", "scores", "maps", "offset"):
+            key = f"{student} {name}"
+            np.testing.assert_array_equal(found[key], alone[key], err_msg=key)
+
+
+def test_each_rank_trains_other_blocks_and_sees_other_images(ranks):
+    trained = [set(found["trained"].tolist()) for found in ranks]
+    assert trained[0] | trained[1] == {3, 4, 5}  # the last three of six
+    assert not trained[0] & trained[1]
+    assert min(int(found["extracted"]) for found in ranks) > 0
+
+
+def test_what_is_left_to_chance_is_the_same_on_all_ranks(ranks):
+    np.testing.assert_array_equal(*(found["chance"] for found in ranks))
+
+
+def test_ranks_with_different_images_are_told(ranks):
+    for found in ranks:
+        assert "Ranks [1] have other work than rank 0" in str(found["refused"])
+
+
+def test_outside_of_the_block_each_rank_works_alone(ranks):
+    assert [len(found["alone"]) for found in ranks] == [40, 39]
+    np.testing.assert_array_equal(ranks[0]["alone"][1:], ranks[1]["alone"])
+
+
+def test_without_ranks_the_error_says_how_to_start_them(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RuntimeError, match=r"RANK, WORLD_SIZE.*torchrun --nproc-per-node"):
+        torchrun().__enter__()
+
+
+def test_a_single_rank_works_alone(monkeypatch, tiny, images):
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with torchrun():
+        assert torch.distributed.is_initialized()
+        BlockDistillation(backbone=tiny, n_blocks=1).fit(images)
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(("rank", "n_gpus", "index"), [("1", 2, 1), ("5", 4, 1), ("3", 1, 0)])
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch, rank, n_gpus, index):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert resolve_device(None) == torch.device("cuda", index)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert resolve_device(None) == torch.device("cuda")
