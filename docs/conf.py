@@ -28,6 +28,8 @@ extensions = [
 exclude_patterns = ["_build", "**/README.md", "**/GALLERY_HEADER.rst"]
 templates_path = ["_templates"]
 
+smartquotes = False  # docstrings quote what is code
+toc_object_entries_show_parents = "hide"
 # A link that leads nowhere is an error, in pages and in docstrings.
 nitpicky = True
 # Of other packages there is no list of names here: building needs no network.
@@ -43,6 +45,7 @@ autosummary_imported_members = True
 autosummary_ignore_module_all = False
 # Where a name can be had from two modules, it is described as one of the package.
 autosummary_context = {"of_package": skanomaly_vit.__all__}
+autodoc_preserve_defaults = True  # 2**30 says more than 1073741824
 autodoc_typehints = "none"  # types are described in docstrings, with shapes
 autodoc_default_options = {"members": True, "inherited-members": True}
 numpydoc_show_class_members = False

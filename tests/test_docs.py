@@ -1,0 +1,163 @@
+"""The documentation: links lead somewhere, names exist, commands and code are well-formed."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import skanomaly_vit
+from skanomaly_vit.cli import main
+
+ROOT = Path(skanomaly_vit.__file__).parents[1]
+DOCS = ROOT / "docs"
+
+pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the package is not run from a checkout")
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md")),
+    *sorted(DOCS.glob("*.md")),
+]
+EXAMPLES = sorted(ROOT.glob("examples/plot_*.py"))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+LINK = re.compile(r"\[[^\]]*\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+TOCTREE = re.compile(r"^```\{toctree\}\n(.*?)^```$", re.M | re.S)
+
+
+def named(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def prose(path: Path) -> str:
+    return FENCE.sub("", path.read_text())
+
+
+def anchors(path: Path) -> set[str]:
+    """Of the headings of a page, as repository browsers and MyST make them."""
+    titles = re.findall(r"^#+ (.+)$", prose(path), re.M)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", title) for title in titles)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in plain}
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [code for name, code in FENCE.findall(path.read_text()) if name == language]
+
+
+def in_toctree(page: Path) -> list[str]:
+    lines = "".join(TOCTREE.findall(page.read_text())).splitlines()
+    entries = [line for line in lines if line and not line.startswith(":")]
+    return [re.sub(r".*<(.*)>", r"\1", entry) for entry in entries]
+
+
+def public_modules() -> dict[str, list[str]]:
+    """Module -> what it exports that is not exported by the package itself."""
+    modules = {"skanomaly_vit": [n for n in skanomaly_vit.__all__ if not n.startswith("_")]}
+    for room in pkgutil.iter_modules(skanomaly_vit.__path__):
+        if not room.name.startswith("_"):
+            exported = getattr(importlib.import_module(f"skanomaly_vit.{room.name}"), "__all__", [])
+            own = [name for name in exported if name not in skanomaly_vit.__all__]
+            if own:
+                modules[f"skanomaly_vit.{room.name}"] = own
+    return modules
+
+
+# --- links
+
+
+@named(PAGES)
+def test_links_between_files_lead_somewhere(path):
+    broken = []
+    for target, anchor in LINK.findall(prose(path)):
+        file = (path.parent / target).resolve() if target else path
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(f"{target}#{anchor}" if anchor else target)
+    assert broken == []
+
+
+def test_pages_that_docstrings_and_programs_name_exist():
+    sources = [
+        *ROOT.glob("skanomaly_vit/*.py"), *ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")
+    ]  # fmt: skip
+    named_pages = {
+        page for path in sources for page in re.findall(r"\bdocs/\w+\.md\b", path.read_text())
+    }
+    assert [page for page in sorted(named_pages) if not (ROOT / page).exists()] == []
+
+
+def test_every_page_is_in_one_table_of_contents():
+    pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
+    listed = [entry for path in sorted(DOCS.glob("*.md")) for entry in in_toctree(path)]
+    assert sorted(listed) == sorted({*pages, "auto_examples/index"})
+
+
+@pytest.mark.parametrize("hub", ["index", "how_to", "explanation", "reference"])
+def test_what_a_page_lists_for_the_site_it_links_to_for_other_readers(hub):
+    page = DOCS / f"{hub}.md"
+    linked = {target for target, _ in LINK.findall(prose(page))}
+    included = {
+        path.stem: found[1]
+        for path in DOCS.glob("*.md")
+        if (found := re.match(r"```\{include\} (\S+)\n", path.read_text()))
+    } | {"auto_examples/index": "../examples"}
+    missing = [e for e in in_toctree(page) if included.get(e, f"{e}.md") not in linked]
+    assert missing == []
+
+
+# --- names
+
+
+def test_the_reference_has_each_public_name_under_its_module():
+    sections = re.split(r"^## ", (DOCS / "api.md").read_text(), flags=re.M)[1:]
+    listed = {}
+    for section in sections:
+        module, _, body = section.partition("\n")
+        cells = re.findall(r"^\| (`.*?) \|", body, re.M)
+        listed[module] = sorted(name for cell in cells for name in re.findall(r"`(\w+)`", cell))
+    assert {m: n for m, n in listed.items() if n} == {
+        module: sorted(names) for module, names in public_modules().items()
+    }
+
+
+def test_the_site_describes_each_public_module():
+    text = (DOCS / "api.md").read_text()
+    (listing,) = re.findall(r"autosummary::\n.*?\n\n(.*?)^```", text, re.M | re.S)
+    assert listing.split() == sorted(public_modules())
+
+
+# --- code
+
+
+@named(PAGES)
+def test_python_code_compiles(path):
+    for code in blocks(path, "python"):
+        compile(code, path.name, "exec")
+
+
+@named(PAGES)
+def test_commands_take_the_options_that_they_are_given(path):
+    for code in blocks(path, "sh") + blocks(path, "console"):
+        for line in re.findall(r"\bskanomaly ((?:fit|score|map|report|info)\b[^|>#;\n]*)", code):
+            name, *arguments = line.split()
+            command = main.commands[name]
+            known = {option for parameter in command.params for option in parameter.opts}
+            given = {argument for argument in arguments if re.match("--?[a-z]", argument)}
+            assert given <= known, line
+
+
+# --- examples
+
+
+@named(EXAMPLES)
+def test_examples_say_what_they_show_and_end_in_a_picture(path):
+    code = path.read_text()
+    docstring = ast.get_docstring(ast.parse(code))
+    rule, title, under, _, story = docstring.split("\n", 4)
+    assert set(rule) == set(under) == {"="}
+    assert len(rule) == len(under) >= len(title)
+    first = story.split("\n\n")[0]
+    assert len(first) > 150, "the first paragraph says too little to whom it may concern"
+    assert ".savefig(" in code[code.index("# The picture") :]
