@@ -106,7 +106,7 @@ colors = ["#999999" if name == "chance" else "#0072B2" for name in maps]
 for ax, (name, figures) in zip(right.subplots(2, 1), values.items(), strict=True):
     bars = ax.barh([*maps], figures, color=colors, height=0.6)
     ax.bar_label(bars, fmt="%.1f", padding=4, fontsize=13)
-    ax.set(xlim=(0, 100), xlabel="%", title=name)
+    ax.set(xlim=(0, 112), xlabel="%", title=name)
     ax.invert_yaxis()
     ax.tick_params(axis="y", labelsize=12, length=0)
     ax.spines[["top", "right"]].set_visible(False)

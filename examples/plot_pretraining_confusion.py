@@ -23,6 +23,8 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.manifold import TSNE
 
@@ -71,29 +73,35 @@ for warning in caught:
 # t-SNE draws images with like features near to each other. Classes that overlap there have a dark
 # cell in the matrix: the density of the row's class does not tell the column's class apart.
 
+THUMBNAIL = 15  # pixels
+
 places = TSNE(random_state=0).fit_transform(features)
 
-fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
-colors = plt.colormaps["tab10"](np.arange(len(confusion.classes)) % 10)
-for name, color in zip(confusion.classes, colors, strict=True):
-    of_class = labels == name
-    left.scatter(*places[of_class].T, s=6, color=color, alpha=0.4)
-    left.annotate(name, np.median(places[of_class], axis=0), weight="bold", ha="center",
-                  bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": color})  # fmt: skip
-left.set(xticks=[], yticks=[], title="Pre-trained features (t-SNE)")
+figure, (left, right) = plt.subplots(1, 2, figsize=(14, 6.8), layout="constrained")
+for image, place in zip(images, places, strict=True):
+    if isinstance(image, str):
+        drawn = np.asarray(Image.open(image).convert("RGB").resize((32, 32)))
+    else:  # black ink on no ground, so that digits hide little of each other
+        drawn = np.zeros((*image.shape, 4))
+        drawn[..., 3] = image
+    thumbnail = OffsetImage(drawn, zoom=THUMBNAIL / len(drawn))
+    left.add_artist(AnnotationBbox(thumbnail, place, frameon=False))
+left.set(xticks=[], yticks=[])
+left.set(xlim=(places[:, 0].min() - 3, places[:, 0].max() + 3))
+left.set(ylim=(places[:, 1].min() - 3, places[:, 1].max() + 3))
+left.set_title("Images by their pre-trained features (t-SNE)", fontsize=14)
 
-picture = right.imshow(confusion.auroc, cmap="viridis", vmax=1)
+shown = right.imshow(100 * confusion.auroc, cmap="inferno", vmax=100)
 for row, column in np.ndindex(confusion.auroc.shape):
-    value = confusion.auroc[row, column]
+    value = 100 * confusion.auroc[row, column]
     if row != column:
-        right.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8,
-                   color="black" if value > 0.85 else "white")  # fmt: skip
+        is_light = value > (shown.norm.vmin + 100) / 2
+        right.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=11,
+                   color="black" if is_light else "white")  # fmt: skip
 ticks = range(len(confusion.classes))
 right.set_xticks(ticks, confusion.classes)
 right.set_yticks(ticks, confusion.classes)
-right.set(xlabel="abnormal class", ylabel="normal class", title="AUROC in percent, pair by pair")
-fig.colorbar(picture, ax=right, label="AUROC")
-
-fig.savefig("pretraining_confusion.png", dpi=120)
-print("pretraining_confusion.png written")
-plt.show()
+right.set(xlabel="abnormal class", ylabel="normal class")
+right.set_title("How well each pair is told apart", fontsize=14)
+figure.colorbar(shown, ax=right, label="AUROC in %", shrink=0.85)
+figure.savefig("pretraining_confusion.png", dpi=100)
