@@ -1,4 +1,4 @@
-"""The command line ``skanomaly``: fit, score, map, report and info.
+"""The command line ``skanomaly``: fit, score, map, report, export and info.
 
 What takes long to import (torch, scikit-learn) is imported by the commands that need it, so that
 ``--help`` and wrong usage are answered at once.
@@ -353,6 +353,39 @@ def _report(model: str, images: tuple[str, ...], output: str, null: bool, **opti
         raise click.UsageError("there are no images to report on")
     render(detector, readable, path=output)
     finish(unreadable, f"{len(readable)} images in {output}")
+
+
+@main.command(
+    "export",
+    short_help="Write an ONNX file, to score without torch.",
+    epilog=epilog("skanomaly export parts.skanomaly -o parts.onnx", note=HARMLESS),
+)
+@model_argument
+@click.option(
+    "-o", "--output", required=True, metavar="FILE", callback=check_output, help="An .onnx file."
+)
+@click.option(
+    "--map-method",
+    type=click.Choice(["discrepancy", "features", "both"]),
+    help="What maps are made of.  [default: what the score is made of]",
+)
+def _export(model: str, output: str, map_method: str | None) -> None:
+    """Write a model as one ONNX graph: from normalised pixels to score, p-value and map.
+
+    It is run once in ONNX Runtime, and written only if its scores are those of the model.
+    """
+    if not output.lower().endswith(".onnx"):
+        raise click.UsageError(f"{output!r} does not end in .onnx, which an ONNX file does.")
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package, "an export", "pip install 'skanomaly-vit[onnx]' has all that it takes")
+    detector = load(model, device="cpu")
+    from skanomaly_vit.onnx import export_onnx
+
+    try:
+        export_onnx(detector, output, map_method=map_method)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    tell(f"Exported {model}: {output}")
 
 
 @main.command(

@@ -28,6 +28,7 @@ from skanomaly_vit._overlays import TargetNames
 from skanomaly_vit._tables import Row, open_table
 from skanomaly_vit._terminal import uninterrupted
 from skanomaly_vit.cli import main
+from skanomaly_vit.onnx import OnnxDetector
 
 SMALL = ("--image-size", "56", "--n-blocks", "2")
 COMMAND = [sys.executable, "-W", "error", "-m", "skanomaly_vit"]
@@ -567,7 +568,46 @@ def test_what_a_model_says_does_not_steer_the_terminal(detector, tmp_path, monke
     assert "\x1b" not in run("info", tmp_path / "m").stdout
 
 
-@pytest.mark.parametrize("command", ["fit", "score", "map", "report", "info"])
+# Export
+
+
+def test_an_exported_model_scores_the_same(paths, tmp_path):
+    detector = TransformalyDetector(
+        backbone="skanomaly_tiny", pretrained=False, image_size=32, n_blocks=2, random_state=0
+    ).fit(paths)
+    detector.save(tmp_path / "parts.skanomaly")
+    model, target = tmp_path / "parts.skanomaly", tmp_path / "parts.onnx"
+    done = run("export", model, "-o", target, "--map-method", "features")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "parts.onnx" in done.stderr
+    found = OnnxDetector.load(target)
+    scores = detector.score_samples(paths)
+    np.testing.assert_allclose(found.score_samples(paths), scores, atol=1e-4 * scores.std())
+    assert found.card["map_method"] == "features"
+
+
+def test_an_export_that_cannot_be_is_code_1_or_3(model, detector, broken, tmp_path, monkeypatch):
+    target = tmp_path / "parts.onnx"
+    done = run("export", model, "-o", tmp_path / "parts.skanomaly")
+    assert (done.exit_code, "does not end in .onnx" in done.stderr) == (1, True)
+    done = run("export", broken, "-o", target)
+    assert (done.exit_code, "cannot be loaded as a model" in done.stderr) == (1, True)
+    with monkeypatch.context() as patch:
+        patch.setattr("skanomaly_vit._program.find_spec", lambda name: None)
+        done = run("export", model, "-o", target)
+        assert (done.exit_code, "pip install onnx;" in done.stderr) == (1, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(detector, "_normal_patches", None)
+        detector.save(tmp_path / "without maps")
+        done = run("export", tmp_path / "without maps", "-o", target, "--map-method", "both")
+        assert (done.exit_code, "patch_embed.patch_size" in done.stderr) == (1, True)
+    monkeypatch.setattr(detector.features_, "backbone_fingerprint_", "0" * 64)
+    detector.save(tmp_path / "m")
+    assert run("export", tmp_path / "m", "-o", target).exit_code == 3
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "score", "map", "report", "export", "info"])
 def test_help_has_an_example(command):
     done = run(command, "--help")
     assert done.exit_code == 0
