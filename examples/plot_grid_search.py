@@ -86,7 +86,8 @@ for name, folds in {
 # The PCA belongs to the densities of the paper; its students would take long, and ridge students
 # do as well. With ``memory``, settings and folds share what the network gave for a cell, and
 # settings of one fold share their students. A folder of your own would still know them tomorrow.
-# ``contamination`` moves the threshold, which no scorer looks at; so few cells could not set a low one.
+# ``contamination`` moves the threshold, which no scorer looks at; so few cells could not set a low
+# one.
 
 folder = TemporaryDirectory()
 
