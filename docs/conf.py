@@ -61,6 +61,7 @@ sphinx_gallery_conf = {
     "doc_module": ("skanomaly_vit",),
     "abort_on_example_error": True,
     "download_all_examples": False,
+    "capture_repr": (),  # what is printed is shown, not what the last line happens to give
     "show_signature": False,
     "write_computation_times": False,
     "min_reported_time": 1,

@@ -28,7 +28,7 @@ from skanomaly_vit import TransformalyDetector
 from skanomaly_vit.datasets import load_elpv
 from skanomaly_vit.display import AnomalyMapDisplay
 
-N_TRAIN, N_DEFECTIVE = 100, 40
+N_TRAIN, N_DEFECTIVE = 100, 24
 
 cells = load_elpv()
 mono = cells.module_type == "mono"
@@ -50,13 +50,13 @@ detector = TransformalyDetector(image_size=224, n_blocks=5, n_jobs=2, random_sta
 # %%
 # Which ones to look at
 # ---------------------
-# Scores are log-likelihoods, higher = more normal, so the lowest come first. Of forty defective
-# cells we take six from the lower half. The very lowest are mostly dark all over, and a map of
+# Scores are log-likelihoods, higher = more normal, so the lowest come first. Of two dozen
+# defective cells we take six from the lower half. The very lowest are mostly dark all over, and a map of
 # such a cell says so at every place.
 
 suspects = defective[:N_DEFECTIVE]
 order = detector.score_samples(suspects).argsort()
-chosen = [*suspects[order[4:16:2]], *unseen]
+chosen = [*suspects[order[2:14:2]], *unseen]
 titles = [*["defective"] * 6, *["functional"] * 2]
 
 # %%
