@@ -50,9 +50,9 @@ detector = TransformalyDetector(image_size=224, n_blocks=5, n_jobs=2, random_sta
 # %%
 # Which ones to look at
 # ---------------------
-# Scores are log-likelihoods, higher = more normal, so the lowest come first. Of two dozen
-# defective cells we take six from the lower half. The very lowest are mostly dark all over, and a map of
-# such a cell says so at every place.
+# Scores are log-likelihoods, higher = more normal, so the lowest come first. Of two dozen defective
+# cells we take six from the lower half. The very lowest are mostly dark all over, and a map of such
+# a cell says so at every place.
 
 suspects = defective[:N_DEFECTIVE]
 order = detector.score_samples(suspects).argsort()
