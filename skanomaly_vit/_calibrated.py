@@ -12,7 +12,8 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._compat import _safe_indexing
-from skanomaly_vit.calibration import conformal_p_values, conformal_threshold, drift_test
+from skanomaly_vit._frames import p_values_of, score_frame
+from skanomaly_vit.calibration import conformal_threshold, drift_test
 
 
 class CalibratedMixin(OutlierMixin):
@@ -93,11 +94,54 @@ class CalibratedMixin(OutlierMixin):
         skanomaly_vit.calibration.benjamini_hochberg : Flags a batch by its p-values.
         """
         known = self._require_calibration()
-        scores = self.score_samples(X)
-        scored = ~np.isnan(scores)
-        p_values = np.full(len(scores), np.nan)
-        p_values[scored] = conformal_p_values(known, scores[scored])
-        return p_values
+        return p_values_of(known, self.score_samples(X))
+
+    def score_dataframe(self, frame: Any, column: str) -> Any:
+        """Score a column of images, and add what comes of it to the table.
+
+        Parameters
+        ----------
+        frame : DataFrame, or table of Arrow
+            Of pandas or Dask; or a Table, RecordBatch, RecordBatchReader or Dataset of Arrow.
+        column : str
+            The column that holds the images, as paths or as what is in image files (bytes).
+
+        Returns
+        -------
+        scored : same as `frame`, or RecordBatchReader for a Dataset
+            With the columns ``score`` (float64, higher = more normal), ``decision`` (float64,
+            negative = anomaly), ``flag`` (bool, anomaly), and where images were held out
+            ``p_value`` (float64, small = abnormal). Partition by partition, and computed as it is
+            read if the frame is Dask's, a reader or a dataset.
+
+        Raises
+        ------
+        ValueError
+            If there is no such column, one of those that are added is there already, or as
+            `score_samples` does. A missing value is an image that cannot be read: with
+            ``on_error="nan"`` its row has NaN and is flagged.
+        TypeError
+            If `frame` is no such table.
+
+        See Also
+        --------
+        score_samples : Takes a column alone.
+
+        Notes
+        -----
+        Dask's workers get the detector without its backbone, which each of their processes loads
+        once (`store_backbone`).
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from skanomaly_vit import TransformalyDetector
+        >>> def most_abnormal(detector: TransformalyDetector, paths: list[str]) -> pd.DataFrame:
+        ...     frame = detector.score_dataframe(pd.DataFrame({"path": paths}), "path")
+        ...     return frame.sort_values("score").head(10)
+        """
+        check_is_fitted(self)
+        return score_frame(self, frame, column)
 
     def set_threshold(self, *, target_fpr: float) -> Self:
         """Move the threshold, without fitting again.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 Array: TypeAlias = np.ndarray[Any, Any]
-Item: TypeAlias = "str | Image.Image | Array | torch.Tensor"
+Item: TypeAlias = "str | bytes | Image.Image | Array | torch.Tensor"
 
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,8 +44,9 @@ def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
 
     Parameters
     ----------
-    item : str, PIL.Image.Image, ndarray or torch.Tensor
-        A path, a PIL image, an array (h, w), (h, w, 1) or (h, w, 3), or a tensor (3, h, w).
+    item : str, bytes, PIL.Image.Image, ndarray or torch.Tensor
+        A path, what is in an image file, a PIL image, an array (h, w), (h, w, 1) or (h, w, 3), or a
+        tensor (3, h, w).
     max_pixels : int or None, default=2**27
         Files and PIL images of more pixels are refused before they are decoded; None is no limit.
 
@@ -60,7 +61,7 @@ def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
     Exception
         Whatever Pillow raises for a file that it cannot read in full.
     """
-    if isinstance(item, str):
+    if isinstance(item, str | bytes):
         with open_file(item, max_pixels) as image:
             return _decode_pil(image, max_pixels)
     if isinstance(item, Image.Image):
@@ -74,7 +75,7 @@ def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
 
 def image_size(item: Item, max_pixels: int | None = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of what `decode_image` gives, if possible without decoding it."""
-    if isinstance(item, str):
+    if isinstance(item, str | bytes):
         with open_file(item, max_pixels) as image:
             # Of other formats the orientation is known only after their pixels have been read.
             if image.format == "JPEG":
@@ -182,6 +183,8 @@ def as_item(item: Any, index: int) -> Item:
     where = f"sample {index}"
     if isinstance(item, str | os.PathLike):
         return os.fsdecode(item)
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(item)
     if isinstance(item, Image.Image):
         if 0 in item.size:
             raise ValueError(f"{where}: PIL image of zero size {item.size}")
@@ -190,7 +193,7 @@ def as_item(item: Any, index: int) -> Item:
         check_dtype(item.dtype, where)
         check_layout(item.shape, where, "np.moveaxis(image, 0, -1)")
         return item
-    hint = "a path, a PIL image, or an array (h, w), (h, w, 1) or (h, w, 3)"
+    hint = "a path, a file's bytes, a PIL image, or an array (h, w), (h, w, 1) or (h, w, 3)"
     if is_tensor(item):
         hint = "one tensor (n, 3, h, w), torch.stack(X), or image.permute(1, 2, 0).numpy()"
     raise ValueError(f"{where} is of unsupported type {type(item).__name__}; pass {hint}")

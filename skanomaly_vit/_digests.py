@@ -21,7 +21,7 @@ def digest_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> bytes:
 
     Parameters
     ----------
-    item : str, PIL.Image.Image, ndarray or torch.Tensor
+    item : str, bytes, PIL.Image.Image, ndarray or torch.Tensor
     max_pixels : int or None, default=2**27
         As `decode_image` takes them.
 
@@ -37,6 +37,8 @@ def digest_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> bytes:
     """
     if isinstance(item, str):
         return _digest_file(item)
+    if isinstance(item, bytes):
+        return hashlib.sha256(item).digest()
     pixels = np.ascontiguousarray(decode_image(item, max_pixels))
     digest = hashlib.sha256(f"{pixels.dtype.str} {pixels.shape}\n".encode())
     digest.update(pixels.data)

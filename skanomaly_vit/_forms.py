@@ -19,7 +19,7 @@ Items: TypeAlias = "Sequence[Item] | Array | torch.Tensor"
 
 _ACCEPTED = (
     "a uint8, uint16 or float array (n, h, w, 3), (n, h, w, 1) or (n, h, w), a list of paths, "
-    "of PIL images or of arrays, or a torch tensor (n, 3, h, w)"
+    "of files' bytes, of PIL images or of arrays, or a torch tensor (n, 3, h, w)"
 )
 
 
@@ -45,7 +45,9 @@ def _reject_single(X: Any) -> None:
     """Raise for what is not a collection of images at all."""
     if X is None:
         raise ValueError(f"X is None; pass {_ACCEPTED}")
-    if isinstance(X, str | bytes | os.PathLike):
+    if isinstance(X, bytes | bytearray):
+        raise ValueError(f"X is a single file of {len(X)} bytes; pass a list, [X]")
+    if isinstance(X, str | os.PathLike):
         raise ValueError(_single_path_message(os.fsdecode(X)))
     if isinstance(X, Image.Image):
         raise ValueError("X is a single PIL image; pass a list, [image]")

@@ -333,8 +333,8 @@ def open_images(
     ----------
     X : array-like of n images
         - array (n, h, w, 3), (n, h, w, 1) or (n, h, w): uint8, uint16, or float in [0, 1];
-        - list, tuple, 1-D array or Series of paths, of PIL images, or of arrays (h, w),
-          (h, w, 1) or (h, w, 3), sizes and kinds mixed;
+        - list, tuple, 1-D array or Series of paths, of files' bytes, of PIL images, or of arrays
+          (h, w), (h, w, 1) or (h, w, 3), sizes and kinds mixed;
         - DataFrame or array of one column of any of these;
         - array (n, h * w * c) if ``image_shape`` is given;
         - torch tensor (n, 3, h, w): uint8, or float in [0, 1].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import threading
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 #: Pixels of the largest image that is decoded, if the user sets no other limit: more than nearly
 #: all cameras have, and some 3 GB of memory while such an image is decoded.
@@ -17,13 +18,16 @@ MAX_PIXELS = 2**27
 
 
 @contextmanager
-def open_file(path: str, max_pixels: int | None) -> Iterator[Image.Image]:
-    """Open an image file, its header read, and close it; larger ones are refused unread."""
+def open_file(file: str | bytes, max_pixels: int | None) -> Iterator[Image.Image]:
+    """Open an image file, its header read, and close it; larger ones are refused unread.
+
+    `file` is a path, or what is in the file.
+    """
     # Opening a named pipe would wait for whoever writes to it.
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError("not a regular file")
     with own_limits(max_pixels):
-        with Image.open(path) as image:
+        with _open(file) as image:
             if image.format == "EPS":
                 raise ValueError("PostScript is a program, not an image; convert the file to PNG")
             check_pixels(image.size, max_pixels)
@@ -33,9 +37,21 @@ def open_file(path: str, max_pixels: int | None) -> Iterator[Image.Image]:
             # Pillow does not look at the checksums of pixels as it decodes them, and a fifth of
             # all flipped bits would pass. It can do so only once, of an image that it closes.
             image.verify()
-        with Image.open(path) as image:
+        with _open(file) as image:
             check_pixels(image.size, max_pixels)
             yield image
+
+
+def _open(file: str | bytes) -> Image.Image:
+    if isinstance(file, str):
+        return Image.open(file)
+    if not file:
+        raise ValueError("no bytes: the image is missing")
+    try:
+        return Image.open(io.BytesIO(file))
+    except UnidentifiedImageError:
+        # Pillow's own words have an address in memory, which differs from run to run.
+        raise ValueError(f"{len(file)} bytes that are no image of a format known") from None
 
 
 def check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:

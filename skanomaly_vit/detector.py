@@ -140,9 +140,11 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
         as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
     device : str, torch.device or None, default=None
-        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
+        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU; under torchrun
+        each rank's own GPU.
     n_jobs : int or None, default=None
-        Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores. Workers beyond
+        this process are those of ``joblib.parallel_config`` or of `skanomaly_vit.engines.torchrun`.
     memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
         Where features and students are kept for other fits: a folder, a `DiskCache`, or
         an object such as `joblib.Memory`. The keys are the contents of images, the weights of the
@@ -313,8 +315,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         X : images
             Normal images: an array (n, height, width, 3), (n, height, width, 1) or
             (n, height, width) of uint8, uint16 or floats in [0, 1]; a list, array or Series of
-            paths, PIL images or arrays, of any sizes; a torch tensor (n, 3, height, width); or,
-            with `image_shape`, a 2-D array of flattened images.
+            paths, files' bytes, PIL images or arrays, of any sizes; a torch tensor (n, 3, height,
+            width); or, with `image_shape`, a 2-D array of flattened images.
         y : array-like of shape (n_images,) or None, default=None
             Ignored, but for a `LabelWarning` if it says that there are anomalies among `X`.
         groups : array-like of shape (n_images,) or None, default=None

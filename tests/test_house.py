@@ -59,6 +59,7 @@ ROOMS = [
     "engines",
     "detector",
     "_calibrated",
+    "_frames",
     "persistence",
     "_saved_students",
     "_saved_densities",

@@ -774,7 +774,7 @@ def in_one(value, dtype=np.float64, shape=(4, 6, 6, 3)):
 REJECTED = {
     "None": (None, "X is None; pass"),
     "missing path": ("no/such.png", r"single path, .*pass a list of paths, \['no/such.png'\]"),
-    "bytes": (b"a.png", "single path"),
+    "bytes": (b"a.png", "single file of 5 bytes"),
     "PIL image": (Image.new("L", (2, 2)), r"single PIL image.*\[image\]"),
     "number": (3, "unsupported type int; pass a uint8"),
     "dict": ({}, "unsupported type dict"),

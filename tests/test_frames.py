@@ -1,0 +1,193 @@
+"""Scores beside the images that they are of, in tables of pandas, Dask and Arrow."""
+
+from __future__ import annotations
+
+import io
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from skanomaly_vit import UnreadableImageWarning, ViTFeatures
+
+pa = pytest.importorskip("pyarrow")
+ds = pytest.importorskip("pyarrow.dataset")
+dd = pytest.importorskip("dask.dataframe")
+
+
+def encode(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture
+def detector(make_detector, images):
+    return make_detector(contamination=0.2).fit(images)
+
+
+@pytest.fixture
+def frame(images, odd_images, tmp_path) -> pd.DataFrame:
+    """Ten images, the last four odd, as paths and as bytes, with an index of its own."""
+    chosen = [*images[:6], *odd_images[:4]]
+    paths = [tmp_path / f"{i}.png" for i in range(10)]
+    for path, image in zip(paths, chosen, strict=True):
+        Image.fromarray(image).save(path)
+    columns = {"path": [str(path) for path in paths], "data": [encode(image) for image in chosen]}
+    return pd.DataFrame(columns, index=range(100, 110))
+
+
+def for_dask(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns of the types that Dask has: it takes one of objects for text."""
+    return frame.astype({"data": pd.ArrowDtype(pa.binary()), "path": "string[pyarrow]"})
+
+
+@pytest.fixture
+def expected(detector, frame) -> pd.DataFrame:
+    X = frame["path"]
+    return frame.assign(
+        score=detector.score_samples(X),
+        decision=detector.decision_function(X),
+        flag=detector.predict(X) == -1,
+        p_value=detector.p_values(X),
+    )
+
+
+@pytest.mark.parametrize("column", ["path", "data"])
+def test_a_frame_of_pandas_gets_columns(detector, frame, expected, column):
+    scored = detector.score_dataframe(frame, column)
+    pd.testing.assert_frame_equal(scored, expected, check_exact=True)
+    assert scored["flag"].tolist()[-4:] == [True] * 4
+    assert list(frame.columns) == ["path", "data"]  # the caller's own is as it was
+
+
+def test_without_held_out_images_there_are_no_p_values(make_detector, images, frame):
+    detector = make_detector(validation_fraction=0).fit(images)
+    scored = detector.score_dataframe(frame, "path")
+    assert list(scored.columns) == ["path", "data", "score", "decision", "flag"]
+
+
+@pytest.mark.parametrize("column", ["path", "data"])
+def test_a_frame_of_dask_is_scored_partition_by_partition_when_it_is_computed(
+    detector, frame, expected, column, embedded
+):
+    parts = dd.from_pandas(for_dask(frame), npartitions=3)
+    embedded.clear()
+    scored = detector.score_dataframe(parts, column)
+    assert embedded == []
+    assert scored.npartitions == 3
+    assert scored.dtypes.to_dict() == for_dask(expected).dtypes.to_dict()
+    result = scored.compute(scheduler="synchronous")
+    pd.testing.assert_frame_equal(result, for_dask(expected), check_exact=True)
+    assert len(embedded) == 3
+
+
+def test_an_empty_partition_stays_empty(detector, frame, expected):
+    parts = dd.from_pandas(for_dask(frame), npartitions=2)
+    chosen = parts[parts["path"] == frame["path"].iloc[0]]
+    result = detector.score_dataframe(chosen, "path").compute(scheduler="synchronous")
+    pd.testing.assert_frame_equal(result, for_dask(expected).iloc[:1], check_exact=True)
+
+
+@pytest.mark.parametrize("column", ["path", "data"])
+def test_tables_and_batches_of_arrow_get_columns(detector, frame, expected, column):
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    scored = detector.score_dataframe(table, column)
+    assert isinstance(scored, pa.Table)
+    wanted = expected.reset_index(drop=True)
+    pd.testing.assert_frame_equal(scored.to_pandas(), wanted, check_exact=True)
+    (batch,) = table.to_batches()
+    scored = detector.score_dataframe(batch, column)
+    assert isinstance(scored, pa.RecordBatch)
+    pd.testing.assert_frame_equal(scored.to_pandas(), wanted, check_exact=True)
+
+
+def test_a_dataset_of_arrow_is_scored_as_it_is_read(detector, frame, expected, tmp_path, embedded):
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    ds.write_dataset(table.slice(0, 5), tmp_path / "a", format="parquet")
+    dataset = ds.dataset(tmp_path / "a")
+    embedded.clear()
+    reader = detector.score_dataframe(dataset, "data")
+    assert isinstance(reader, pa.RecordBatchReader)
+    assert embedded == []
+    ds.write_dataset(reader, tmp_path / "b", format="parquet")
+    written = ds.dataset(tmp_path / "b").to_table().to_pandas()
+    pd.testing.assert_frame_equal(
+        written, expected.reset_index(drop=True).iloc[:5], check_exact=True
+    )
+    again = detector.score_dataframe(table.to_reader(max_chunksize=4), "data").read_all()
+    assert again["score"].to_pylist() == expected["score"].tolist()
+
+
+def test_rows_that_cannot_be_read_follow_on_error(detector, frame, expected):
+    frame.iloc[2, 1] = None
+    frame.iloc[7, 1] = b"no image"
+    with pytest.raises(ValueError, match=r"sample 2.*no bytes: the image is missing"):
+        detector.score_dataframe(frame, "data")
+    detector.set_params(on_error="nan")
+    with pytest.warns(UnreadableImageWarning, match="8 bytes that are no image") as caught:
+        scored = detector.score_dataframe(frame, "data")
+    assert caught[0].filename == __file__
+    gaps = [2, 7]
+    assert scored["score"].isna().to_numpy().nonzero()[0].tolist() == gaps
+    assert scored["p_value"].isna().to_numpy().nonzero()[0].tolist() == gaps
+    assert scored["flag"].iloc[gaps].all()
+    others = scored["score"].drop(scored.index[gaps])
+    pd.testing.assert_series_equal(others, expected["score"].drop(expected.index[gaps]))
+
+
+def test_columns_are_checked_before_any_work(detector, frame):
+    with pytest.raises(ValueError, match=r"no column 'image' in the table, which has \['path'"):
+        detector.score_dataframe(frame, "image")
+    with pytest.raises(ValueError, match=r"column\(s\) \['score'\] already"):
+        detector.score_dataframe(
+            dd.from_pandas(frame[["path"]].assign(score=0), npartitions=1), "path"
+        )
+    for other in ([1, 2], frame["path"], frame["path"].to_numpy()):
+        with pytest.raises(TypeError, match="pass a DataFrame of pandas or Dask"):
+            detector.score_dataframe(other, "path")
+
+
+def test_what_dask_sends_holds_no_backbone_that_has_a_name(images):
+    from skanomaly_vit import TransformalyDetector
+
+    small = {"pretrained": False, "image_size": 28, "n_blocks": 1, "contamination": 0.2}
+    detector = TransformalyDetector(**small).fit(images)
+    data = {"data": [encode(image) for image in images]}
+    frame = dd.from_pandas(pd.DataFrame(data, dtype=pd.ArrowDtype(pa.binary())))
+    scored = detector.score_dataframe(frame, "data")
+    of_backbone = sum(value.nbytes for value in detector.features_._teacher.model.parameters())
+    assert len(pickle.dumps(scored.optimize())) < of_backbone / 4
+
+
+# Bytes as a form of images, wherever images are taken
+
+
+def test_bytes_are_the_file_that_they_are_of(tiny, frame, tmp_path):
+    features = ViTFeatures(backbone=tiny, memory=str(tmp_path / "cache")).fit(frame["path"])
+    by_path = features.transform(frame["path"])
+    forms = [
+        frame["data"],
+        frame["data"].tolist(),
+        [bytearray(data) for data in frame["data"]],
+        frame[["data"]],
+        frame["data"].astype(pd.ArrowDtype(pa.binary())),
+    ]
+    for form in forms:
+        np.testing.assert_array_equal(features.transform(form), by_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"), [(b"", "no bytes"), (b"GIF89a", "6 bytes that are no image")]
+)
+def test_bytes_that_are_no_image_are_named_by_their_place(tiny, frame, data, cause):
+    features = ViTFeatures(backbone=tiny).fit(frame["data"])
+    with pytest.raises(ValueError, match=f"sample 1: the image cannot be decoded: .*{cause}"):
+        features.transform([frame["data"].iloc[0], data])
+
+
+def test_a_single_file_of_bytes_is_no_list_of_images(tiny, frame):
+    with pytest.raises(ValueError, match=r"single file of \d+ bytes; pass a list"):
+        ViTFeatures(backbone=tiny).fit(frame["data"].iloc[0])
