@@ -254,13 +254,8 @@ class ImageSource:
 
         # Each image is resized alone, even those of one array: resizing them together gives the
         # same bits but saves only 0.1 ms an image, next to nothing beside the ViT.
-        images = self.load_each(positions, lambda pixels: _resize(pixels, preprocessing), n_jobs)
-        batch = torch.stack(images)  # [B, 3, H, W]
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
-            for values in (preprocessing.mean, preprocessing.std)
-        )
-        return batch.sub_(mean).div_(std)
+        images = self.load_each(positions, lambda pixels: prepare(pixels, preprocessing), n_jobs)
+        return torch.stack(images)  # [B, 3, H, W]
 
     def load_each(
         self,
@@ -276,18 +271,15 @@ class ImageSource:
             As `load` does.
         """
         if n_jobs is None or n_jobs == 1:
-            results = [self._try_load(position, function) for position in positions]
+            results = [self.try_load(position, function) for position in positions]
         else:
             # Not "prefer": whatever backend is active, pixels are to stay in this process.
             parallel = joblib.Parallel(n_jobs=n_jobs, require="sharedmem")
-            load = joblib.delayed(self._try_load)
+            load = joblib.delayed(self.try_load)
             results = parallel(load(position, function) for position in positions)
-        errors = [result for result in results if isinstance(result, UnreadableImageError)]
-        if errors:
-            raise merge(errors)
-        return [result for result in results if not isinstance(result, UnreadableImageError)]
+        return require_readable(results)
 
-    def _try_load(
+    def try_load(
         self, position: int, function: Callable[[Array], Result]
     ) -> Result | UnreadableImageError:
         """Load an image or return the error: raised through joblib, its cause would be replaced."""
@@ -373,6 +365,14 @@ def open_images(
     )
 
 
+def require_readable(results: Sequence[Result | UnreadableImageError]) -> list[Result]:
+    """What `ImageSource.try_load` gave for some images; an error that names all unreadable ones."""
+    errors = [result for result in results if isinstance(result, UnreadableImageError)]
+    if errors:
+        raise merge(errors)
+    return [result for result in results if not isinstance(result, UnreadableImageError)]
+
+
 def reading_options(estimator: Any) -> dict[str, Any]:
     """Options of `open_images` with which an estimator reads images, as far as it has them."""
     options = {name: getattr(estimator, name, None) for name in ("image_shape", "max_pixels")}
@@ -384,6 +384,17 @@ def reading_options(estimator: Any) -> dict[str, Any]:
 
 def _name(item: Item, index: int) -> str:
     return f"sample {index} ({item!r})" if isinstance(item, str) else f"sample {index}"
+
+
+def prepare(pixels: Array, preprocessing: Preprocessing) -> torch.Tensor:
+    """Pixels (h, w, 3) of any type -> (3, height, width) float32, resized and normalised."""
+    import torch
+
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    return _resize(pixels, preprocessing).sub_(mean).div_(std)
 
 
 def _resize(pixels: Array, preprocessing: Preprocessing) -> torch.Tensor:

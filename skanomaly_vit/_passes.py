@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten
 
+from skanomaly_vit._ahead import Reader, batches_ahead
 from skanomaly_vit._extraction import Pass
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._teacher import BlockCall, Teacher, Visitor
@@ -156,7 +158,13 @@ class TeacherPasses:
         self._activations = activations
         self._kept_blocks = kept_blocks
         self._batch_size = batch_size
-        self._n_jobs = n_jobs
+        self._reader = Reader(
+            source,
+            teacher.preprocessing,
+            n_jobs=n_jobs,
+            n_ahead=batches_ahead(teacher.device) * batch_size,
+            pinned=teacher.device.type == "cuda",
+        )
         self._arguments: dict[int, Arguments] = {}
         self._replayable = True
 
@@ -166,9 +174,18 @@ class TeacherPasses:
         """A pass over some of the images, in order; `track` is shown every batch."""
 
         def teacher_pass(blocks: Collection[int], visit: Visitor) -> Iterator[torch.Tensor]:
-            return track(self._run(indices, sorted(blocks), visit))
+            return track(self._read(indices, sorted(blocks), visit))
 
         return teacher_pass
+
+    def _read(
+        self, indices: np.ndarray, blocks: Sequence[int], visit: Visitor
+    ) -> Iterator[torch.Tensor]:
+        """As `_run`, and no thread is left, however the pass ends."""
+        try:
+            yield from self._run(indices, blocks, visit)
+        finally:
+            self._reader.close()
 
     def _run(
         self, indices: np.ndarray, blocks: Sequence[int], visit: Visitor
@@ -178,6 +195,7 @@ class TeacherPasses:
         while rest or batch:
             while rest and len(batch) < self._batch_size:
                 batch.append(rest.popleft())
+            self._reader.expect(itertools.islice(rest, self._reader.n_ahead))
             try:
                 inputs = self._prepare(batch, blocks)
             except UnreadableImageError:
@@ -209,7 +227,7 @@ class TeacherPasses:
         return known | embedded if self._replayable else None
 
     def _decode(self, positions: Sequence[int]) -> torch.Tensor:
-        return self._source.load(positions, self.teacher.preprocessing, self._n_jobs)
+        return self._reader.load(positions)
 
     def _embed(self, positions: Sequence[int], blocks: Collection[int]) -> dict[int, Tokens]:
         """Run the teacher over images, collect their tokens, and have them kept."""

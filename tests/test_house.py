@@ -91,6 +91,7 @@ ROOMS = [
     "_memory",
     "_objectives",
     "_passes",
+    "_ahead",
     "_tuning",
     "_training",
     "_ridge",
