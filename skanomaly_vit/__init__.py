@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skanomaly_vit._backbones import WeightsUnavailableError
+    from skanomaly_vit._checkpoints import CheckpointWarning
     from skanomaly_vit._container import ModelFileError
+    from skanomaly_vit._halving import OutOfMemoryWarning
     from skanomaly_vit._unreadable import UnreadableImageWarning
     from skanomaly_vit.cache import CacheWarning, DiskCache
     from skanomaly_vit.density import (
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BlockDistillation",
     "CacheWarning",
+    "CheckpointWarning",
     "CompactFeatures",
     "DiskCache",
     "ExcessDensity",
@@ -34,6 +37,7 @@ __all__ = [
     "KNNDensity",
     "MeanShiftedFeatures",
     "ModelFileError",
+    "OutOfMemoryWarning",
     "TransformalyDetector",
     "UnreadableImageWarning",
     "ViTFeatures",
@@ -45,6 +49,7 @@ __all__ = [
 _ROOMS = {
     "BlockDistillation": "distillation",
     "CacheWarning": "cache",
+    "CheckpointWarning": "_checkpoints",
     "CompactFeatures": "tuned_features",
     "DiskCache": "cache",
     "ExcessDensity": "density",
@@ -53,6 +58,7 @@ _ROOMS = {
     "KNNDensity": "density",
     "MeanShiftedFeatures": "tuned_features",
     "ModelFileError": "_container",
+    "OutOfMemoryWarning": "_halving",
     "TransformalyDetector": "detector",
     "UnreadableImageWarning": "_unreadable",
     "ViTFeatures": "features",

@@ -184,6 +184,7 @@ TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
     "activation_cache": [Interval(Integral, 0, None, closed="left")],
     "student_dtype": [StrOptions({"float16", "bfloat16"}), None],
     "patience": [Interval(Integral, 1, None, closed="left")],
+    "checkpoint_dir": [str, os.PathLike, None],
     "verbose": ["verbose"],
 }
 

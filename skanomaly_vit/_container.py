@@ -45,6 +45,8 @@ class ModelFileError(ValueError):
     newer format, or holds what no detector has. The message names the file and the cause.
     """
 
+    cause = ""
+
 
 def write(path: Path, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     """Write values that JSON has, and contiguous tensors on the CPU, into one file.
@@ -112,7 +114,9 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def refusal(path: str, cause: str) -> ModelFileError:
     """The error for a file that is not taken."""
-    return ModelFileError(f"{path!r} cannot be loaded as a model: {cause}")
+    error = ModelFileError(f"{path!r} cannot be loaded as a model: {cause}")
+    error.cause = cause
+    return error
 
 
 def _read(path: str, keep: Callable[[bytes], None]) -> dict[str, Any]:

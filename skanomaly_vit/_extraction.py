@@ -42,13 +42,16 @@ def extract(
     errors: dict[int, list[np.ndarray]] = {index: [] for index in students}
 
     def visit(call: BlockCall) -> None:
-        error = None
+        error = column = None
         if call.index in students:
             difference = call.replay(students[call.index]) - call.output
             error = difference.square().mean(dim=2)  # (batch, tokens, dim) -> (batch, tokens)
-            errors[call.index].append(error.mean(dim=1).cpu().numpy())
+            column = error.mean(dim=1).cpu().numpy()
         if observer is not None:
             observer.observe(call, error)
+        # Last, when the device cannot run out of memory any more.
+        if column is not None:
+            errors[call.index].append(column)
 
     blocks = {*students, *(observer.blocks if observer is not None else ())}
     features = [batch.cpu().numpy() for batch in teacher_pass(blocks, visit)]

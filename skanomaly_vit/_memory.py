@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from skanomaly_vit import __version__
+from skanomaly_vit._checkpoints import Checkpoints
 from skanomaly_vit._digests import combine
 from skanomaly_vit._extraction import extract
 from skanomaly_vit._images import ImageSource
@@ -220,8 +221,7 @@ class RememberedPasses:
         self._batch_size = batch_size
         self._n_jobs = n_jobs
         if memory:
-            self._digests = source.each(source.digest, range(len(source)))
-            self._context = combine(FORMAT, teacher.fingerprint, *_surroundings(teacher.device))
+            self._digests  # noqa: B018, here, so that what is unreadable is found before any work
         if memory.disk is not None:
             # All blocks: which of them other settings will want is not known.
             kept_blocks = range(len(teacher.blocks))
@@ -235,6 +235,26 @@ class RememberedPasses:
             batch_size=batch_size,
             n_jobs=n_jobs,
         )
+
+    @functools.cached_property
+    def _digests(self) -> dict[int, bytes]:
+        """Position -> digest of the images that can be read."""
+        return self._source.each(self._source.digest, range(len(self._source)))
+
+    @functools.cached_property
+    def _context(self) -> bytes:
+        """What everything depends on beside the images."""
+        return combine(FORMAT, self.teacher.fingerprint, *_surroundings(self.teacher.device))
+
+    def identity(self) -> dict[str, Any]:
+        """What goes into every key, for people."""
+        return {
+            "images": combine(*self._digests.values()),
+            "backbone": bytes.fromhex(self.teacher.fingerprint),
+            "batch_size": self._batch_size,
+            "number of threads": torch.get_num_threads(),
+            "versions and processor": _surroundings(self.teacher.device),
+        }
 
     def key(self, kind: str, indices: np.ndarray, *parts: object) -> bytes:
         """Key of what was computed from some of the images, in their order."""
@@ -306,6 +326,7 @@ class RememberedPasses:
         *,
         seed: int,
         progress: Progress,
+        checkpoints: Checkpoints,
         verbose: int,
     ) -> tuple[dict[int, Trained], list[float]]:
         """Block students, and the seconds of each epoch: see `train_students`."""
@@ -316,6 +337,7 @@ class RememberedPasses:
             schedule=schedule,
             seed=seed,
             progress=progress,
+            checkpoints=checkpoints,
             verbose=verbose,
         )
 

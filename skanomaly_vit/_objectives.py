@@ -36,7 +36,8 @@ class Compactness(Objective[BlockCall]):
 
     def batches(self, indices: np.ndarray, seed: int, track: Track) -> Iterator[BlockCall]:
         calls: list[BlockCall] = []
-        for _ in self._passes.over(indices, track)([self._network.first], calls.append):
+        whole = self._passes.over(indices, track, in_parts=False)
+        for _ in whole([self._network.first], calls.append):
             yield calls.pop()
 
     def losses(self, batch: BlockCall) -> torch.Tensor:

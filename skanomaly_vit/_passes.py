@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from skanomaly_vit._ahead import Reader, batches_ahead
 from skanomaly_vit._extraction import Pass
+from skanomaly_vit._halving import run_in_parts
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._teacher import BlockCall, Teacher, Visitor
 from skanomaly_vit._unreadable import UnreadableImageError
@@ -139,6 +140,9 @@ class TeacherPasses:
     block (rotary embeddings, position biases) depend on the image size alone. Where they do
     not, which is looked at in every batch, nothing is kept.
 
+    A batch for which the device has too little memory is worked on in parts (`run_in_parts`):
+    visitors see the images of each block in order, all of them once, in one call or in several.
+
     Of a source that skips what is unreadable, images found to be so are left out, and the next
     ones move up: the batches are those of a pass over the others alone.
     """
@@ -168,27 +172,39 @@ class TeacherPasses:
         self._arguments: dict[int, Arguments] = {}
         self._replayable = True
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all batches fit on the device: sums over a batch in parts round otherwise."""
+        return (self.teacher.largest_batch or self._batch_size) >= self._batch_size
+
     def over(
-        self, indices: np.ndarray, track: Callable[[Iterator[Any]], Iterator[Any]] = iter
+        self,
+        indices: np.ndarray,
+        track: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+        *,
+        in_parts: bool = True,
     ) -> Pass:
-        """A pass over some of the images, in order; `track` is shown every batch."""
+        """A pass over some of the images, in order; `track` is shown every batch.
+
+        Without `in_parts` a visitor sees each batch whole, or the device runs out of memory.
+        """
 
         def teacher_pass(blocks: Collection[int], visit: Visitor) -> Iterator[torch.Tensor]:
-            return track(self._read(indices, sorted(blocks), visit))
+            return track(self._read(indices, sorted(blocks), visit, in_parts))
 
         return teacher_pass
 
     def _read(
-        self, indices: np.ndarray, blocks: Sequence[int], visit: Visitor
+        self, indices: np.ndarray, blocks: Sequence[int], visit: Visitor, in_parts: bool
     ) -> Iterator[torch.Tensor]:
         """As `_run`, and no thread is left, however the pass ends."""
         try:
-            yield from self._run(indices, blocks, visit)
+            yield from self._run(indices, blocks, visit, in_parts)
         finally:
             self._reader.close()
 
     def _run(
-        self, indices: np.ndarray, blocks: Sequence[int], visit: Visitor
+        self, indices: np.ndarray, blocks: Sequence[int], visit: Visitor, in_parts: bool
     ) -> Iterator[torch.Tensor]:
         rest: deque[int] = deque(indices.tolist())
         batch: list[int] = []
@@ -203,11 +219,20 @@ class TeacherPasses:
                     raise
                 batch = self._source.readable(batch).tolist()
                 continue
-            if torch.is_tensor(inputs):
-                yield self.teacher(inputs, blocks=blocks, visit=visit)
+            if in_parts:
+                parts = run_in_parts(self.teacher, inputs, blocks, visit, self._show)
+                yield torch.cat(parts) if len(parts) > 1 else parts[0]
             else:
-                yield self._replay(inputs, blocks, visit)
+                yield self._show(inputs, blocks, visit)
             batch = []
+
+    def _show(
+        self, inputs: list[Tokens] | torch.Tensor, blocks: Collection[int], visit: Visitor
+    ) -> torch.Tensor:
+        """Pooled features of images, whose blocks `visit` sees at work."""
+        if torch.is_tensor(inputs):
+            return self.teacher(inputs, blocks=blocks, visit=visit)
+        return self._replay(inputs, sorted(blocks), visit)
 
     def _prepare(self, batch: Sequence[int], blocks: Sequence[int]) -> list[Tokens] | torch.Tensor:
         """The tokens of a batch of images, or its pixels, before anything is shown to a visitor."""
@@ -231,6 +256,16 @@ class TeacherPasses:
 
     def _embed(self, positions: Sequence[int], blocks: Collection[int]) -> dict[int, Tokens]:
         """Run the teacher over images, collect their tokens, and have them kept."""
+
+        def embed(part: Sequence[int], *ignored: Any) -> dict[int, Tokens]:
+            return self._embed_at_once(part, blocks)
+
+        parts = run_in_parts(self.teacher, positions, (), _look_away, embed)
+        return {position: tokens for part in parts for position, tokens in part.items()}
+
+    def _embed_at_once(
+        self, positions: Sequence[int], blocks: Collection[int]
+    ) -> dict[int, Tokens]:
         collected: Tokens = {}
 
         def visit(call: BlockCall) -> None:
@@ -281,6 +316,10 @@ class TeacherPasses:
         blank = torch.zeros(1, 3, *self.teacher.preprocessing.image_size)
         with torch.inference_mode(False), torch.no_grad():
             self.teacher(blank, blocks=range(len(self.teacher.blocks)), visit=visit)
+
+
+def _look_away(call: BlockCall) -> None:
+    """Visit no block."""
 
 
 def _arguments(call: BlockCall) -> Arguments:

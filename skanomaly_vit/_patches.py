@@ -135,13 +135,18 @@ class PatchSample:
 
     def observe(self, call: BlockCall, errors: torch.Tensor | None) -> None:
         """See `Observer`."""
-        rows = self._rows(call)
-        if errors is not None:
-            values = self.layout.patches(errors).flatten()[rows]
-            self._errors.setdefault(call.index, []).append(values.cpu().numpy())
+        start = self._passed.get(call.index, 0)
+        stop = start + len(call.tokens) * self.layout.n_patches
+        first, last = np.searchsorted(self._chosen, [start, stop])
+        rows = torch.from_numpy(self._chosen[first:last] - start).to(call.tokens.device)
+        values = self.layout.patches(errors).flatten()[rows].cpu() if errors is not None else None
         if call.index == self.layout.block:
             tokens = self.layout.tokens_of(call).flatten(0, 1)[rows]
             self._tokens.append(tokens.cpu().numpy())
+        # Last, when the device cannot run out of memory any more.
+        if values is not None:
+            self._errors.setdefault(call.index, []).append(values.numpy())
+        self._passed[call.index] = stop
 
     def part(self, start: int, stop: int) -> PatchSample:
         """See `Observer`."""
@@ -162,13 +167,6 @@ class PatchSample:
         for index, values in errors.items():
             self._errors.setdefault(index, []).extend(values)
         self._tokens.extend(tokens)
-
-    def _rows(self, call: BlockCall) -> torch.Tensor:
-        """Which patches of a batch are in the sample."""
-        start = self._passed.get(call.index, 0)
-        self._passed[call.index] = stop = start + len(call.tokens) * self.layout.n_patches
-        first, last = np.searchsorted(self._chosen, [start, stop])
-        return torch.from_numpy(self._chosen[first:last] - start).to(call.tokens.device)
 
     def of_block(self, index: int) -> Tensors:
         """Logarithmic errors of a block's student on unseen patches."""
@@ -265,8 +263,9 @@ class MapCollector:
     def __init__(self, normal: NormalPatches, method: str) -> None:
         self._normal = normal
         self._method = method
-        self._errors: list[np.ndarray] = []  # of each batch, added up over the blocks
+        self._errors: list[np.ndarray] = []  # of each image, added up over the blocks
         self._distances: list[np.ndarray] = []
+        self._passed: dict[int, int] = {}
 
     @property
     def blocks(self) -> Collection[int]:
@@ -275,16 +274,23 @@ class MapCollector:
 
     def observe(self, call: BlockCall, errors: torch.Tensor | None) -> None:
         """See `Observer`."""
-        normal = self._normal
-        if errors is not None:
-            column = normal.blocks.index(call.index)
-            values = self._standardise(column, normal.layout.patches(errors))
-            if column == 0:
-                self._errors.append(values)
-            else:
-                self._errors[-1] += values
+        values = self._normal.layout.patches(errors).cpu() if errors is not None else None
         if call.index in self.blocks:
             self._distances.append(self._standardise(-1, self._distances_of(call)))
+        # Last, when the device cannot run out of memory any more.
+        if values is not None:
+            column = self._normal.blocks.index(call.index)
+            self._add(column, self._standardise(column, values))
+
+    def _add(self, column: int, values: np.ndarray) -> None:
+        # Image by image: one block may see a batch whole, and the next one in parts.
+        start = self._passed.get(column, 0)
+        self._passed[column] = stop = start + len(values)
+        if column == 0:
+            self._errors.extend(values)
+            return
+        for total, of_image in zip(self._errors[start:stop], values, strict=True):
+            total += of_image
 
     def part(self, start: int, stop: int) -> MapCollector:
         """See `Observer`."""
@@ -320,7 +326,7 @@ class MapCollector:
             return np.empty((0, layout.rows, layout.columns), np.float32)
         parts = []
         if self._method != FEATURES:
-            mean_errors = np.concatenate(self._errors) / len(self._normal.blocks)
+            mean_errors = np.stack(self._errors) / len(self._normal.blocks)
             parts.append(mean_errors / scale[DISCREPANCY])
         if self._method != DISCREPANCY:
             parts.append(np.concatenate(self._distances) / scale[FEATURES])

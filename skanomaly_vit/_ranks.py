@@ -34,6 +34,11 @@ class Ranks:
         self.n_workers = dist.get_world_size(group)
         self._rank = dist.get_rank(group)
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes what all have in common."""
+        return self._rank == 0
+
     def run(
         self, function: Function[Result], luggage: Luggage, tasks: Iterable[Task]
     ) -> Iterator[Result]:

@@ -18,7 +18,7 @@ Tensors: TypeAlias = dict[str, torch.Tensor]
 Estimator = TypeVar("Estimator", bound=BaseEstimator)
 
 #: Parameters that are about a machine, not about what was learned.
-MACHINE_PARAMETERS = ("device", "n_jobs", "memory", "verbose")
+MACHINE_PARAMETERS = ("device", "n_jobs", "memory", "checkpoint_dir", "verbose")
 
 # An array stored by columns; products round by layout, and scores are to be the same to the bit.
 _TRANSPOSED = ".T"

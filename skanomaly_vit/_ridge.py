@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from skanomaly_vit._checkpoints import Checkpoints, Part
 from skanomaly_vit._extraction import Pass
 from skanomaly_vit._progress import log
 from skanomaly_vit._students import Trained
@@ -86,6 +87,20 @@ class RidgeStatistics:
         gram = torch.zeros(size, size, dtype=torch.float64)
         return cls(gram, torch.zeros(size, dim, dtype=torch.float64))
 
+    def part(self) -> Part:
+        """All of it, for a checkpoint."""
+        # A tensor, since JSON has no number that is not finite.
+        square = torch.tensor(self.square, dtype=torch.float64)
+        values = {"dtype": str(self.dtype).removeprefix("torch.")}
+        return values, {"gram": self.gram, "cross": self.cross, "square": square}
+
+    @classmethod
+    def from_part(cls, part: Part) -> RidgeStatistics:
+        """The inverse of `part`."""
+        values, tensors = part
+        square, dtype = float(tensors["square"]), getattr(torch, values["dtype"])
+        return cls(tensors["gram"], tensors["cross"], square, dtype)
+
     def add(self, call: BlockCall) -> None:
         """Add the tokens of a batch."""
         tokens, residual = call.tokens, call.output - call.tokens
@@ -96,8 +111,13 @@ class RidgeStatistics:
         # products cost one row an image.
         shared = n_tokens * _outer(mean, mean)
         total = n_tokens * mean.sum(dim=0).double().cpu()
+        of_tokens, crossed = _outer(flat, flat), _outer(flat, residual.reshape(-1, dim))
+        crossed_means = n_tokens * _outer(mean, mean_residual)
+        total_residual = n_tokens * mean_residual.sum(dim=0).double().cpu()
+        square = float(residual.square().sum(dtype=torch.float64))
+        # Nothing is added before all is there: the device can run out of memory up to here.
         t, m = slice(0, dim), slice(dim, 2 * dim)
-        self.gram[t, t] += _outer(flat, flat)
+        self.gram[t, t] += of_tokens
         self.gram[t, m] += shared
         self.gram[m, t] += shared
         self.gram[m, m] += shared
@@ -105,10 +125,10 @@ class RidgeStatistics:
             self.gram[part, -1] += total
             self.gram[-1, part] += total
         self.gram[-1, -1] += batch * n_tokens
-        self.cross[t] += _outer(flat, residual.reshape(-1, dim))
-        self.cross[m] += n_tokens * _outer(mean, mean_residual)
-        self.cross[-1] += n_tokens * mean_residual.sum(dim=0).double().cpu()
-        self.square += float(residual.square().sum(dtype=torch.float64))
+        self.cross[t] += crossed
+        self.cross[m] += crossed_means
+        self.cross[-1] += total_residual
+        self.square += square
         self.dtype = tokens.dtype
 
     @torch.inference_mode()
@@ -161,17 +181,27 @@ def sum_tokens(teacher_pass: Pass, blocks: Collection[int]) -> RidgeSums:
 
 
 def fit_ridge_students(
-    sums_of_shards: Iterable[RidgeSums], *, alpha: float, verbose: int = 0
+    sums_after: Callable[[int], Iterable[RidgeSums]],
+    blocks: Collection[int],
+    *,
+    alpha: float,
+    checkpoints: Checkpoints,
+    verbose: int = 0,
 ) -> dict[int, Trained]:
     """Fit one ridge student for each block.
 
     Parameters
     ----------
-    sums_of_shards : iterable of dict of int to RidgeStatistics
-        Of one shard of the training images after the other, at least one. Float sums round by
-        order: shards have to be the same ones whoever has summed them.
+    sums_after : callable
+        Given a number of shards of the training images, the sums of one shard after the other that
+        come after them. Float sums round by order: shards have to be the same ones whoever has
+        summed them.
+    blocks : collection of int
+        Their indices.
     alpha : float
         Strength of the penalty, relative to the mean square of the inputs.
+    checkpoints : Checkpoints
+        Of the sums; their steps are shards.
     verbose : int
 
     Returns
@@ -185,11 +215,22 @@ def fit_ridge_students(
         If the backbone's tokens are not finite.
     """
     started = time.perf_counter()
-    shards = iter(sums_of_shards)
-    total = next(shards)
-    for sums in shards:
+    n_shards, parts = checkpoints.latest(map(str, blocks), verbose)
+    total = {i: RidgeStatistics.from_part(parts[str(i)]) for i in blocks if parts}
+
+    def save() -> None:
+        checkpoints.save(n_shards, ((str(index), total[index].part()) for index in total))
+
+    for sums in sums_after(n_shards):
         for index, statistics in sums.items():
-            total[index].merge(statistics)
+            if index in total:
+                total[index].merge(statistics)
+            else:
+                total[index] = statistics
+        n_shards += 1
+        if checkpoints.is_due:
+            save()
+    save()
     trained = {index: _solve(index, sums, alpha) for index, sums in total.items()}
     mean = sum(record.train_loss[0] for record in trained.values()) / len(trained)
     log(verbose, "ridge students: mean loss %.4g, %.1f s", mean, time.perf_counter() - started)

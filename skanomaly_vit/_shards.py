@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from skanomaly_vit._checkpoints import Checkpoints
 from skanomaly_vit._digests import combine
 from skanomaly_vit._engines import active_engine
 from skanomaly_vit._extraction import concatenate, extract
@@ -264,6 +265,7 @@ def train_blocks(luggage: Luggage, lesson: Lesson) -> tuple[dict[int, Trained], 
         schedule=lesson.schedule,
         seed=lesson.seed,
         progress=Progress(),
+        checkpoints=Checkpoints(),
     )
     for record in trained.values():
         record.student.cpu()
@@ -346,9 +348,11 @@ class ShardedPasses(RememberedPasses):
         *,
         seed: int,
         progress: Progress,
+        checkpoints: Checkpoints,
         verbose: int,
     ) -> tuple[dict[int, Trained], list[float]]:
         """See `RememberedPasses`; progress is told when the students of some blocks are done."""
+        checkpoints.warn_of_workers()
         groups = np.array_split(blocks, min(self._engine.n_workers, len(blocks)))
         train, validation = split
         images = np.concatenate([train, validation])

@@ -79,7 +79,14 @@ class Teacher:
         Where it runs.
     origin : Origin or None
         Where `model` comes from; None if it can only be had by copying it.
+
+    Attributes
+    ----------
+    largest_batch : int or None
+        Images that fit on the device at once, if it has run out of memory with more.
     """
+
+    largest_batch: int | None = None
 
     def __init__(
         self,
@@ -99,7 +106,7 @@ class Teacher:
     def to(self, device: torch.device) -> Teacher:
         """Move the network, in place."""
         if device != self.device:
-            self.device = device
+            self.device, self.largest_batch = device, None
             self.model.to(device)
         return self
 

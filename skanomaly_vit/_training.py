@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from skanomaly_vit._checkpoints import Checkpoints, Part
 from skanomaly_vit._extraction import Pass
 from skanomaly_vit._progress import Progress, log
 from skanomaly_vit._sampled_queries import (
@@ -21,8 +22,11 @@ from skanomaly_vit._sampled_queries import (
     require_plain_call,
     require_sampling,
 )
-from skanomaly_vit._students import Trained
+from skanomaly_vit._students import Tensors, Trained
 from skanomaly_vit._teacher import BlockCall
+
+#: What of a checkpoint is about all students.
+_ALL = "all"
 
 #: (indices of images, what to show each batch) -> a pass of the teacher over them, in that order
 PassOver: TypeAlias = Callable[[np.ndarray, Callable[..., Any]], Pass]
@@ -45,6 +49,9 @@ class Student:
     """A student block in training: its optimiser, and the best state it has been in.
 
     `best` is kept only where images are held out to choose it by.
+
+    A batch comes in one call or in several: `learn` from each, then `step`. What is seen of it so
+    far is `_n_seen` images, whose mean gradient is that of the parameters.
     """
 
     block: nn.Module
@@ -58,16 +65,31 @@ class Student:
     stopped: bool = False
     train_loss: list[float] = field(default_factory=list)
     valid_loss: list[float] = field(default_factory=list)
+    _n_seen: int = field(default=0, init=False)
+    _queries: torch.Tensor | None = field(default=None, init=False)
 
-    def step(self, call: BlockCall) -> float:
-        """One step of gradient descent on mean (S(h_{j-1}) - h_j)^2 of a batch."""
+    def learn(self, call: BlockCall) -> float:
+        """Take the gradient of mean (S(h_{j-1}) - h_j)^2 of a batch, or of a part of it."""
+        learning = list(self.block.parameters())
         with torch.enable_grad():
             loss = self._sampled_loss(call)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            # Not backward: if memory runs out in it, some parameters have got their share.
+            gradients = torch.autograd.grad(loss, learning, allow_unused=True)
+        n_images = len(call.output)
+        for parameter, gradient in zip(learning, gradients, strict=True):
+            if parameter.grad is None or gradient is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad.lerp_(gradient, n_images / (self._n_seen + n_images))
+        self._n_seen += n_images
+        return loss.item()
+
+    def step(self) -> None:
+        """One step of gradient descent on what was learned from a batch."""
         self.optimizer.step()
         self.scheduler.step()
-        return loss.item()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._n_seen, self._queries = 0, None
 
     def loss(self, call: BlockCall) -> float:
         """Mean (S(h_{j-1}) - h_j)^2 of a batch, without learning from it."""
@@ -82,6 +104,41 @@ class Student:
         self.epochs_without_gain += 1
         self.stopped = self.epochs_without_gain >= patience
 
+    def part(self) -> Part:
+        """All of it, for a checkpoint."""
+        adam = self.optimizer.state_dict()
+        tensors = {"generator": self.generator.get_state()}
+        for kind, state in {"block": self.block.state_dict(), "best": self.best}.items():
+            tensors |= {f"{kind}/{name}": value for name, value in state.items()}
+        for number, state in adam["state"].items():
+            tensors |= {f"adam/{number}/{name}": value for name, value in state.items()}
+        return {
+            "groups": adam["param_groups"],
+            "scheduler": self.scheduler.state_dict(),
+            "epochs_without_gain": self.epochs_without_gain,
+            "stopped": self.stopped,
+            "train_loss": self.train_loss,
+            "valid_loss": self.valid_loss,
+        }, {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+    def restore(self, part: Part) -> None:
+        """The inverse of `part`."""
+        values, tensors = part
+        below = {kind: _below(kind, tensors) for kind in ("block", "best", "adam")}
+        self.block.load_state_dict(below["block"])
+        device = next(self.block.parameters()).device
+        self.best = {name: value.to(device) for name, value in below["best"].items()}
+        numbers = {name.partition("/")[0] for name in below["adam"]}
+        states = {int(number): _below(number, below["adam"]) for number in numbers}
+        # JSON made a list of a tuple.
+        groups = [group | {"betas": tuple(group["betas"])} for group in values["groups"]]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self.scheduler.load_state_dict(values["scheduler"])
+        self.generator.set_state(tensors["generator"])
+        self.epochs_without_gain, self.stopped = values["epochs_without_gain"], values["stopped"]
+        self.train_loss, self.valid_loss = values["train_loss"], values["valid_loss"]
+        self.best_loss = min(self.valid_loss, default=math.inf)
+
     def finish(self) -> Trained:
         """The best block, or the last where none was judged, frozen."""
         if self.best:
@@ -92,9 +149,17 @@ class Student:
         if self.token_fraction == 1.0:
             return nn.functional.mse_loss(call.replay(self.block), call.output)
         require_plain_call(call.args, call.kwargs)
-        queries = draw_queries(call.tokens.shape[1], self.token_fraction, self.generator)
-        imitated = forward_queries(self.block, call.tokens, queries)
-        return nn.functional.mse_loss(imitated, call.output[:, queries])
+        if self._queries is None:
+            n_tokens = call.tokens.shape[1]
+            self._queries = draw_queries(n_tokens, self.token_fraction, self.generator)
+        imitated = forward_queries(self.block, call.tokens, self._queries)
+        return nn.functional.mse_loss(imitated, call.output[:, self._queries])
+
+
+def _below(prefix: str, tensors: Tensors) -> Tensors:
+    """Tensors whose names start with ``prefix/``, without it."""
+    start = f"{prefix}/"
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
 
 def new_student(block: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -141,6 +206,7 @@ def train_students(
     schedule: Schedule,
     seed: int,
     progress: Progress,
+    checkpoints: Checkpoints,
     verbose: int = 0,
 ) -> tuple[dict[int, Trained], list[float]]:
     """Train one student for each of the teacher's `blocks`.
@@ -162,6 +228,8 @@ def train_students(
         depends on the seed and on its block, not on which other students there are.
     progress : Progress
         Gets an ``epoch`` task per epoch with a ``batch`` task per batch.
+    checkpoints : Checkpoints
+        Of the students; their steps are epochs.
     verbose : int
 
     Returns
@@ -183,6 +251,12 @@ def train_students(
     }
     shuffler = _generator(seed, 0)
     seconds: list[float] = []
+    _, parts = checkpoints.latest([*map(str, students), _ALL], verbose)
+    if parts:
+        for index, student in students.items():
+            student.restore(parts[str(index)])
+        shuffler.set_state(parts[_ALL][1]["shuffler"])
+        seconds = parts[_ALL][0]["seconds"]
     while len(seconds) < schedule.max_epochs and not progress.stop_requested:
         active = {index: student for index, student in students.items() if not student.stopped}
         if not active:
@@ -190,7 +264,7 @@ def train_students(
         started = time.perf_counter()
         with progress.task("epoch", n_batches + n_valid_batches) as task:
             order = train[torch.randperm(len(train), generator=shuffler).numpy()]
-            _run_epoch(pass_over(order, task.track), active, Student.step, "train_loss", schedule)
+            _run_epoch(pass_over(order, task.track), active, Student.learn, "train_loss", schedule)
             if len(validation):
                 held_out = pass_over(validation, task.track)
                 _run_epoch(held_out, active, Student.loss, "valid_loss", schedule)
@@ -198,7 +272,17 @@ def train_students(
                     student.judge(schedule.patience)
         seconds.append(time.perf_counter() - started)
         _report(verbose, active, seconds, schedule)
+        checkpoints.save(len(seconds), _parts(students, shuffler, seconds))
     return {index: student.finish() for index, student in students.items()}, seconds
+
+
+def _parts(
+    students: Mapping[int, Student], shuffler: torch.Generator, seconds: list[float]
+) -> Iterator[tuple[str, Part]]:
+    """What a checkpoint holds, one after the other: they are large."""
+    yield _ALL, ({"seconds": seconds}, {"shuffler": shuffler.get_state()})
+    for index, student in students.items():
+        yield str(index), student.part()
 
 
 def _generator(*entropy: int) -> torch.Generator:
@@ -243,6 +327,9 @@ def _run_epoch(
     with torch.no_grad():
         for features in teacher_pass(students.keys(), visit):
             n_images += len(features)
+            if kind == "train_loss":
+                for student in students.values():
+                    student.step()
     for index, total in totals.items():
         if not math.isfinite(total):
             raise ValueError(

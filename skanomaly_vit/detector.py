@@ -20,6 +20,7 @@ from skanomaly_vit._base import (
     split_validation,
 )
 from skanomaly_vit._calibrated import CalibratedMixin
+from skanomaly_vit._checkpoints import Checkpoints, check_checkpoint_dir
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._gaps import fill_maps, fill_scores
 from skanomaly_vit._images import ImageSource
@@ -149,6 +150,12 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         Where features and students are kept for other fits: a folder, a `DiskCache`, or
         an object such as `joblib.Memory`. The keys are the contents of images, the weights of the
         backbone and the parameters that matter. Results are the same with or without.
+    checkpoint_dir : str, path-like or None, default=None
+        A folder for checkpoints: a `fit` that was stopped, by whatever, and is started again with
+        the same images and parameters goes on after the last epoch, or the last minute of the
+        pass for ridge students, and ends with the same to the bit. Checkpoints of other images or
+        parameters are left alone, with a warning; those of a `fit` that has ended well are removed.
+        Needs a `random_state`.
     random_state : int, RandomState instance or None, default=None
         Seed of the validation split, block students' weights, the order of images, densities.
         An int gives the same scores to the bit on the same machine, whatever `n_jobs`.
@@ -271,6 +278,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
         memory: Any = None,
+        checkpoint_dir: str | PathLike[str] | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -302,6 +310,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         self.device = device
         self.n_jobs = n_jobs
         self.memory = memory
+        self.checkpoint_dir = checkpoint_dir
         self.random_state = random_state
         self.verbose = verbose
 
@@ -342,6 +351,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
             If too few images are held out for a threshold at `contamination`.
         """
         warn_about_labels(y, stacklevel=4)  # past the two decorators
+        check_checkpoint_dir(self.checkpoint_dir, self.random_state)
         source = self._open(X, reset=True)
         rng = agreed(check_random_state(self.random_state))
         # A density needs two images to see any spread.
@@ -443,8 +453,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         """Write the fitted detector into one file, which runs no code when it is loaded.
 
         The file holds numbers and text only (safetensors with JSON in its header): parameters,
-        students, densities, threshold, and a model card. `device`, `n_jobs`, `memory` and
-        `verbose` are left out; the backbone is, too, unless `store_backbone` is set.
+        students, densities, threshold, and a model card. `device`, `n_jobs`, `memory`,
+        `checkpoint_dir` and `verbose` are left out; the backbone is, too, unless `store_backbone`
+        is set.
 
         Parameters
         ----------
@@ -561,8 +572,11 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
             passes = self._passes(teacher, source)
         features = self._part(ViTFeatures)._adopt(passes, teacher_seed)
         choosing, calibrating = self._share_out(split[1])
+        checkpoints = Checkpoints()
         if distillation is not None:
-            distillation._fit_students(passes, (split[0], choosing), students_seed, progress)
+            checkpoints = distillation._fit_students(
+                passes, (split[0], choosing), students_seed, progress
+            )
             distillation._hold(teacher, teacher_seed)
         with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
             students = self._students_on(teacher.device, distillation)
@@ -589,6 +603,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         self.calibration_scores_, self.offset_ = calibration_scores, offset
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
         self._normal_patches = normal_patches
+        checkpoints.discard()
 
     def _share_out(self, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Held-out images that block students choose their epochs by, and those that calibrate.

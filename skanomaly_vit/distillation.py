@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -22,15 +23,17 @@ from skanomaly_vit._base import (
     draw_seed,
     split_validation,
 )
+from skanomaly_vit._checkpoints import Checkpoints, check_checkpoint_dir, open_checkpoints
 from skanomaly_vit._compat import _fit_context
 from skanomaly_vit._digests import combine
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._memory import RememberedPasses
+from skanomaly_vit._passes import shards_of
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._progress import Progress
 from skanomaly_vit._ranks import agreed
 from skanomaly_vit._recent import RecentlyUsed
-from skanomaly_vit._ridge import RidgeStudent, fit_ridge_students
+from skanomaly_vit._ridge import RidgeStudent, RidgeSums, fit_ridge_students
 from skanomaly_vit._students import Tensors, Trained, history_of
 from skanomaly_vit._teacher import Teacher
 from skanomaly_vit._training import Schedule
@@ -107,6 +110,12 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         Where features and students are kept for other fits: a folder, a `DiskCache`, or
         an object such as `joblib.Memory`. The keys are the contents of images, the weights of the
         backbone and the parameters that matter. Results are the same with or without.
+    checkpoint_dir : str, path-like or None, default=None
+        A folder for checkpoints: a `fit` that was stopped, by whatever, and is started again with
+        the same images and parameters goes on after the last epoch, or the last minute of the
+        pass for ridge students, and ends with the same to the bit. Checkpoints of other images or
+        parameters are left alone, with a warning; those of a `fit` that has ended well are removed.
+        Needs a `random_state`.
     random_state : int, RandomState instance or None, default=None
         Seed of block students' weights, the order of images and the validation split.
     verbose : int, default=0
@@ -187,6 +196,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
         memory: Any = None,
+        checkpoint_dir: str | PathLike[str] | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -211,6 +221,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.device = device
         self.n_jobs = n_jobs
         self.memory = memory
+        self.checkpoint_dir = checkpoint_dir
         self.random_state = random_state
         self.verbose = verbose
 
@@ -238,6 +249,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         WeightsUnavailableError
             If the weights cannot be had.
         """
+        check_checkpoint_dir(self.checkpoint_dir, self.random_state)
         source = self._open(X, reset=True)
         rng = agreed(check_random_state(self.random_state))
         split = split_validation(len(source), self.validation_fraction, rng)
@@ -246,8 +258,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         context = self._init_callback_context(max_subtasks=self._n_epochs())
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         passes = self._fitting_passes(teacher, source)
-        self._fit_students(passes, split, seed, Progress(self, context))
+        checkpoints = self._fit_students(passes, split, seed, Progress(self, context))
         self._hold(teacher, teacher_seed)
+        checkpoints.discard()
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
@@ -306,14 +319,18 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         split: tuple[np.ndarray, np.ndarray],
         seed: int,
         progress: Progress,
-    ) -> None:
+    ) -> Checkpoints:
+        """Fit the students; their checkpoints are to be discarded once all of the fit is done."""
         block_indices = passes.teacher.last_blocks(self.n_blocks)
+        checkpoints = self._checkpoints(passes, split, seed)
         seconds: list[float] = []
 
         def train(blocks: Collection[int]) -> dict[int, Trained]:
             if self.student == "ridge":
-                return self._fit_ridge(passes, sorted(blocks), split[0], progress, seconds)
-            return self._train(passes, sorted(blocks), split, seed, progress, seconds)
+                return self._fit_ridge(
+                    passes, sorted(blocks), split[0], progress, checkpoints, seconds
+                )
+            return self._train(passes, sorted(blocks), split, seed, progress, checkpoints, seconds)
 
         if passes.memory:
             # From the last block back: those are in every smaller `n_blocks`.
@@ -327,6 +344,23 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.students_, self.history_ = students, history_of(records, seconds)
         self.block_indices_, self.validation_indices_ = block_indices, split[1]
         self._running_dtype = passes.teacher.dtype
+        return checkpoints
+
+    def _checkpoints(
+        self, passes: RememberedPasses, split: tuple[np.ndarray, np.ndarray], seed: int
+    ) -> Checkpoints:
+        if self.checkpoint_dir is None:
+            return Checkpoints()
+        # Of no block in particular: a student does not depend on which others there are.
+        key = self._student_key(passes, -1, split, seed)
+        own = {"ridge_alpha": self.ridge_alpha} if self.student == "ridge" else self._schedule()
+        identity = passes.identity() | {
+            "images held out": combine(split[1].tobytes()),
+            "random_state": combine(seed),
+            "student": self.student,
+            **(own if isinstance(own, dict) else asdict(own)),
+        }
+        return open_checkpoints(self.checkpoint_dir, key, identity)
 
     def _recall_students(
         self,
@@ -337,15 +371,19 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     ) -> dict[int, Trained]:
         # One that is rounded is another student, and one of another memory is missing in this.
         own = {i: combine(k, self.student_dtype, repr(self.memory)) for i, k in keys.items()}
+
+        def is_final() -> bool:
+            return not progress.stop_requested and passes.passes.is_whole
+
         recent = {i: record for i in keys if (record := _recent_students.get(own[i])) is not None}
         found = passes.memory.recall(
             {i: key for i, key in keys.items() if i not in recent},
             lambda blocks: {i: record.to_tensors() for i, record in train(blocks).items()},
-            is_final=lambda: not progress.stop_requested,
+            is_final=is_final,
         )
         blocks = passes.teacher.blocks
         rebuilt = {i: self._rebuild(tensors, blocks[i]) for i, tensors in found.items()}
-        if not progress.stop_requested:
+        if is_final():
             for i, record in rebuilt.items():
                 _recent_students.put(own[i], record, record.n_bytes)
         return recent | rebuilt
@@ -356,12 +394,24 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         blocks: list[int],
         train: np.ndarray,
         progress: Progress,
+        checkpoints: Checkpoints,
         seconds: list[float],
     ) -> dict[int, Trained]:
         started = time.perf_counter()
         with progress.task("epoch", math.ceil(len(train) / self.batch_size)) as task:
-            sums = passes.sum_shards(train, blocks, task.track)
-            trained = fit_ridge_students(sums, alpha=self.ridge_alpha, verbose=self.verbose)
+
+            def sums_after(n_shards: int) -> Iterator[RidgeSums]:
+                done = shards_of(len(train), self.batch_size)[:n_shards]
+                rest = train[done[-1].stop :] if done else train
+                return passes.sum_shards(rest, blocks, task.track)
+
+            trained = fit_ridge_students(
+                sums_after,
+                blocks,
+                alpha=self.ridge_alpha,
+                checkpoints=checkpoints,
+                verbose=self.verbose,
+            )
         seconds.append(time.perf_counter() - started)
         return trained
 
@@ -372,10 +422,17 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         split: tuple[np.ndarray, np.ndarray],
         seed: int,
         progress: Progress,
+        checkpoints: Checkpoints,
         seconds: list[float],
     ) -> dict[int, Trained]:
         trained, taken = passes.train(
-            blocks, split, self._schedule(), seed=seed, progress=progress, verbose=self.verbose
+            blocks,
+            split,
+            self._schedule(),
+            seed=seed,
+            progress=progress,
+            checkpoints=checkpoints,
+            verbose=self.verbose,
         )
         seconds.extend(taken)
         return trained
