@@ -46,7 +46,7 @@ class Program(click.Group):
         except BrokenPipeError:
             # Whoever read the output has seen enough. What Python still flushes goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:  # no space left, a folder that has gone...
+        except (OSError, MemoryError) as error:  # no space left, a folder that has gone...
             raise click.ClickException(str(error)) from error
         return DONE
 
@@ -62,7 +62,7 @@ def epilog(*examples: str, note: str) -> str:
 
 def given(**options: Any) -> dict[str, Any]:
     """Parameters of a detector from options that the user gave; "auto" is a detector's None."""
-    names = {"jobs": "n_jobs"}
+    names = {"jobs": "n_jobs", "checkpoint": "checkpoint_dir"}
     return {
         names.get(name, name): None if name == "device" and value == "auto" else value
         for name, value in options.items()

@@ -40,13 +40,16 @@ def tell(message: str) -> None:
 @contextmanager
 def told_warnings() -> Iterator[None]:
     """Say what a fit warns of in a line, without the place in our code."""
+    from skanomaly_vit._checkpoints import CheckpointWarning
+    from skanomaly_vit._halving import OutOfMemoryWarning
     from skanomaly_vit.calibration import CalibrationWarning
 
     def show(message: Warning | str, *ignored: Any, **options: Any) -> None:
         tell(f"warning: {message}")
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", CalibrationWarning)
+        for category in (CalibrationWarning, CheckpointWarning, OutOfMemoryWarning):
+            warnings.simplefilter("always", category)
         warnings.showwarning = show
         yield
 

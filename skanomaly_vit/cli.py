@@ -118,6 +118,12 @@ def main() -> None:
     metavar="FOLDER",
     help="A cache, for fits with other options on the same images.",
 )
+@click.option(
+    "--checkpoint",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="The same command goes on from there if it was stopped.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what is being done, in place of bars.")
 @device_option
 @jobs_option
@@ -126,7 +132,8 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
     """Learn from normal IMAGES: files, and folders with all images below them.
 
     Every image is decoded first: if some cannot be, all of them are listed and nothing is
-    fitted. What is about this machine (--device, --jobs, --memory) is not kept in the model.
+    fitted. What is about this machine (--device, --jobs, --memory, --checkpoint) is not kept in
+    the model.
     """
     unreadable = Unreadable()
     paths = list(list_inputs(images, unreadable))
@@ -135,6 +142,7 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
             f"a fit needs {_FEWEST} images at the very least, and some hundred for a steady "
             f"threshold; found {len(paths)}."
         )
+    from skanomaly_vit._checkpoints import kept_checkpoints
     from skanomaly_vit._machine import MachineError, try_backbone
     from skanomaly_vit._running import select_readable
     from skanomaly_vit.detector import TransformalyDetector
@@ -146,14 +154,26 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
         if unreadable.count:
             finish(unreadable, f"nothing was fitted to the {len(paths)} images")
         show_fitting(detector)
-        with told_warnings():
-            detector.fit(paths)
+        # A model that cannot be written is not to have cost the fit.
+        with kept_checkpoints():
+            with told_warnings():
+                detector.fit(paths)
+            detector.save(output)
     except MachineError as error:
         raise MachineMismatch(str(error)) from error
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    detector.save(output)
+    except KeyboardInterrupt:
+        tell(_how_to_go_on(detector))
+        raise
     tell(f"Fitted on {len(paths)} images, threshold {detector.offset_:.6g}: {output}")
+
+
+def _how_to_go_on(detector: TransformalyDetector) -> str:
+    if detector.checkpoint_dir is None:
+        return "Stopped; nothing is kept. With --checkpoint FOLDER, a fit can go on where it was."
+    folder = os.fspath(detector.checkpoint_dir)
+    return f"Stopped. The same command goes on from the last checkpoint in {folder!r}."
 
 
 @main.command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import logging
 import os
 import pickle
 import pty
@@ -751,6 +752,64 @@ def interrupt_write(number, *, times):
             signal.raise_signal(number)
         written.append("written")
     return written
+
+
+@pytest.mark.usefixtures("signals_heard")
+def test_a_fit_that_was_stopped_goes_on(normal, tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    arguments = ("fit", normal, "-o", tmp_path / "a.model", *SMALL, "--recipe", "paper",
+                 "--checkpoint", folder, "--verbose")  # fmt: skip
+    with start(*arguments) as process:
+        while b"epoch 3/30" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        messages = process.stderr.read().decode()
+        process.wait()
+    assert process.returncode == 143
+    assert f"The same command goes on from the last checkpoint in {str(folder)!r}" in messages
+    assert os.listdir(tmp_path) == ["checkpoints"]
+    with caplog.at_level(logging.INFO, "skanomaly_vit"):
+        assert run(*arguments).exit_code == 0
+    assert "going on after step" in caplog.text
+    assert "epoch 30/30" in caplog.text
+    assert "epoch 1/30" not in caplog.text
+    assert os.listdir(folder) == []
+
+
+def test_a_fit_that_is_stopped_without_checkpoints_says_how_to_have_them(
+    normal, tmp_path, monkeypatch
+):
+    def interrupt(self, X):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TransformalyDetector, "fit", interrupt)
+    done = run("fit", normal, "-o", tmp_path / "a.model", *SMALL)
+    assert done.exit_code == 130
+    assert "nothing is kept. With --checkpoint FOLDER" in done.stderr
+
+
+def test_a_model_that_cannot_be_written_does_not_cost_the_fit(normal, tmp_path, monkeypatch):
+    arguments = ("fit", normal, "-o", tmp_path / "a.model", *SMALL, "--checkpoint", tmp_path / "c")
+
+    def fail(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TransformalyDetector, "save", fail)
+    assert run(*arguments).exit_code == 1
+    assert list((tmp_path / "c").glob("*/*/complete.json"))
+    monkeypatch.undo()
+    assert run(*arguments).exit_code == 0
+    assert os.listdir(tmp_path / "c") == []
+
+
+def test_too_little_memory_is_told_in_a_line(model, paths, monkeypatch):
+    def fail(self, paths):
+        raise MemoryError("Out of memory on cuda:0 with a single image")
+
+    monkeypatch.setattr(TransformalyDetector, "score_samples", fail)
+    done = run("score", model, *paths)
+    assert done.exit_code == 1
+    assert done.stderr == "Error: Out of memory on cuda:0 with a single image\n"
 
 
 @pytest.mark.usefixtures("signals_heard")
