@@ -68,6 +68,9 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
 }
 
+linkcheck_timeout = 15
+linkcheck_workers = 4
+
 html_theme = "pydata_sphinx_theme"
 html_title = f"{project} {release}"
 html_static_path = ["_static"]

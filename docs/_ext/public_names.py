@@ -41,11 +41,16 @@ def public_names() -> dict[str, str]:
                 full.setdefault(name, f"{module}.{name}")
                 full[f"{module}.{name}"] = full[name]
                 thing = getattr(import_module(module), name)
-                methods = vars(thing) if inspect.isclass(thing) else ()
-                for method in methods:
-                    if not method.startswith("_"):
-                        full.setdefault(f"{name}.{method}", f"{full[name]}.{method}")
+                for method in _own_members(thing):
+                    full.setdefault(f"{name}.{method}", f"{full[name]}.{method}")
     return full
+
+
+def _own_members(thing: Any) -> set[str]:
+    """Public members of a class that it has from this package."""
+    classes = thing.__mro__ if inspect.isclass(thing) else ()
+    ours = [each for each in classes if each.__module__.startswith("skanomaly_vit")]
+    return {name for each in ours for name in vars(each) if not name.startswith("_")}
 
 
 class LinkNames(SphinxTransform):
