@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from backbones import family
 
-from skanomaly_vit import TransformalyDetector, _checkpoints
+from skanomaly_vit import TransformalyDetector, _checkpoints, _passes
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
 
@@ -68,6 +68,7 @@ def outcome(detector: TransformalyDetector) -> str:
 def fit(job: dict[str, Any]) -> dict[str, Any]:
     """One fit; "kill_at" is the number of calls, of any function, before the process is killed."""
     _checkpoints.INTERVAL = job.get("interval", _checkpoints.INTERVAL)
+    _passes.IMAGES_PER_SHARD = job.get("images_per_shard", _passes.IMAGES_PER_SHARD)
     if "largest_file" in job:
         _, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"], highest))
