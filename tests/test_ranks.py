@@ -25,6 +25,7 @@ import numpy as np
 import torch.distributed as dist
 from test_ranks import BACKBONE, fit_both, make_images
 from skanomaly_vit import TransformalyDetector, ViTFeatures, _passes, _shards
+from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit.engines import torchrun
 
 _passes.IMAGES_PER_SHARD = 8
@@ -44,6 +45,18 @@ with torchrun():
     # Left to chance, and the same for all.
     unseeded = TransformalyDetector(**BACKBONE, n_blocks=1, contamination=0.2)
     found["chance"] = unseeded.fit(X).score_samples(X)
+    # Stopped after its students, and started again.
+    checked = {"checkpoint_dir": f"{sys.argv[1]}/checkpoints", "random_state": 0, "n_blocks": 3}
+    RememberedPasses.extract_normal, extract_normal = None, RememberedPasses.extract_normal
+    try:
+        TransformalyDetector(**BACKBONE | checked).fit(X)
+    except TypeError:
+        RememberedPasses.extract_normal = extract_normal
+    found["stopped"] = sorted(os.listdir(checked["checkpoint_dir"]))
+    summed = []
+    _shards.sum_shard = lambda *args: summed.append(args)
+    found["resumed"] = TransformalyDetector(**BACKBONE | checked).fit(X).score_samples(X)
+    found["summed"] = len(summed)
     try:
         ViTFeatures(**BACKBONE).fit_transform(X[rank:])
     except ValueError as error:
@@ -95,6 +108,13 @@ def test_every_rank_ends_with_what_one_process_gets_to_the_bit(ranks, student, m
         for name in ("weights", "scores", "maps", "offset"):
             key = f"{student} {name}"
             np.testing.assert_array_equal(found[key], alone[key], err_msg=key)
+
+
+def test_ranks_go_on_together_from_one_checkpoint(ranks):
+    for found in ranks:
+        assert len(found["stopped"]) == 1
+        assert found["summed"] == 0
+        np.testing.assert_array_equal(found["resumed"], found["ridge scores"])
 
 
 def test_each_rank_trains_other_blocks_and_sees_other_images(ranks):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from skanomaly_vit import (
     BlockDistillation,
+    CheckpointWarning,
     CompactFeatures,
     UnreadableImageWarning,
     ViTFeatures,
@@ -349,3 +350,14 @@ def test_progress_counts_batches_of_shards(make, many):
         counts.append({name: counting.tasks.count(name) for name in set(counting.tasks)})
     assert counts[0] == counts[1]
     assert counts[0]["batch"] == 8 + 10
+
+
+def test_block_students_that_workers_train_have_no_checkpoints(tiny, many, tmp_path):
+    options = {"backbone": tiny, "student": "block", "n_blocks": 2, "max_epochs": 1}
+    alone = BlockDistillation(**options, random_state=0).fit(many)
+    with (
+        joblib.parallel_config("elsewhere", n_jobs=2),
+        pytest.warns(CheckpointWarning, match="none of block students that workers train"),
+    ):
+        shared = BlockDistillation(**options, random_state=0, checkpoint_dir=tmp_path).fit(many)
+    np.testing.assert_array_equal(shared.transform(many), alone.transform(many))
