@@ -33,10 +33,8 @@ def active_engine() -> Engine | None:
     ranks = current_ranks()
     if ranks is not None:
         return ranks
-    backend, _ = get_active_backend()
-    if backend.nesting_level or _is_dask_task():
-        return None
-    n_workers = joblib.effective_n_jobs(None)
+    # Of other backends, joblib says that a task has one worker.
+    n_workers = 1 if _is_dask_task() else joblib.effective_n_jobs(None)
     return JoblibEngine(n_workers) if n_workers > 1 else None
 
 

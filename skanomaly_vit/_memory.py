@@ -315,7 +315,7 @@ class RememberedPasses:
         self, indices: np.ndarray, blocks: Sequence[int], track: Callable[..., Any]
     ) -> Iterator[RidgeSums]:
         """Statistics for ridge students of some blocks, of one shard of images after the other."""
-        for shard in shards_of(len(indices), self._batch_size):
+        for shard in shards_of(len(indices), self._batch_size, of_sums=True):
             yield sum_tokens(self.passes.over(indices[shard], track), blocks)
 
     def train(

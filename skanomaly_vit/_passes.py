@@ -26,16 +26,23 @@ FEATURES: Level = -1
 
 Tokens: TypeAlias = dict[Level, torch.Tensor]
 
-#: Images of a shard, or a few less. What is summed over images is summed shard by shard, whoever
-#: works on them and however many do.
-IMAGES_PER_SHARD = 512
+#: Images of a shard, or a few less: seconds on a CPU, and on a GPU more than what a task costs.
+IMAGES_PER_SHARD = 128
+
+#: Shards of which a sum is one: sums are large (7 MB a block of the embedded backbone), and travel.
+SHARDS_PER_SUM = 8
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def shards_of(n_images: int, batch_size: int) -> list[slice]:
-    """Consecutive shards of a pass, each but the last of the same number of whole batches."""
-    size = max(1, IMAGES_PER_SHARD // batch_size) * batch_size
+def shards_of(n_images: int, batch_size: int, *, of_sums: bool = False) -> list[slice]:
+    """Consecutive shards of a pass, each but the last of the same number of whole batches.
+
+    They depend on nothing else: what is summed over images (`of_sums`) is summed shard by shard
+    whoever works on them, and however many do, so that it rounds alike.
+    """
+    n_images_at_most = IMAGES_PER_SHARD * (SHARDS_PER_SUM if of_sums else 1)
+    size = max(1, n_images_at_most // batch_size) * batch_size
     return [slice(start, min(start + size, n_images)) for start in range(0, n_images, size)]
 
 

@@ -319,7 +319,7 @@ class ShardedPasses(RememberedPasses):
         if len(shards) < 2:
             return super().run_pass(indices, students, observer, track)
         luggage = (self._backbone, Company(students, observer))
-        found = self._run(extract_shard, luggage, indices, sorted(students), track)
+        found = self._run(extract_shard, luggage, indices, shards, sorted(students), track)
         results = []
         for shard, result in zip(shards, found, strict=True):
             self._source.learn(indices[shard], result.told)
@@ -336,9 +336,10 @@ class ShardedPasses(RememberedPasses):
         self, indices: np.ndarray, blocks: Sequence[int], track: Callable[..., Any]
     ) -> Iterator[RidgeSums]:
         """See `RememberedPasses`."""
-        if len(shards_of(len(indices), self._batch_size)) < 2:
+        shards = shards_of(len(indices), self._batch_size, of_sums=True)
+        if len(shards) < 2:
             return super().sum_shards(indices, blocks, track)
-        return self._run(sum_shard, (self._backbone,), indices, blocks, track)
+        return self._run(sum_shard, (self._backbone,), indices, shards, blocks, track)
 
     def train(
         self,
@@ -381,11 +382,11 @@ class ShardedPasses(RememberedPasses):
         function: Callable[[Luggage, Shard], Result],
         luggage: Luggage,
         indices: np.ndarray,
+        places: Sequence[slice],
         blocks: Sequence[int],
         track: Callable[..., Any],
     ) -> Iterator[Result]:
         """Have something done with each shard of some images; `track` sees as many batches."""
-        places = shards_of(len(indices), self._batch_size)
         tasks = (self._shard(self._source.alone(indices[at]), at, blocks) for at in places)
 
         def tick() -> Iterator[Result | None]:

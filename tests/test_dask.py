@@ -47,6 +47,7 @@ def client():
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(_passes, "IMAGES_PER_SHARD", 8)
+    monkeypatch.setattr(_passes, "SHARDS_PER_SUM", 1)
 
 
 @pytest.fixture

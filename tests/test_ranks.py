@@ -28,7 +28,7 @@ from skanomaly_vit import TransformalyDetector, ViTFeatures, _passes, _shards
 from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit.engines import torchrun
 
-_passes.IMAGES_PER_SHARD = 8
+_passes.IMAGES_PER_SHARD, _passes.SHARDS_PER_SUM = 8, 1
 rank, trained, extracted = int(os.environ["RANK"]), [], []
 for name, seen, of in (
     ("train_students", trained, lambda *a, **k: list(a[1])),
@@ -103,6 +103,7 @@ def ranks(tmp_path_factory):
 @pytest.mark.parametrize("student", ["ridge", "block"])
 def test_every_rank_ends_with_what_one_process_gets_to_the_bit(ranks, student, monkeypatch):
     monkeypatch.setattr(_passes, "IMAGES_PER_SHARD", 8)
+    monkeypatch.setattr(_passes, "SHARDS_PER_SUM", 1)
     alone = fit_both(make_images())
     for found in ranks:
         for name in ("weights", "scores", "maps", "offset"):

@@ -68,6 +68,7 @@ register_parallel_backend("elsewhere", Elsewhere)
 def small_shards(monkeypatch):
     """Shards of eight images, nothing left from the tests before."""
     monkeypatch.setattr(_passes, "IMAGES_PER_SHARD", 8)
+    monkeypatch.setattr(_passes, "SHARDS_PER_SUM", 1)
     sent.clear()
     _engines._held.clear()
 
@@ -127,7 +128,8 @@ def test_shards_are_of_whole_batches_whatever_the_number_of_images(monkeypatch):
     assert shards_of(20, 30) == [slice(0, 20)]
     assert shards_of(0, 3) == []
     monkeypatch.undo()
-    assert shards_of(1100, 32)[:2] == [slice(0, 512), slice(512, 1024)]
+    assert shards_of(300, 32)[:2] == [slice(0, 128), slice(128, 256)]
+    assert shards_of(1100, 32, of_sums=True) == [slice(0, 1024), slice(1024, 1100)]
 
 
 def test_nothing_is_shared_out_unless_asked_for(make, many, shared_out):
@@ -160,6 +162,15 @@ def test_no_bit_depends_on_the_number_of_workers(make, many, n_jobs):
     alone = make(n_blocks=3, student="block").fit(many)
     with joblib.parallel_config(backend="threading", n_jobs=n_jobs):
         together = make(n_blocks=3, student="block").fit(many)
+    assert_same_detector(together, alone)
+
+
+def test_sums_that_round_by_order_are_taken_in_the_same_order(make, many):
+    """Float64 tokens: sums of products of float32 ones are exact with so few images."""
+    double = family("class token").double()
+    alone = make(backbone=double, batch_size=2).fit(many)
+    with joblib.parallel_config(backend="threading", n_jobs=3):
+        together = make(backbone=double, batch_size=2).fit(many)
     assert_same_detector(together, alone)
 
 
