@@ -312,10 +312,17 @@ class RememberedPasses:
         return extract(self.passes.over(indices, track), students, observer)
 
     def sum_shards(
-        self, indices: np.ndarray, blocks: Sequence[int], track: Callable[..., Any]
+        self,
+        indices: np.ndarray,
+        blocks: Sequence[int],
+        track: Callable[..., Any],
+        n_done: int = 0,
     ) -> Iterator[RidgeSums]:
-        """Statistics for ridge students of some blocks, of one shard of images after the other."""
-        for shard in shards_of(len(indices), self._batch_size, of_sums=True):
+        """Statistics for ridge students of some blocks, of one shard of images after the other.
+
+        The first `n_done` shards are left out.
+        """
+        for shard in shards_of(len(indices), self._batch_size, of_sums=True)[n_done:]:
             yield sum_tokens(self.passes.over(indices[shard], track), blocks)
 
     def train(

@@ -333,12 +333,16 @@ class ShardedPasses(RememberedPasses):
         return concatenate([features for features, _ in results]), columns
 
     def sum_shards(
-        self, indices: np.ndarray, blocks: Sequence[int], track: Callable[..., Any]
+        self,
+        indices: np.ndarray,
+        blocks: Sequence[int],
+        track: Callable[..., Any],
+        n_done: int = 0,
     ) -> Iterator[RidgeSums]:
         """See `RememberedPasses`."""
-        shards = shards_of(len(indices), self._batch_size, of_sums=True)
+        shards = shards_of(len(indices), self._batch_size, of_sums=True)[n_done:]
         if len(shards) < 2:
-            return super().sum_shards(indices, blocks, track)
+            return super().sum_shards(indices, blocks, track, n_done)
         return self._run(sum_shard, (self._backbone,), indices, shards, blocks, track)
 
     def train(

@@ -28,7 +28,6 @@ from skanomaly_vit._compat import _fit_context
 from skanomaly_vit._digests import combine
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._memory import RememberedPasses
-from skanomaly_vit._passes import shards_of
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._progress import Progress
 from skanomaly_vit._ranks import agreed
@@ -401,9 +400,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         with progress.task("epoch", math.ceil(len(train) / self.batch_size)) as task:
 
             def sums_after(n_shards: int) -> Iterator[RidgeSums]:
-                done = shards_of(len(train), self.batch_size)[:n_shards]
-                rest = train[done[-1].stop :] if done else train
-                return passes.sum_shards(rest, blocks, task.track)
+                return passes.sum_shards(train, blocks, task.track, n_shards)
 
             trained = fit_ridge_students(
                 sums_after,

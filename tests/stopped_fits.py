@@ -69,6 +69,7 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
     """One fit; "kill_at" is the number of calls, of any function, before the process is killed."""
     _checkpoints.INTERVAL = job.get("interval", _checkpoints.INTERVAL)
     _passes.IMAGES_PER_SHARD = job.get("images_per_shard", _passes.IMAGES_PER_SHARD)
+    _passes.SHARDS_PER_SUM = job.get("shards_per_sum", _passes.SHARDS_PER_SUM)
     if "largest_file" in job:
         _, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"], highest))

@@ -76,7 +76,7 @@ def test_a_fit_of_block_students_killed_at_any_moment_goes_on(fit, tmp_path):
 
 @needs_fork
 def test_a_pass_for_ridge_students_killed_at_any_moment_goes_on(fit, tmp_path):
-    often = {"interval": 0, "images_per_shard": 4}
+    often = {"interval": 0, "images_per_shard": 2, "shards_per_sum": 2}
     expected = fit(RIDGE, **often)["outcome"]
     whole = fit(RIDGE | {"checkpoint_dir": tmp_path / "whole"}, **often)
     assert whole["outcome"] == expected
