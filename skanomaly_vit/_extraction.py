@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -17,10 +17,10 @@ Pass: TypeAlias = Callable[[Collection[int], Visitor], Iterable[torch.Tensor]]
 
 
 @torch.inference_mode()
-def extract(
+def extract_batches(
     teacher_pass: Pass, students: Mapping[int, nn.Module], observer: Observer | None = None
-) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Pre-trained and discrepancy features of all images of a pass.
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pre-trained and discrepancy features of the images of a pass, batch by batch.
 
     Parameters
     ----------
@@ -31,15 +31,16 @@ def extract(
     observer : Observer or None
         Looks at the patches on the way.
 
-    Returns
-    -------
-    features : ndarray of shape (n_images, dim)
+    Yields
+    ------
+    features : ndarray of shape (batch, dim)
         z_p, in the teacher's floating type.
-    discrepancies : dict of int to ndarray of shape (n_images,)
-        z_f, block by block: mean over tokens and channels of (S_j(h_{j-1}) - h_j)^2
-        (Transformaly, section 3).
+    discrepancies : ndarray of shape (batch, n_students)
+        z_f, the blocks in ascending order: mean over tokens and channels of
+        (S_j(h_{j-1}) - h_j)^2 (Transformaly, section 3).
     """
-    errors: dict[int, list[np.ndarray]] = {index: [] for index in students}
+    # Of the parts in which a batch may have to be worked on.
+    errors: dict[int, list[np.ndarray]] = {index: [] for index in sorted(students)}
 
     def visit(call: BlockCall) -> None:
         error = column = None
@@ -54,12 +55,28 @@ def extract(
             errors[call.index].append(column)
 
     blocks = {*students, *(observer.blocks if observer is not None else ())}
-    features = [batch.cpu().numpy() for batch in teacher_pass(blocks, visit)]
-    columns = {index: concatenate(column) for index, column in errors.items()}
-    return concatenate(features), columns
+    for batch in teacher_pass(blocks, visit):
+        features = batch.cpu().numpy()
+        columns = [np.concatenate(column) for column in errors.values()]
+        none = np.empty((len(features), 0), features.dtype)
+        for column in errors.values():
+            column.clear()
+        yield features, np.stack(columns, axis=1) if columns else none
 
 
-def concatenate(batches: list[np.ndarray]) -> np.ndarray:
-    """One array of all batches; those in which no image could be read are left out."""
-    batches = [batch for batch in batches if len(batch)]
-    return np.concatenate(batches) if batches else np.empty(0)
+def extract(
+    teacher_pass: Pass, students: Mapping[int, nn.Module], observer: Observer | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `extract_batches`, all batches in one."""
+    return concatenate(extract_batches(teacher_pass, students, observer))
+
+
+def concatenate(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features and discrepancies of all batches; those in which no image could be read left out."""
+    found = [batch for batch in batches if len(batch[0])]
+    if not found:
+        return np.empty((0, 0)), np.empty((0, 0))
+    features, discrepancies = zip(*found, strict=True)
+    return np.concatenate(features), np.concatenate(discrepancies)

@@ -83,11 +83,12 @@ class ImageSource:
         self._max_pixels = max_pixels
         self.skips_unreadable = skips_unreadable
         self.unreadable = dict(unreadable or {})
-        # Of images decoded so far: to ask a file again may mean to decode it again.
-        self._sizes: dict[int, tuple[int, int]] = {}
         self._index = np.arange(len(items)) if index is None else index
         # Positions of the items in the X that the user passed, so that errors name those.
         self._names = np.arange(len(items)) if names is None else names
+        # Of images decoded so far, 0 of others: to ask a file again may mean to decode it again.
+        # Not a dictionary, which takes 200 bytes an image.
+        self._sizes = np.zeros((len(self._index), 2), dtype=np.int32)
         self._image_shape = image_shape
 
     def __len__(self) -> int:
@@ -125,7 +126,7 @@ class ImageSource:
         """Some of the images without a reference to the others: what another process is sent."""
         index = self._index[positions]
         items: Any = self._items
-        is_list = isinstance(items, list | tuple)
+        is_list = isinstance(items, Sequence)
         return ImageSource(
             # Of an array a copy: a part of a tensor is pickled with all of it.
             [items[i] for i in index.tolist()] if is_list else items[index],
@@ -139,8 +140,8 @@ class ImageSource:
         """Note what has been found out about the images at `positions` in an `alone` of them."""
         for place, image in other.unreadable.items():
             self.unreadable[int(positions[place])] = image
-        for place, size in other._sizes.items():
-            self._sizes[int(positions[place])] = size
+        known = other._sizes.any(axis=1)
+        self._sizes[positions[known]] = other._sizes[known]
 
     def without_pixels(self) -> ImageSource:
         """What has been found out about the images, without them: what another process sends."""
@@ -198,9 +199,10 @@ class ImageSource:
 
     def size(self, position: int) -> tuple[int, int]:
         """Height and width of an image; a ValueError if it cannot be read."""
-        if position not in self._sizes:
+        if not self._sizes[position].any():
             self._sizes[position] = self._named(image_size, position)
-        return self._sizes[position]
+        height, width = self._sizes[position].tolist()
+        return height, width
 
     def name(self, position: int) -> str:
         """What messages call an image: its index in the original ``X``, and its path."""
@@ -218,7 +220,7 @@ class ImageSource:
     def readable(self, positions: Any = None) -> Array:
         """Those of some positions, or of all, that were not found unreadable so far."""
         chosen = np.arange(len(self)) if positions is None else np.asarray(positions, dtype=int)
-        return chosen[[position not in self.unreadable for position in chosen.tolist()]]
+        return chosen[~np.isin(chosen, list(self.unreadable))] if self.unreadable else chosen
 
     def each(
         self, function: Callable[[int], Result], positions: Sequence[int]

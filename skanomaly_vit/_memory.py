@@ -19,7 +19,7 @@ from torch import nn
 from skanomaly_vit import __version__
 from skanomaly_vit._checkpoints import Checkpoints
 from skanomaly_vit._digests import combine
-from skanomaly_vit._extraction import extract
+from skanomaly_vit._extraction import concatenate, extract_batches
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._passes import (
     FEATURES,
@@ -30,7 +30,7 @@ from skanomaly_vit._passes import (
     Tokens,
     shards_of,
 )
-from skanomaly_vit._patches import MapCollector, NormalPatches, Observer, PatchSample
+from skanomaly_vit._patches import NormalPatches, Observer, PatchSample
 from skanomaly_vit._progress import Progress
 from skanomaly_vit._ridge import RidgeSums, sum_tokens
 from skanomaly_vit._students import Tensors, Trained
@@ -276,40 +276,55 @@ class RememberedPasses:
         """
         return _features_and_discrepancies(self._extract(indices, students, track, None), students)
 
+    def stream(
+        self,
+        indices: np.ndarray,
+        students: Mapping[int, nn.Module],
+        observer: Observer | None = None,
+        track: Callable[..., Any] = iter,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `extract`, batch by batch, so that no more than one is held.
+
+        With `memory` all come in one, since they are remembered in one; with an `observer`, which
+        has to see every image, only tokens are.
+        """
+        if self.memory and observer is None:
+            yield self.extract(indices, students, track)
+            return
+        readable = self._source.readable(indices)
+        yield from self.run(readable, students, observer, track)
+
     def extract_normal(
         self,
         indices: np.ndarray,
         students: Mapping[int, nn.Module],
         sample: PatchSample | None,
+        keep: Callable[[np.ndarray, np.ndarray], None],
         track: Callable[..., Any] = iter,
-    ) -> tuple[np.ndarray, np.ndarray, NormalPatches | None]:
-        """As `extract`, and what a sample of the patches of these images looks like."""
+    ) -> NormalPatches | None:
+        """Hand features and discrepancies to `keep`; what a sample of patches looks like."""
+        if not self.memory:
+            for features, discrepancies in self.stream(indices, students, sample, track):
+                keep(features, discrepancies)
+            if sample is None:
+                return None
+            of_blocks = {index: sample.of_block(index) for index in students}
+            return sample.summarise(of_blocks, sample.of_tokens())
         found = self._extract(indices, students, track, sample)
-        embedded = _features_and_discrepancies(found, students)
+        keep(*_features_and_discrepancies(found, students))
         if sample is None:
-            return *embedded, None
-        of_blocks = {index: found[index] for index in students}
-        return *embedded, sample.summarise(of_blocks, found[FEATURES])
+            return None
+        return sample.summarise({index: found[index] for index in students}, found[FEATURES])
 
-    def extract_maps(
-        self, indices: np.ndarray, students: Mapping[int, nn.Module], collector: MapCollector
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As `extract`, with `collector` looking on; only tokens are remembered."""
-        readable = self._source.readable(indices)
-        features, columns = self.run_pass(readable, students, collector)
-        arrays = {FEATURES: features, **columns}
-        found = {name: {"values": torch.from_numpy(values)} for name, values in arrays.items()}
-        return _features_and_discrepancies(found, students)
-
-    def run_pass(
+    def run(
         self,
         indices: np.ndarray,
         students: Mapping[int, nn.Module],
         observer: Observer | None,
         track: Callable[..., Any] = iter,
-    ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """`skanomaly_vit._extraction.extract` for some of the images, past what is remembered."""
-        return extract(self.passes.over(indices, track), students, observer)
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """`extract_batches` for some of the images, past what is remembered."""
+        return extract_batches(self.passes.over(indices, track), students, observer)
 
     def sum_shards(
         self,
@@ -362,8 +377,11 @@ class RememberedPasses:
 
         def compute(names: list[Level]) -> dict[Level, Tensors]:
             asked = {index: students[index] for index in sorted(names) if index != FEATURES}
-            features, columns = self.run_pass(indices, asked, sample, track)
-            arrays = {FEATURES: features, **columns}
+            features, discrepancies = concatenate(self.run(indices, asked, sample, track))
+            n_images = len(features)
+            # (n_images, n_students) -> (n_students, n_images); (0, 0) if none could be read
+            columns = np.ascontiguousarray(discrepancies.T).reshape(len(asked), n_images)
+            arrays = {FEATURES: features, **dict(zip(asked, columns, strict=True))}
             found = {name: {"values": torch.from_numpy(arrays[name])} for name in names}
             if sample is not None:
                 for name, tensors in found.items():
@@ -394,7 +412,7 @@ def _features_and_discrepancies(
 ) -> tuple[np.ndarray, np.ndarray]:
     arrays = {name: tensors["values"].numpy() for name, tensors in found.items()}
     columns = [arrays[index] for index in sorted(students)]
-    none = np.empty((len(arrays[FEATURES]), 0))
+    none = np.empty((len(arrays[FEATURES]), 0), arrays[FEATURES].dtype)
     return arrays[FEATURES], np.stack(columns, axis=1) if columns else none
 
 

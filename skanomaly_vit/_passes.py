@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -213,12 +211,13 @@ class TeacherPasses:
     def _run(
         self, indices: np.ndarray, blocks: Sequence[int], visit: Visitor, in_parts: bool
     ) -> Iterator[torch.Tensor]:
-        rest: deque[int] = deque(indices.tolist())
         batch: list[int] = []
-        while rest or batch:
-            while rest and len(batch) < self._batch_size:
-                batch.append(rest.popleft())
-            self._reader.expect(itertools.islice(rest, self._reader.n_ahead))
+        start = 0
+        while start < len(indices) or batch:
+            stop = start + self._batch_size - len(batch)
+            batch += indices[start:stop].tolist()
+            start = stop
+            self._reader.expect(indices[start : start + self._reader.n_ahead].tolist())
             try:
                 inputs = self._prepare(batch, blocks)
             except UnreadableImageError:

@@ -138,6 +138,9 @@ class PatchSample:
         start = self._passed.get(call.index, 0)
         stop = start + len(call.tokens) * self.layout.n_patches
         first, last = np.searchsorted(self._chosen, [start, stop])
+        if first == last:  # as in most of very many batches
+            self._passed[call.index] = stop
+            return
         rows = torch.from_numpy(self._chosen[first:last] - start).to(call.tokens.device)
         values = self.layout.patches(errors).flatten()[rows].cpu() if errors is not None else None
         if call.index == self.layout.block:

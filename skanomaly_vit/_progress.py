@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sklearn.callback import CallbackContext
+
+#: Batches that are reported one by one; of more, several count as one sub-task: scikit-learn keeps
+#: a context of each.
+_MAX_SUBTASKS = 1000
 
 logger = logging.getLogger("skanomaly_vit")
 
@@ -23,11 +29,16 @@ class Progress:
         Whose fit this is.
     context : CallbackContext or None
         scikit-learn's context of the task. ``None`` (scoring, transforming) reports nothing.
+    at_once : int
+        Items that `track` reports as one sub-task.
     """
 
-    def __init__(self, estimator: Any = None, context: CallbackContext | None = None) -> None:
+    def __init__(
+        self, estimator: Any = None, context: CallbackContext | None = None, at_once: int = 1
+    ) -> None:
         self._estimator = estimator
         self._context = context
+        self._at_once = at_once
         self.stop_requested = False
 
     @contextmanager
@@ -36,16 +47,21 @@ class Progress:
         if self._context is None:
             yield self
             return
-        context = self._context.subcontext(task_name=name, max_subtasks=n_subtasks)
+        at_once = max(1, math.ceil(n_subtasks / _MAX_SUBTASKS))
+        # One more where two passes of an epoch both end in a part of a sub-task.
+        max_subtasks = math.ceil(n_subtasks / at_once) + (at_once > 1)
+        context = self._context.subcontext(task_name=name, max_subtasks=max_subtasks)
         context.call_on_fit_task_begin(estimator=self._estimator)
-        yield Progress(self._estimator, context)
+        yield Progress(self._estimator, context, at_once)
         self.stop_requested |= context.call_on_fit_task_end(estimator=self._estimator)
 
     def track(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Pass `items` on, each one a sub-task."""
-        for item in items:
+        """Pass `items` on, each one a sub-task, or several of very many."""
+        iterator = iter(items)
+        for first in iterator:
             with self.task("batch"):
-                yield item
+                yield first
+                yield from itertools.islice(iterator, self._at_once - 1)
 
 
 def log(verbose: int, message: str, *args: object) -> None:

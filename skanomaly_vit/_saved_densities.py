@@ -19,8 +19,9 @@ from skanomaly_vit._saved_statistics import (
     take_sample,
     take_statistics,
 )
-from skanomaly_vit._scorers import DENSITIES, make_pca
+from skanomaly_vit._scorers import DENSITIES
 from skanomaly_vit._standardized import StandardizedDensity, UpdatableDensity
+from skanomaly_vit._whitening import make_pca
 from skanomaly_vit.density import (
     ExcessDensity,
     GaussianDensity,

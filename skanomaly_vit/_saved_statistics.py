@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from skanomaly_vit._record import Record
+from skanomaly_vit._kept import KeptFeatures
+from skanomaly_vit._record import Record, name_of, take_dtype
 from skanomaly_vit._samples import RowSample
 from skanomaly_vit._statistics import Kind, Statistics
 
@@ -54,8 +56,9 @@ def take_statistics(record: Record, n_features: int) -> Statistics | None:
 
 def put_sample(part: Record, sample: RowSample) -> None:
     """Write a sample of rows."""
-    part.put(n_rows=len(sample), limit=int(sample.limit))
-    part.put_tensor("rows", sample.rows)
+    rows = torch.from_numpy(sample.rows)
+    part.put(n_rows=len(sample), limit=int(sample.limit), dtype=name_of(rows.dtype))
+    part.put_tensor("rows", rows)
     part.put_tensor("keys", sample.keys.view(np.int64))
 
 
@@ -65,9 +68,33 @@ def take_sample(part: Record, n_features: int) -> RowSample:
     n_rows = part.take_int("n_rows")
     if n_rows > limit:
         raise ValueError(f"{part.name} holds {n_rows} rows; at most {limit} were to be kept")
-    rows = part.take_array("rows", n_rows, n_features)
+    rows = part.take_tensor("rows", n_rows, n_features, dtype=take_dtype(part, "dtype")).numpy()
     keys = part.take_array("keys", n_rows, dtype=np.int64).view(np.uint64)
     if (keys[1:] < keys[:-1]).any():
         raise ValueError(f"{part.name} is in another order than that of its keys")
     part.close()
     return RowSample(rows, keys, limit)
+
+
+def put_kept(record: Record, kept: KeptFeatures | None) -> None:
+    """Write what is kept of a detector's images as a part of `record`; nothing if nothing is."""
+    if kept is None:
+        return
+    part = record.put_part("kept")
+    put_sample(part.put_part("learned"), kept.learned)
+    put_sample(part.put_part("held_out"), kept.held_out)
+    put_statistics(part, kept.statistics)
+
+
+def take_kept(record: Record, n_pretrained: int, n_blocks: int) -> KeptFeatures | None:
+    """The inverse of `put_kept`; files of format 1 hold nothing of the kind."""
+    if "kept" not in record.values:
+        return None
+    part = record.take_part("kept")
+    learned, held_out = (
+        take_sample(part.take_part(name), n_pretrained + n_blocks)
+        for name in ("learned", "held_out")
+    )
+    kept = KeptFeatures(learned, held_out, n_pretrained, take_statistics(part, n_pretrained))
+    part.close()
+    return kept

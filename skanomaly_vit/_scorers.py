@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,16 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
 from threadpoolctl import ThreadpoolController
 
+from skanomaly_vit._compat import validate_parameter_constraints
 from skanomaly_vit._digests import combine
+from skanomaly_vit._kept import KeptFeatures
 from skanomaly_vit._recent import RecentlyUsed
-from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED
+from skanomaly_vit._recipes import PRETRAINED
+from skanomaly_vit._rows import MappedRows, Rows, gather
+from skanomaly_vit._spool import Embedded, FeatureSpool, SpooledRows
+from skanomaly_vit._standardized import StandardizedDensity, SummarisedDensity
+from skanomaly_vit._statistics import Kind, Statistics
+from skanomaly_vit._whitening import axes_of, whiten
 from skanomaly_vit.calibration import conformal_threshold
 from skanomaly_vit.density import (
     ExcessDensity,
@@ -40,13 +48,13 @@ _recent_pcas: RecentlyUsed[PCA] = RecentlyUsed(2**26)
 _SMALL = 2**22
 
 
-def one_blas_thread(features: np.ndarray) -> AbstractContextManager[Any]:
-    """Keep BLAS to one thread while densities see few features.
+def one_blas_thread(n_values: int) -> AbstractContextManager[Any]:
+    """Keep BLAS to one thread while densities see few numbers.
 
     On small matrices its threads and those of torch, which go on waiting for work after a pass of
     the network, fight over the cores: twice the time of a search that finds all in `memory`.
     """
-    if features.size >= _SMALL:
+    if n_values >= _SMALL:
         return nullcontext()
     return _thread_pools().limit(limits=1, user_api="blas")
 
@@ -58,7 +66,7 @@ def _thread_pools() -> ThreadpoolController:
 
 
 def fit_scorers(
-    embedded: Mapping[str, np.ndarray],
+    spool: FeatureSpool,
     spaces: Collection[str],
     split: tuple[np.ndarray, np.ndarray],
     *,
@@ -68,13 +76,13 @@ def fit_scorers(
     contamination: float,
     seed: int,
     remember: bool,
-) -> tuple[dict[str, Any], dict[str, tuple[float, float]], np.ndarray | None, float]:
+) -> Scorers:
     """Fit densities and fusion on the training images, and the threshold on the held-out ones.
 
     Parameters
     ----------
-    embedded : mapping of str to ndarray of shape (n_images, n_features), float64
-        Space -> features.
+    spool : FeatureSpool
+        Features of all images.
     spaces : collection of str
         Those that count.
     split : tuple of (ndarray of int, ndarray of int)
@@ -89,68 +97,113 @@ def fit_scorers(
         Share of normal images that may be flagged.
     seed, remember
         See `fit_density`.
+    """
+    train, held_out = map(spool.mask, split)
+    require_spread(SpooledRows(spool, PRETRAINED, train))
+    statistics = None
+    if pca_variance is not None and PRETRAINED in spaces:
+        rows = SpooledRows(spool, PRETRAINED, train)
+        statistics = Statistics.of_shards(rows, Kind.COVARIANCE)
+    fitted = {}
+    for space in spaces:
+        has_pca = statistics is not None and space == PRETRAINED
+        fitted[space] = fit_density(
+            density[space] if isinstance(density, dict) else density,
+            SpooledRows(spool, space, train),
+            seed=seed,
+            pca=_find_pca(statistics, pca_variance, remember) if has_pca else None,
+            statistics=statistics,
+        )
+    kept = KeptFeatures.of(spool, train, held_out, statistics)
+    return judge(
+        fitted,
+        kept,
+        spool.embedded(train),
+        spool.embedded(held_out),
+        fusion=fusion,
+        contamination=contamination,
+    )
 
-    Returns
-    -------
+
+@dataclass(frozen=True)
+class Scorers:
+    """What scores images, and what it takes to go on from it.
+
+    Attributes
+    ----------
     density : dict of str to estimator
+        The scorer of each space.
     fusion : dict of str to (float, float)
-        See `fit_fusion`.
+        Location and scale by which each space's score is standardised before they are added.
     calibration_scores : ndarray of shape (n_held_out,), float64, or None
         Without any held out, None.
     offset : float
+    kept : KeptFeatures
     """
-    train, held_out = split
-    require_spread(embedded[PRETRAINED][train])
-    learned = {space: values[train] for space, values in embedded.items()}
-    fitted = {
-        space: fit_density(
-            density[space] if isinstance(density, dict) else density,
-            learned[space],
-            seed=seed,
-            pca_variance=pca_variance if space == PRETRAINED else None,
-            remember=remember,
-        )
-        for space in spaces
-    }
-    scales = fit_fusion(fusion, fitted, learned)
-    if not len(held_out):
-        scores = sum_spaces(score_spaces(fitted, scales, learned))
-        return fitted, scales, None, float(np.percentile(scores, 100.0 * contamination))
-    unseen = {space: values[held_out] for space, values in embedded.items()}
-    scores = sum_spaces(score_spaces(fitted, scales, unseen))
-    return fitted, scales, scores, conformal_threshold(scores, contamination)
+
+    density: dict[str, Any]
+    fusion: dict[str, tuple[float, float]]
+    calibration_scores: np.ndarray | None
+    offset: float
+    kept: KeptFeatures
 
 
-def by_space(features: np.ndarray, discrepancies: np.ndarray) -> dict[str, np.ndarray]:
-    """Name the features after their spaces, in float64."""
-    return {
-        PRETRAINED: features.astype(np.float64, copy=False),
-        DISCREPANCY: discrepancies.astype(np.float64, copy=False),
-    }
+def judge(
+    density: dict[str, Any],
+    kept: KeptFeatures,
+    learned: Iterable[Embedded],
+    unseen: Iterable[Embedded],
+    *,
+    fusion: str,
+    contamination: float,
+) -> Scorers:
+    """Scale and threshold of densities, by images that they have learned from and others.
+
+    Parameters
+    ----------
+    density : dict of str to estimator
+    kept : KeptFeatures
+    learned, unseen : iterable of dict of str to ndarray
+        Shards of features.
+    fusion : {"product", "standardized"}
+    contamination : float
+    """
+    scales = dict.fromkeys(density, (0.0, 1.0))
+    raw = {}
+    if fusion == "standardized" or not len(kept.held_out):
+        raw = score_shards(density, scales, learned)
+    if fusion == "standardized":
+        scales = {space: _location_and_scale(values) for space, values in raw.items()}
+    if not len(kept.held_out):
+        total = sum_spaces({s: _scaled(values, scales[s]) for s, values in raw.items()})
+        offset = float(np.percentile(total, 100.0 * contamination))
+        return Scorers(density, scales, None, offset, kept)
+    scores = sum_spaces(score_shards(density, scales, unseen))
+    return Scorers(density, scales, scores, conformal_threshold(scores, contamination), kept)
 
 
 def fit_density(
     density: str | BaseEstimator,
-    features: np.ndarray,
+    rows: Rows,
     *,
     seed: int,
-    pca_variance: float | None,
-    remember: bool,
+    pca: PCA | None = None,
+    statistics: Statistics | None = None,
 ) -> Any:
-    """Fit a new scorer, behind a whitening PCA if `pca_variance` is given.
+    """Fit a new scorer, behind a whitening PCA if one is given.
 
     Parameters
     ----------
     density : str or estimator
-        A name in `DENSITIES`, or an estimator, which is cloned.
-    features : ndarray of shape (n_images, n_features), float64
+        A name in `DENSITIES`, or an estimator, which is cloned. One that is none of ours gets all
+        rows in one array.
+    rows : Rows
         Of the normal images.
     seed : int
         Becomes every ``random_state`` of the scorer that is ``None``.
-    pca_variance : float or None
-        Share of the variance that the PCA keeps.
-    remember : bool
-        Whether the same features are likely to come again, in this process.
+    pca : PCA or None
+    statistics : Statistics or None
+        Of the rows; only with a PCA.
 
     Returns
     -------
@@ -164,49 +217,54 @@ def fit_density(
         if value is None and (name == "random_state" or name.endswith("__random_state"))
     }
     scorer.set_params(**unseeded)
-    if pca_variance is None:
-        return scorer.fit(features)
-    pca = _recall_pca(features, pca_variance) if remember else _fit_pca(features, pca_variance)
-    return Pipeline([("pca", pca), ("density", scorer.fit(pca.transform(features)))])
+    if isinstance(scorer, StandardizedDensity):
+        validate_parameter_constraints(
+            scorer._parameter_constraints,
+            scorer.get_params(deep=False),
+            caller_name=type(scorer).__name__,
+        )
+    if pca is None or statistics is None:
+        return _fit_to_rows(scorer, rows)
+    if isinstance(scorer, SummarisedDensity):
+        scorer._fit_statistics(statistics.projected(axes_of(pca)))
+    else:
+        _fit_to_rows(scorer, MappedRows(rows, pca.transform, pca.n_components_))
+    return Pipeline([("pca", pca), ("density", scorer)])
 
 
-def make_pca(variance: float) -> PCA:
-    """A whitening PCA that keeps a share of the variance."""
-    return PCA(variance, whiten=True, svd_solver="full")
+def _fit_to_rows(scorer: Any, rows: Rows) -> Any:
+    if isinstance(scorer, StandardizedDensity):
+        return scorer._fit_rows(rows)
+    return scorer.fit(gather(rows))
 
 
-def _fit_pca(features: np.ndarray, variance: float) -> PCA:
-    return make_pca(variance).fit(features)
-
-
-def _recall_pca(features: np.ndarray, variance: float) -> PCA:
-    key = combine(features.shape, features.tobytes(), variance)
+def _find_pca(statistics: Statistics | None, variance: float | None, remember: bool) -> Any:
+    """The whitening PCA; with `remember`, of the same statistics it is the one made last."""
+    if statistics is None or variance is None:
+        return None
+    if not remember:
+        return whiten(statistics, variance)
+    sums = statistics.covariance().tobytes() + statistics.mean.tobytes()
+    key = combine(statistics.n_samples, sums, variance)
     pca = _recent_pcas.get(key)
     if pca is None:
-        pca = _fit_pca(features, variance)
+        pca = whiten(statistics, variance)
         _recent_pcas.put(key, pca, pca.components_.nbytes)
     return copy.deepcopy(pca)
 
 
-def require_spread(features: np.ndarray) -> None:
+def require_spread(rows: Rows) -> None:
     """Refuse features, one row an image, that no density can be fitted to."""
-    # The same image twice differs by rounding, in float32 some 1e-7 of its features.
-    if np.allclose(features, features[0], rtol=1e-5, atol=1e-5):
-        raise ValueError(
-            f"All {len(features)} images that the densities learn from are alike to the backbone; "
-            "normal images that do not vary have no density. Pass at least two that differ."
-        )
-
-
-def fit_fusion(
-    fusion: str, densities: Mapping[str, Any], embedded: Mapping[str, np.ndarray]
-) -> dict[str, tuple[float, float]]:
-    """Location and scale by which each space's score is standardised before they are added."""
-    unchanged = dict.fromkeys(densities, (0.0, 1.0))
-    if fusion == "product":
-        return unchanged
-    scores = score_spaces(densities, unchanged, embedded)
-    return {space: _location_and_scale(values) for space, values in scores.items()}
+    first = None
+    for shard in rows:
+        first = shard[0] if first is None else first
+        # The same image twice differs by rounding, in float32 some 1e-7 of its features.
+        if not np.allclose(shard, first, rtol=1e-5, atol=1e-5):
+            return
+    raise ValueError(
+        f"All {rows.shape[0]} images that the densities learn from are alike to the backbone; "
+        "normal images that do not vary have no density. Pass at least two that differ."
+    )
 
 
 def _location_and_scale(scores: np.ndarray) -> tuple[float, float]:
@@ -214,24 +272,31 @@ def _location_and_scale(scores: np.ndarray) -> tuple[float, float]:
     return float(np.mean(scores)), scale if scale > 0 else 1.0
 
 
+def _scaled(scores: np.ndarray, units: tuple[float, float]) -> np.ndarray:
+    return (scores - units[0]) / units[1]
+
+
 #: Products of fewer rows round otherwise than those of many: seen with 1 row (a vector to BLAS) in
 #: a Gaussian, with up to 4 in the search for neighbours.
 _FEW_ROWS = 64
 
 
-def score_spaces(
+def score_shards(
     densities: Mapping[str, Any],
     fusion: Mapping[str, tuple[float, float]],
-    embedded: Mapping[str, np.ndarray],
+    shards: Iterable[Embedded],
 ) -> dict[str, np.ndarray]:
     """Score of each image in each space, float64 of shape (n_images,), higher = more normal."""
-    scores = {}
-    for space, density in densities.items():
-        location, scale = fusion[space]
-        rows = embedded[space]
-        raw = np.asarray(density.score_samples(_padded(rows)), dtype=np.float64)[: len(rows)]
-        scores[space] = (raw - location) / scale
-    return scores
+    scores: dict[str, list[np.ndarray]] = {space: [] for space in densities}
+    for embedded in shards:
+        for space, density in densities.items():
+            rows = embedded[space]
+            with one_blas_thread(rows.size):
+                raw = np.asarray(density.score_samples(_padded(rows)), dtype=np.float64)
+            scores[space].append(_scaled(raw[: len(rows)], fusion[space]))
+    return {
+        space: np.concatenate(parts) if parts else np.empty(0) for space, parts in scores.items()
+    }
 
 
 def _padded(rows: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import nn
 from skanomaly_vit._checkpoints import Checkpoints
 from skanomaly_vit._digests import combine
 from skanomaly_vit._engines import active_engine
-from skanomaly_vit._extraction import concatenate, extract
+from skanomaly_vit._extraction import extract
 from skanomaly_vit._images import ImageSource, Preprocessing
 from skanomaly_vit._memory import Memory, RememberedPasses
 from skanomaly_vit._passes import HeldActivations, TeacherPasses, shards_of
@@ -200,7 +200,7 @@ class Extracted:
     """
 
     features: np.ndarray
-    discrepancies: dict[int, np.ndarray]
+    discrepancies: np.ndarray
     observed: tuple[Any, ...]
     told: ImageSource
 
@@ -243,9 +243,9 @@ def extract_shard(luggage: Luggage, shard: Shard) -> Extracted:
     part = company.observer.part(shard.start, shard.stop) if company.observer else None
     students = {index: company.students[index].to(teacher.device) for index in shard.blocks}
     teacher_pass = shard.passes(teacher).over(np.arange(len(shard.source)))
-    features, columns = extract(teacher_pass, students, part)
+    features, discrepancies = extract(teacher_pass, students, part)
     observed = part.collected() if part is not None else ()
-    return Extracted(features, columns, observed, shard.source.without_pixels())
+    return Extracted(features, discrepancies, observed, shard.source.without_pixels())
 
 
 def sum_shard(luggage: Luggage, shard: Shard) -> RidgeSums:
@@ -307,30 +307,26 @@ class ShardedPasses(RememberedPasses):
         self._activation_cache = activation_cache
         self._backbone = Traveller(self.teacher, device, whole)
 
-    def run_pass(
+    def run(
         self,
         indices: np.ndarray,
         students: Mapping[int, nn.Module],
         observer: Observer | None,
         track: Callable[..., Any] = iter,
-    ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """See `RememberedPasses`."""
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `RememberedPasses`; a shard is a batch."""
         shards = shards_of(len(indices), self._batch_size)
         if len(shards) < 2:
-            return super().run_pass(indices, students, observer, track)
+            yield from super().run(indices, students, observer, track)
+            return
         luggage = (self._backbone, Company(students, observer))
         found = self._run(extract_shard, luggage, indices, shards, sorted(students), track)
-        results = []
         for shard, result in zip(shards, found, strict=True):
             self._source.learn(indices[shard], result.told)
             if observer is not None:
                 observer.absorb(result.observed)
-            results.append((result.features, result.discrepancies))
-        columns = {
-            index: concatenate([discrepancies[index] for _, discrepancies in results])
-            for index in students
-        }
-        return concatenate([features for features, _ in results]), columns
+            if len(result.features):
+                yield result.features, result.discrepancies
 
     def sum_shards(
         self,

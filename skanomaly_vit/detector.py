@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Real
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -24,6 +25,7 @@ from skanomaly_vit._checkpoints import Checkpoints, check_checkpoint_dir
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._gaps import fill_maps, fill_scores
 from skanomaly_vit._images import ImageSource
+from skanomaly_vit._kept import KeptFeatures
 from skanomaly_vit._labels import AUTO, warn_about_labels
 from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._patches import METHODS, MapCollector, PatchSample, layout_of
@@ -33,12 +35,14 @@ from skanomaly_vit._ranks import agreed
 from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED, RECIPES, resolve
 from skanomaly_vit._scorers import (
     DENSITIES,
-    by_space,
+    Scorers,
     fit_scorers,
     one_blas_thread,
-    score_spaces,
+    score_shards,
     sum_spaces,
 )
+from skanomaly_vit._spool import FeatureSpool, in_shards
+from skanomaly_vit._updates import require_updatable, update_scorers
 from skanomaly_vit.distillation import BlockDistillation
 from skanomaly_vit.features import ViTFeatures
 from skanomaly_vit.persistence import load_detector, save_detector
@@ -180,9 +184,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     fusion_ : dict
         Location and scale that each space's score is standardised by; (0, 1) for ``"product"``.
     validation_indices_ : ndarray of int
-        Positions in `X` of the held-out images.
+        Positions in the `X` of `fit` of the held-out images.
     n_samples_fit_ : int
-        Number of images that `fit` was given, held-out ones among them.
+        Number of images that `fit` and `partial_fit` were given, held-out ones among them.
     n_features_in_ : int
         Length of a flattened image; only where `image_shape` is given.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -364,6 +368,52 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
+    @_fit_context(prefer_skip_nested_validation=False)
+    def partial_fit(self, X: Any, y: Any = None) -> TransformalyDetector:
+        """Add normal images to the densities, without training students again.
+
+        The densities become those of all images so far, up to rounding; scale and threshold follow.
+        The students, `validation_indices_` and what `anomaly_map` compares with stay as `fit` left
+        them. The first call is a `fit`.
+
+        Parameters
+        ----------
+        X : images
+            Normal images of any form that `fit` takes. An image is held out, and calibrates, with
+            a probability of `validation_fraction`, by what is in it: the order in which images
+            come, and in what parts, does not matter.
+        y : array-like of shape (n_images,) or None, default=None
+            Ignored, but for a `LabelWarning` if it says that there are anomalies among `X`.
+
+        Returns
+        -------
+        self : TransformalyDetector
+            Fitted.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, one cannot be read, or a density cannot learn from
+            more images: a Gaussian and an `ExcessDensity` can, and a `KNNDensity` without PCA.
+
+        Warns
+        -----
+        CalibrationWarning
+            If too few images are held out for a threshold at `contamination`.
+
+        Notes
+        -----
+        Scale, `calibration_scores_` and threshold are computed again from the features of images
+        that the detector keeps, at most 2048 that densities have learned from and 2048 others: of
+        all, if they are no more.
+        """
+        if not hasattr(self, "density_"):
+            return self.fit(X, y)
+        require_updatable(self.density_, self._kept)  # before any work
+        warn_about_labels(y, stacklevel=3)  # past the decorator
+        self._update(self._open(X, reset=False))
+        return self
+
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
         """Normality of images: the sum of their log-likelihoods in both spaces, as `fusion` says.
 
@@ -446,8 +496,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         check_is_fitted(self)
         source = self._open(X, reset=False, on_error=self.on_error)
         passes, students = self._scoring_passes(source)
-        embedded = passes.extract(np.arange(len(source)), students)
-        return fill_scores(self._score(embedded), source.readable(), source)
+        scores = self._score(passes.stream(np.arange(len(source)), students))
+        return fill_scores(scores, source.readable(), source)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fitted detector into one file, which runs no code when it is loaded.
@@ -511,10 +561,10 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         source = self._open(X, reset=False, on_error=self.on_error)
         collector = self._map_collector(method)
         passes, students = self._scoring_passes(source)
-        embedded = passes.extract_maps(np.arange(len(source)), students, collector)
+        scores = self._score(passes.stream(np.arange(len(source)), students, collector))
         embedded_ones = source.readable()
         maps = fill_maps(collector.maps(), embedded_ones, source)
-        return fill_scores(self._score(embedded), embedded_ones, source), maps
+        return fill_scores(scores, embedded_ones, source), maps
 
     def _map_collector(self, method: str | None) -> MapCollector:
         """What makes maps by the `method` of `anomaly_map`."""
@@ -542,11 +592,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         passes = self._passes(self.features_._held_teacher(), source)
         return passes, self._students_on(passes.teacher.device, self.distillation_)
 
-    def _score(self, embedded: tuple[np.ndarray, np.ndarray]) -> Bunch:
-        if not len(embedded[0]):
-            return Bunch(**dict.fromkeys(self.density_, np.empty(0)))
-        with one_blas_thread(embedded[0]):
-            return Bunch(**score_spaces(self.density_, self.fusion_, by_space(*embedded)))
+    def _score(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Bunch:
+        return Bunch(**score_shards(self.density_, self.fusion_, in_shards(batches)))
 
     def _max_subtasks(self) -> int:
         if DISCREPANCY not in SPACES[self.feature_spaces]:
@@ -578,32 +625,55 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
                 passes, (split[0], choosing), students_seed, progress
             )
             distillation._hold(teacher, teacher_seed)
-        with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
-            students = self._students_on(teacher.device, distillation)
-            sample = PatchSample(layout, len(source), split[1]) if layout else None
-            z_p, z_f, normal_patches = passes.extract_normal(
-                np.arange(len(source)), students, sample, task.track
-            )
         values = resolve(self)
-        with one_blas_thread(z_p):
-            density, fusion, calibration_scores, offset = fit_scorers(
-                by_space(z_p, z_f),
-                SPACES[self.feature_spaces],
-                (split[0], calibrating),
-                density=values["density"],
-                pca_variance=values["pca_variance"],
-                fusion=values["fusion"],
-                contamination=self.contamination,
-                seed=draw_seed(rng),
-                remember=self.memory is not None,
-            )
+        with FeatureSpool() as spool:
+            with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
+                students = self._students_on(teacher.device, distillation)
+                sample = PatchSample(layout, len(source), split[1]) if layout else None
+                normal_patches = passes.extract_normal(
+                    np.arange(len(source)), students, sample, spool.append, task.track
+                )
+            with one_blas_thread(spool.n_values):
+                scorers = fit_scorers(
+                    spool,
+                    SPACES[self.feature_spaces],
+                    (split[0], calibrating),
+                    density=values["density"],
+                    pca_variance=values["pca_variance"],
+                    fusion=values["fusion"],
+                    contamination=self.contamination,
+                    seed=draw_seed(rng),
+                    remember=self.memory is not None,
+                )
         # Last, lest a fit that fails leaves half of a new state in an old one.
         self.features_, self.distillation_ = features, distillation
-        self.density_, self.fusion_ = density, fusion
-        self.calibration_scores_, self.offset_ = calibration_scores, offset
+        self._set_scorers(scorers)
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
         self._normal_patches = normal_patches
         checkpoints.discard()
+
+    def _update(self, source: ImageSource) -> None:
+        kept = require_updatable(self.density_, self._kept)
+        passes, students = self._scoring_passes(source)
+        with FeatureSpool() as spool:
+            for features, discrepancies in passes.stream(np.arange(len(source)), students):
+                spool.append(features, discrepancies)
+            with one_blas_thread(spool.n_values):
+                scorers = update_scorers(
+                    self.density_,
+                    kept,
+                    spool,
+                    validation_fraction=self.validation_fraction,
+                    fusion=resolve(self)["fusion"],
+                    contamination=self.contamination,
+                )
+        self._set_scorers(scorers)
+        self.n_samples_fit_ += len(source)
+
+    def _set_scorers(self, scorers: Scorers) -> None:
+        self.density_, self.fusion_ = scorers.density, scorers.fusion
+        self.calibration_scores_, self.offset_ = scorers.calibration_scores, scorers.offset
+        self._kept: KeptFeatures | None = scorers.kept
 
     def _share_out(self, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Held-out images that block students choose their epochs by, and those that calibrate.

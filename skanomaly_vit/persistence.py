@@ -29,6 +29,7 @@ from skanomaly_vit._saved_densities import (
     put_scorer,
     take_scorer,
 )
+from skanomaly_vit._saved_statistics import put_kept, take_kept
 from skanomaly_vit._saved_students import put_distillation, take_distillation
 from skanomaly_vit._teacher import Teacher
 from skanomaly_vit.features import ViTFeatures
@@ -84,6 +85,7 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     for space, scorer in detector.density_.items():
         put_scorer(record.put_part("density").put_part(space), scorer)
     _put_patches(record, detector._normal_patches)
+    put_kept(record, detector._kept)
     record.put(
         offset=float(detector.offset_),
         fusion={space: list(map(float, values)) for space, values in detector.fusion_.items()},
@@ -180,6 +182,7 @@ def _build(detector_class: type[Any], record: Record) -> Any:
     n_features = {PRETRAINED: features._n_features_out, DISCREPANCY: len(blocks)}
     density = _take_densities(record, n_features)
     fusion = _take_fusion(record, density)
+    detector._kept = take_kept(record, n_features[PRETRAINED], n_features[DISCREPANCY])
     n_samples, n_held_out = record.take_int("n_samples_fit", 1), record.take_int("n_held_out")
     held_out = record.take_array("validation_indices", n_held_out, dtype=np.int64)
     if ((held_out < 0) | (held_out >= n_samples)).any():

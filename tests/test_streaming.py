@@ -1,0 +1,293 @@
+"""Any number of images: what is held of them, and how more are added to a fitted detector."""
+
+from __future__ import annotations
+
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+from conftest import blobs
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KernelDensity
+
+from skanomaly_vit import GaussianDensity, KNNDensity, TransformalyDetector
+from skanomaly_vit import _kept as kept_room
+from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED
+from skanomaly_vit._spool import FeatureSpool, SpooledRows
+from skanomaly_vit._statistics import SHARD, Kind, Statistics
+from skanomaly_vit._whitening import axes_of, whiten
+
+# --- features on their way
+
+
+@pytest.mark.parametrize("max_bytes", [1, 2**25])
+def test_a_spool_gives_back_what_it_got_in_memory_and_from_a_file(rng, max_bytes):
+    n = 2 * SHARD + 100
+    features, errors = rng.normal(size=(n, 3)), rng.normal(size=(n, 2))
+    chosen = rng.random(n) < 0.5
+    chosen[SHARD : 2 * SHARD] = False
+    with FeatureSpool(max_bytes) as spool:
+        for start in range(0, n, 77):
+            spool.append(features[start : start + 77], errors[start : start + 77])
+        assert spool._file._rolled == (max_bytes == 1)
+        for _ in range(2):
+            parts = list(spool.embedded(chosen))
+            assert len(parts) == 2
+            for space, values in ((PRETRAINED, features), (DISCREPANCY, errors)):
+                found = np.concatenate([part[space] for part in parts])
+                np.testing.assert_array_equal(found, values[chosen])
+        rows = SpooledRows(spool, PRETRAINED, chosen)
+        assert rows.shape == (chosen.sum(), 3)
+        # Two passes at once do not disturb each other.
+        for one, other in zip(rows, rows, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_spool_in_a_full_folder_says_where(rng):
+    with FeatureSpool(1) as spool:
+        spool.append(np.ones((1, 2)), np.ones((1, 1)))
+        spool._file.close()
+        spool._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+        with pytest.raises(OSError, match=r"features of the images .*TMPDIR"):
+            spool.append(np.ones((9, 2)), np.ones((9, 1)))
+
+
+def test_features_that_are_not_finite_are_refused(make_detector, images, tiny):
+    broken = pickle.loads(pickle.dumps(tiny))
+    broken.norm.weight.data[0] = np.nan
+    with pytest.raises(ValueError, match=r"NaN or infinity.*check its weights"):
+        make_detector(backbone=broken).fit(images)
+
+
+@pytest.mark.parametrize("shape", [(200, 8), (12, 20)])
+@pytest.mark.parametrize("variance", [0.3, 0.9, 0.999])
+def test_whitening_of_statistics_is_that_of_rows(rng, shape, variance):
+    X = rng.normal(size=shape) @ rng.normal(size=(shape[1], shape[1])) + 100
+    expected = PCA(variance, whiten=True, svd_solver="full").fit(X)
+    found = whiten(Statistics.of_shards(np.array_split(X, 5), Kind.COVARIANCE), variance)
+    assert vars(found).keys() == vars(expected).keys()
+    for name, value in vars(expected).items():
+        if isinstance(value, np.ndarray | float | np.floating):
+            np.testing.assert_allclose(
+                getattr(found, name), value, rtol=1e-6, atol=1e-6, err_msg=name
+            )
+    np.testing.assert_allclose(found.transform(X), expected.transform(X), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose((X - X.mean(0)) @ axes_of(found), found.transform(X), atol=1e-9)
+
+
+def memory_of(work) -> int:
+    """Bytes that Python objects and arrays take at most, beyond those that were there."""
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    work()
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_of_an_image_is_a_fraction_of_its_features(make_detector, images, monkeypatch):
+    """8,000 images more take some 100 bytes each; features alone would be 25 numbers."""
+    monkeypatch.setattr("skanomaly_vit._spool.MAX_BYTES", 1)
+    monkeypatch.setattr(FeatureSpool.__init__, "__defaults__", (1,))
+    monkeypatch.setattr(kept_room, "N_KEPT", 16)
+    detector = make_detector(n_blocks=1, batch_size=512, activation_cache=0, contamination=0.2)
+    detector.fit(images)  # what is made once is made
+
+    def grown(work) -> float:
+        few, many = (np.resize(images, (n, 32, 32, 3)) for n in (2000, 6000))
+        return (memory_of(lambda: work(many)) - memory_of(lambda: work(few))) / 4000
+
+    assert grown(detector.fit) < 100
+    assert grown(detector.score_samples) < 60
+
+
+# --- partial_fit of the detector
+
+
+@pytest.fixture
+def more(rng) -> np.ndarray:
+    return blobs(rng, 30)
+
+
+def densities_on(detector, X) -> dict:
+    """Each space's density, fitted anew to the features that the detector gives images."""
+    features = detector.features_.transform(X).astype(np.float64)
+    errors = detector.distillation_.transform(X).astype(np.float64)
+    return {PRETRAINED: features, DISCREPANCY: errors}
+
+
+OPTIONS = pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"recipe": "paper", "max_epochs": 1},
+        {"density": "gaussian", "pca_variance": 0.9},
+        {"density": KNNDensity(n_neighbors=2)},
+        {"density": KNNDensity(n_neighbors=2, max_samples=10)},
+        {"feature_spaces": "pretrained"},
+        {"validation_fraction": 0.0},
+    ],
+    ids=str,
+)
+
+
+@OPTIONS
+def test_densities_are_those_of_all_images(make_detector, images, more, odd_images, options):
+    detector = make_detector(**options).fit(images)
+    learned = np.delete(np.arange(20), detector.validation_indices_)
+    held_out = len(detector.validation_indices_)
+    detector.partial_fit(more)
+    assert detector.n_samples_fit_ == 50
+    new_held_out = 0
+    for space, scorer in detector.density_.items():
+        part = detector.features_ if space == PRETRAINED else detector.distillation_
+        known, new, odd = (
+            part.transform(X).astype(np.float64) for X in (images[learned], more, odd_images)
+        )
+        kept = {row.tobytes() for row in rows_of(detector._kept.learned, detector, space)}
+        is_learned = [row.tobytes() in kept for row in new]
+        new_held_out = len(new) - sum(is_learned)
+        rows = np.concatenate([known, new[is_learned]])
+        steps = dict(scorer.steps) if hasattr(scorer, "steps") else {"density": scorer}
+        if "pca" in steps:
+            pca = PCA(steps["pca"].n_components, whiten=True, svd_solver="full").fit(rows)
+            rows, odd = pca.transform(rows), pca.transform(odd)
+        fresh = type(steps["density"])(**steps["density"].get_params()).fit(rows)
+        found = detector.score_spaces(odd_images)[space]
+        location, scale = detector.fusion_[space]
+        np.testing.assert_allclose(
+            found * scale + location, fresh.score_samples(odd), rtol=1e-6, atol=1e-6
+        )
+    if detector.validation_fraction:
+        assert 0 < new_held_out < 15
+        scores = len(detector.calibration_scores_)
+        assert scores in (held_out + new_held_out, len(detector._kept.held_out))
+    else:
+        assert new_held_out == 0
+        assert detector.calibration_scores_ is None
+
+
+def rows_of(sample, detector, space) -> np.ndarray:
+    n = detector._kept.n_pretrained
+    return np.ascontiguousarray(
+        sample.rows[:, :n] if space == PRETRAINED else sample.rows[:, n:], dtype=np.float64
+    )
+
+
+@OPTIONS
+def test_neither_order_nor_parts_matter(make_detector, images, more, odd_images, options):
+    fitted = pickle.dumps(make_detector(**options).fit(images))
+    detectors = []
+    for parts in ([more[:13], more[13:]], [more[13:], more[:13]], [more], np.split(more, 30)):
+        detector = pickle.loads(fitted)
+        for part in parts:
+            detector.partial_fit(part)
+        detectors.append(detector)
+    for other in detectors[1:]:
+        np.testing.assert_allclose(
+            other.score_samples(odd_images), detectors[0].score_samples(odd_images), rtol=1e-6
+        )
+        assert other.offset_ == pytest.approx(detectors[0].offset_, rel=1e-6)
+        for space, units in other.fusion_.items():
+            assert units == pytest.approx(detectors[0].fusion_[space], rel=1e-6)
+
+
+def test_scale_and_threshold_are_those_of_the_images_kept(make_detector, images, more):
+    detector = make_detector(contamination=0.25).fit(images).partial_fit(more)
+    everything = np.concatenate([images, more])
+    scores = detector.score_samples(everything)
+    features = densities_on(detector, everything)[PRETRAINED].astype(np.float32)
+    n = detector._kept.n_pretrained
+    kept = {row[:n].tobytes() for row in detector._kept.held_out.rows}
+    held_out = np.array([row.tobytes() in kept for row in features])
+    np.testing.assert_allclose(
+        np.sort(detector.calibration_scores_), np.sort(scores[held_out]), rtol=1e-5, atol=1e-5
+    )
+    for values in detector.score_spaces(everything[~held_out]).values():
+        assert np.mean(values) == pytest.approx(0, abs=1e-3)
+        assert np.std(values) == pytest.approx(1, abs=1e-3)
+    assert set(detector.validation_indices_) <= set(np.flatnonzero(held_out))
+
+
+def test_the_same_image_is_never_on_both_sides(make_detector, images, more):
+    detector = make_detector().fit(images).partial_fit(more)
+    before = [len(detector._kept.learned), len(detector._kept.held_out)]
+    detector.partial_fit(more)
+    kept = detector._kept
+    assert [len(kept.learned), len(kept.held_out)] == [
+        2 * n - m for n, m in zip(before, (16, 4), strict=True)
+    ]
+    assert not set(kept.learned.keys) & set(kept.held_out.keys)
+
+
+def test_what_is_kept_is_bounded(make_detector, images, more, monkeypatch):
+    monkeypatch.setattr(kept_room, "N_KEPT", 8)
+    detector = make_detector(contamination=0.2).fit(images).partial_fit(more)
+    assert len(detector._kept.learned) == 8
+    assert len(detector._kept.held_out) == len(detector.calibration_scores_) == 8
+    assert np.isfinite(detector.score_samples(more)).all()
+
+
+def test_students_are_not_trained_again(make_detector, images, more, monkeypatch):
+    detector = make_detector().fit(images)
+    students = detector.distillation_.students_
+    monkeypatch.setattr(type(detector.distillation_), "_fit_students", None)
+    detector.partial_fit(more)
+    assert detector.distillation_.students_ is students
+
+
+def test_the_first_partial_fit_is_a_fit(make_detector, images, odd_images):
+    first = make_detector().partial_fit(images)
+    expected = make_detector().fit(images).score_samples(odd_images)
+    np.testing.assert_array_equal(first.score_samples(odd_images), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"density": "gmm"}, "GaussianMixtureDensity, cannot learn from more images"),
+        ({"density": KernelDensity()}, "KernelDensity, cannot learn from more images"),
+        ({"density": GaussianMixture(reg_covar=1e-2)}, "GaussianMixture, cannot learn"),
+        ({"density": "knn", "pca_variance": 0.9}, "KNNDensity behind a PCA, cannot learn"),
+    ],
+)
+def test_a_density_that_cannot_says_so_before_any_work(make_detector, images, options, message):
+    detector = make_detector(**options).fit(images)
+    with pytest.raises(ValueError, match=message):
+        detector.partial_fit(["no such file"])
+
+
+def test_a_partial_fit_that_fails_leaves_the_detector_whole(
+    make_detector, images, more, odd_images, monkeypatch
+):
+    detector = make_detector().fit(images)
+    expected = detector.score_samples(odd_images)
+    monkeypatch.setattr("skanomaly_vit._scorers.conformal_threshold", None)  # at the very end
+    with pytest.raises(TypeError):
+        detector.partial_fit(more)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        detector.partial_fit([*more[:3], __file__])
+    monkeypatch.undo()
+    np.testing.assert_array_equal(detector.score_samples(odd_images), expected)
+    assert detector.n_samples_fit_ == 20
+
+
+def test_a_model_file_goes_on_where_it_was(images, more, tmp_path):
+    detector = TransformalyDetector(
+        backbone="skanomaly_tiny", pretrained=False, image_size=32, n_blocks=2, random_state=0
+    ).fit(images)
+    detector.save(tmp_path / "m")
+    loaded = TransformalyDetector.load(tmp_path / "m").partial_fit(more)
+    np.testing.assert_array_equal(
+        loaded.score_samples(more), detector.partial_fit(more).score_samples(more)
+    )
+    detector.save(tmp_path / "m")
+    again = TransformalyDetector.load(tmp_path / "m")
+    np.testing.assert_array_equal(again.score_samples(more), detector.score_samples(more))
+
+
+def test_a_parameter_of_a_density_is_checked_in_fit(make_detector, images):
+    with pytest.raises(ValueError, match="The 'shrinkage' parameter of GaussianDensity"):
+        make_detector(density=GaussianDensity(shrinkage=5.0)).fit(images)
