@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 KEY = "skanomaly_vit"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: Bytes of the header, at most: what claims to have a longer one is refused unread.
 HEADER_LIMIT = 32 * 2**20

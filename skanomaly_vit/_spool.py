@@ -13,7 +13,7 @@ from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED
 from skanomaly_vit._statistics import SHARD, FloatArray
 
 #: Bytes that are held in memory; more go to the folder for temporary files.
-MAX_BYTES = 2**25
+MAX_BYTES = 2**23
 
 #: Space -> features (n_images, n_features), float64, of one set of images.
 Embedded: TypeAlias = dict[str, FloatArray]

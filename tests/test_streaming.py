@@ -22,7 +22,7 @@ from skanomaly_vit._whitening import axes_of, whiten
 # --- features on their way
 
 
-@pytest.mark.parametrize("max_bytes", [1, 2**25])
+@pytest.mark.parametrize("max_bytes", [1, 2**23])
 def test_a_spool_gives_back_what_it_got_in_memory_and_from_a_file(rng, max_bytes):
     n = 2 * SHARD + 100
     features, errors = rng.normal(size=(n, 3)), rng.normal(size=(n, 2))
