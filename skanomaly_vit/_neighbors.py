@@ -14,7 +14,11 @@ from skanomaly_vit._compat import Interval, StrOptions, fitted_samples
 from skanomaly_vit._coreset import spread_out
 from skanomaly_vit._rows import Rows, gather
 from skanomaly_vit._samples import RowSample
-from skanomaly_vit._standardized import UpdatableDensity, standardize
+from skanomaly_vit._standardized import (
+    UpdatableDensity,
+    check_at_most_n_samples,
+    standardize,
+)
 from skanomaly_vit._statistics import FloatArray, Kind, Statistics
 
 # In units of sqrt(n_features), the root mean square distance of a sample from the mean. Thirty
@@ -23,15 +27,6 @@ SMALLEST_RADIUS = 1e-6
 
 #: Samples that are drawn for each that a greedy coreset takes.
 _POOL = 10
-
-
-def check_at_most_n_samples(name: str, value: int, n_samples: int, caller: str) -> None:
-    """Refuse a parameter that asks for more samples than there are."""
-    if value > n_samples:
-        raise ValueError(
-            f"{caller} found {name}={value} but n_samples={n_samples} in X. "
-            f"Pass {name} <= {n_samples}, or at least {value} samples."
-        )
 
 
 def _salt(seed: int) -> bytes:

@@ -33,6 +33,15 @@ def _check_values(X: FloatArray, caller: str) -> None:
         )
 
 
+def check_at_most_n_samples(name: str, value: int, n_samples: int, caller: str) -> None:
+    """Refuse a parameter that asks for more samples than there are."""
+    if value > n_samples:
+        raise ValueError(
+            f"{caller} found {name}={value} but n_samples={n_samples} in X. "
+            f"Pass {name} <= {n_samples}, or at least {value} samples."
+        )
+
+
 def standardize(X: FloatArray, location: FloatArray, scale: FloatArray) -> FloatArray:
     """Features in standard deviations from their mean."""
     with np.errstate(over="ignore"):

@@ -15,9 +15,14 @@ from sklearn.mixture import GaussianMixture
 from skanomaly_vit._compat import Interval, StrOptions
 from skanomaly_vit._excess import ExcessDensity
 from skanomaly_vit._ledoit_wolf import shrinkage_of
-from skanomaly_vit._neighbors import KNNDensity, check_at_most_n_samples
+from skanomaly_vit._neighbors import KNNDensity
 from skanomaly_vit._rows import Rows, gather
-from skanomaly_vit._standardized import StandardizedDensity, SummarisedDensity, standardize
+from skanomaly_vit._standardized import (
+    StandardizedDensity,
+    SummarisedDensity,
+    check_at_most_n_samples,
+    standardize,
+)
 from skanomaly_vit._statistics import FloatArray, Kind, Statistics
 
 __all__ = ["ExcessDensity", "GaussianDensity", "GaussianMixtureDensity", "KNNDensity"]
