@@ -101,6 +101,7 @@ def names(folder, fitted_on_parts, monkeypatch):
     normal = sorted(map(str, folder.glob("parts/good/*.png")))
     new = sorted(map(str, folder.glob("parts/new/*.png")))
     yield {
+        "TransformalyDetector": TransformalyDetector,
         "detector": fitted_on_parts,
         "normal": normal,
         "images": [*normal[:18], *new[6:]],
