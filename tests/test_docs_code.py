@@ -107,6 +107,7 @@ def names(folder, fitted_on_parts, monkeypatch):
         "images": [*normal[:18], *new[6:]],
         "labels": ["fine"] * 18 + ["crack"] * N_ODD,
         "lots": np.arange(N_NORMAL) // 4,
+        "frame": pd.DataFrame({"path": new}),
         "table": pd.DataFrame({"path": new, "weight": np.arange(len(new))}),
     }
     plt.close("all")
