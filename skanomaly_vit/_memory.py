@@ -354,7 +354,7 @@ class RememberedPasses:
         """Block students, and the seconds of each epoch: see `train_students`."""
         return train_students(
             self.passes.over,
-            {index: self.teacher.blocks[index] for index in blocks},
+            self.teacher.copy_blocks(blocks),
             *split,
             schedule=schedule,
             seed=seed,

@@ -259,7 +259,7 @@ def train_blocks(luggage: Luggage, lesson: Lesson) -> tuple[dict[int, Trained], 
     teacher = luggage[0].teacher
     trained, seconds = train_students(
         lesson.shard.passes(teacher, lesson.activation_cache).over,
-        {index: teacher.blocks[index] for index in lesson.shard.blocks},
+        teacher.copy_blocks(lesson.shard.blocks),
         lesson.train,
         lesson.validation,
         schedule=lesson.schedule,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -114,6 +115,15 @@ class Teacher:
     def blocks(self) -> list[nn.Module]:
         """The backbone's L blocks in order."""
         return list(self.model.blocks)  # type: ignore[arg-type]
+
+    def copy_blocks(self, indices: Collection[int]) -> dict[int, nn.Module]:
+        """Copies of some blocks, by index.
+
+        None has the hooks of a pass that another thread makes meanwhile: as a student it would
+        show its calls to that thread's visitor.
+        """
+        with self._one_visit_at_a_time:
+            return {index: copy.deepcopy(self.blocks[index]) for index in indices}
 
     def last_blocks(self, n_blocks: int | None) -> list[int]:
         """Indices of the last `n_blocks` (None: of all), or a ValueError if there are fewer."""

@@ -219,7 +219,7 @@ def train_students(
     pass_over : callable
         A pass of the teacher over an array of image indices.
     blocks : mapping of int to nn.Module
-        The teacher's blocks to be imitated, by index.
+        Copies of the teacher's blocks to be imitated, by index: see `Teacher.copy_blocks`.
     train, validation : ndarray of int
         Indices of the images to learn from, and to choose the best student by.
     schedule : Schedule

@@ -380,7 +380,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             lambda blocks: {i: record.to_tensors() for i, record in train(blocks).items()},
             is_final=is_final,
         )
-        blocks = passes.teacher.blocks
+        blocks = passes.teacher.copy_blocks(found)
         rebuilt = {i: self._rebuild(tensors, blocks[i]) for i, tensors in found.items()}
         if is_final():
             for i, record in rebuilt.items():

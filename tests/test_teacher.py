@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import weakref
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -269,3 +270,19 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone():
     assert torch.equal(first.blocks[0].mlp.fc1.weight, again.blocks[0].mlp.fc1.weight)
     assert not torch.equal(first.blocks[0].mlp.fc1.weight, other.blocks[0].mlp.fc1.weight)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_copies_of_blocks_have_no_hooks_of_another_threads_pass():
+    teacher = as_teacher(family("class token"))
+    with ThreadPoolExecutor(1) as other:
+        copying = []
+
+        def visit(call):
+            if not copying:
+                copying.append(other.submit(teacher.copy_blocks, [1]))
+                wait(copying, timeout=0.2)  # time enough to copy, were it not to wait
+
+        teacher(noise(teacher), blocks=range(3), visit=visit)
+        (block,) = copying[0].result().values()
+    assert not block._forward_hooks
+    torch.testing.assert_close(block.state_dict(), teacher.blocks[1].state_dict(), rtol=0, atol=0)
