@@ -110,28 +110,28 @@ print("same to the bit:", np.array_equal(detector.score_samples(paths[some]), sc
 # %%
 # The picture
 # -----------
-# Who did what, and when. A bar is a shard of 128 images; in grey, a worker imports PyTorch. The
-# shard that the killed worker was at is not to be seen: it was lost, and done again by another.
-# Below, what was found: the most abnormal cells of the lot, defective ones with a vermilion frame,
-# functional ones with a blue one.
+# Who did what, and when. It begins with the seconds in which workers import PyTorch. A bar is a
+# shard of 128 images. The one that the killed worker was at is not to be seen: it was lost, and
+# done again by another. Below, what was found: the most abnormal cells of the lot, defective ones
+# with a vermilion frame, functional ones with a blue one.
 
 COLORS = ["#0072B2", "#D55E00", "#009E73"]  # told apart by the colour-blind
 N_COLUMNS = 9
 
-steps = sorted(
-    (step["start"] - start, step["stop"] - start, task["worker"], step["action"])
+done = sorted(
+    (step["start"] - start, step["stop"] - start, task["worker"])
     for task in stream.data
     for step in task["startstops"]
-    if step["action"] in ("compute", "deserialize")
+    if step["action"] == "compute"
 )
-workers = list(dict.fromkeys(worker for _, _, worker, _ in steps))
+workers = list(dict.fromkeys(worker for _, _, worker in done))
 
 figure = plt.figure(figsize=(12, 6.2), layout="constrained")
 top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1])
 ax = top.subplots()
-for begun, ended, worker, action in steps:
+for begun, ended, worker in done:
     row = workers.index(worker)
-    color = COLORS[row % len(COLORS)] if action == "compute" else "0.8"
+    color = COLORS[row % len(COLORS)]
     ax.barh(row, ended - begun, left=begun, color=color, edgecolor="white", linewidth=2)
 for address, moment in killed:
     row = workers.index(address)
