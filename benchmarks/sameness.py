@@ -35,8 +35,7 @@ from skanomaly_vit import TransformalyDetector
 model, paths, output, device = sys.argv[1:]
 detector = TransformalyDetector.load(model)
 if device:
-    for part in (detector, detector.features_, detector.distillation_):
-        part.set_params(device=device)
+    detector.set_params(device=device)
 numpy.save(output, detector.score_samples(open(paths).read().split("\\n")))
 print(torch.__version__.split("+")[0])
 """

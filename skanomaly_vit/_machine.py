@@ -50,7 +50,7 @@ def bring_to_machine(detector: TransformalyDetector) -> None:
         If that cannot be done here.
     """
     try:
-        detector.features_._held_teacher()
+        detector._held_teacher()
     except (OSError, ValueError, RuntimeError, AssertionError) as error:
         # torch asserts that it was compiled for a device, and has RuntimeErrors for missing ones.
         raise MachineError(str(error)) from error

@@ -49,7 +49,7 @@ def write_onnx(detector: Any, path: str | os.PathLike[str], map_method: str | No
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
     target = check_target(path, "model.onnx")
-    teacher = detector.features_._held_teacher()
+    teacher = detector._held_teacher()
     method = _map_method(detector, map_method)
     graph = _graph_of(detector, teacher, method)
     _require_size(graph)

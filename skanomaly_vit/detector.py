@@ -42,6 +42,7 @@ from skanomaly_vit._scorers import (
     sum_spaces,
 )
 from skanomaly_vit._spool import FeatureSpool, in_shards
+from skanomaly_vit._teacher import Teacher
 from skanomaly_vit._updates import require_updatable, update_scorers
 from skanomaly_vit.distillation import BlockDistillation
 from skanomaly_vit.features import ViTFeatures
@@ -589,8 +590,12 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     def _scoring_passes(
         self, source: ImageSource
     ) -> tuple[RememberedPasses, dict[int, torch.nn.Module]]:
-        passes = self._passes(self.features_._held_teacher(), source)
+        passes = self._passes(self._held_teacher(), source)
         return passes, self._students_on(passes.teacher.device, self.distillation_)
+
+    def _held_teacher(self) -> Teacher:
+        self.features_.set_params(device=self.device)  # which may be another one since `fit`
+        return self.features_._held_teacher()
 
     def _score(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Bunch:
         return Bunch(**score_shards(self.density_, self.fusion_, in_shards(batches)))

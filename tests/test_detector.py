@@ -569,3 +569,10 @@ def test_pickling_leaves_the_detector_as_it_was(fitted, images):
     pickle.dumps(fitted)
     assert fitted.features_._teacher is teacher
     assert fitted.distillation_._teacher is teacher
+
+
+def test_the_device_can_be_changed_after_fit(fitted, images):
+    expected = fitted.score_samples(images)
+    with pytest.raises(ValueError, match="device='cuda:7' is not available"):
+        fitted.set_params(device="cuda:7").score_samples(images)
+    np.testing.assert_array_equal(fitted.set_params(device="cpu").score_samples(images), expected)
