@@ -33,7 +33,10 @@ from skanomaly_vit import (
 from skanomaly_vit import _onnx_writing as writing
 from skanomaly_vit._density_graphs import density_graph
 from skanomaly_vit._onnx_file import KEY
+from skanomaly_vit._rows import ArrayRows
 from skanomaly_vit._scorers import fit_density
+from skanomaly_vit._statistics import Kind, Statistics
+from skanomaly_vit._whitening import whiten
 from skanomaly_vit.onnx import OnnxDetector, export_onnx
 
 IMAGES = blobs(np.random.default_rng(0), 24)
@@ -152,7 +155,11 @@ def test_densities_are_those_of_numpy(density, pca_variance, seed, scale):
     rng = np.random.default_rng(seed)
     features = scale * (rng.normal(size=(60, 6)) @ rng.normal(size=(6, 6)) + 3)
     new = np.concatenate([features, scale * rng.normal(0, 30, (20, 6))])
-    fitted = fit_density(density, features, seed=0, pca_variance=pca_variance, remember=False)
+    rows, statistics, pca = ArrayRows(features), None, None
+    if pca_variance is not None:
+        statistics = Statistics.of_shards(rows, Kind.COVARIANCE)
+        pca = whiten(statistics, pca_variance)
+    fitted = fit_density(density, rows, seed=0, pca=pca, statistics=statistics)
     found = density_graph(fitted)(torch.from_numpy(new)).numpy()
     # A sample is its own neighbour at a distance that is all rounding.
     expected = fitted.score_samples(new)
