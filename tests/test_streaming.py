@@ -88,7 +88,7 @@ def memory_of(work) -> int:
 
 
 def test_memory_of_an_image_is_a_fraction_of_its_features(make_detector, images, monkeypatch):
-    """8,000 images more take some 100 bytes each; features alone would be 25 numbers."""
+    """4,000 images more take some 60 to 100 bytes each; features alone would be 100 more."""
     monkeypatch.setattr("skanomaly_vit._spool.MAX_BYTES", 1)
     monkeypatch.setattr(FeatureSpool.__init__, "__defaults__", (1,))
     monkeypatch.setattr(kept_room, "N_KEPT", 16)
@@ -100,7 +100,7 @@ def test_memory_of_an_image_is_a_fraction_of_its_features(make_detector, images,
         return (memory_of(lambda: work(many)) - memory_of(lambda: work(few))) / 4000
 
     assert grown(detector.fit) < 100
-    assert grown(detector.score_samples) < 60
+    assert grown(detector.score_samples) < 90
 
 
 # --- partial_fit of the detector
