@@ -20,7 +20,7 @@ from skanomaly_vit._backbones import Backbone, ImageSize, Pretrained
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions
 from skanomaly_vit._images import ImageSource, open_images
 from skanomaly_vit._memory import Memory, RememberedPasses
-from skanomaly_vit._positions import positions_of, with_positions
+from skanomaly_vit._positions import positions_of, same_teacher
 from skanomaly_vit._shards import passes_of
 from skanomaly_vit._teacher import Teacher, load_teacher, resolve_device
 from skanomaly_vit.cache import DiskCache
@@ -115,9 +115,8 @@ class ImageEstimator(BaseEstimator):
 
     def _find_teacher_again(self) -> Teacher:
         teacher = self._load_teacher(self._teacher_seed)
-        if teacher.fingerprint != self.backbone_fingerprint_:
-            teacher = with_positions(teacher, self._positions)
-        if teacher.fingerprint != self.backbone_fingerprint_:
+        same = same_teacher(teacher, self.backbone_fingerprint_, self._positions)
+        if same is None:
             raise ValueError(
                 f"{type(self).__name__} was fitted with a backbone of fingerprint "
                 f"{self.backbone_fingerprint_[:12]}..., but backbone={_name(self.backbone)} with "
@@ -125,7 +124,7 @@ class ImageEstimator(BaseEstimator):
                 "weights, another size, or another version of timm. Provide the weights it was "
                 "fitted with, fit again, or pickle with store_backbone=True."
             )
-        return teacher
+        return same
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())  # a copy: what comes may be the attributes themselves

@@ -119,16 +119,35 @@ def refusal(path: str, cause: str) -> ModelFileError:
     return error
 
 
+def check_regular(path: str) -> os.stat_result:
+    """Facts about a file. What is none is refused: opening a pipe would wait for a writer."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise refusal(path, "it is a directory" if os.path.isdir(path) else "it is no regular file")
+    return found
+
+
+def check_version(path: str, values: dict[str, Any], newest: int, expected: str) -> None:
+    """Take the version of its format out of what a file says, and refuse one beyond `newest`."""
+    version, writer = values.pop("format_version", None), values.pop("written_by", None)
+    if type(version) is not int or version < 1:
+        raise refusal(path, f"its format_version is {version!r}; {expected}")
+    if version > newest:
+        raise refusal(
+            path,
+            f"it has format {version}, written by {writer}; skanomaly-vit {__version__}, which is "
+            f"installed here, reads formats up to {newest}. Install a newer skanomaly-vit.",
+        )
+
+
 def _read(path: str, keep: Callable[[bytes], None]) -> dict[str, Any]:
     """Check a file as a whole, handing on its bytes as they were checked."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
-            what = "a directory" if os.path.isdir(path) else "no regular file"
-            raise refusal(path, f"it is {what}")
+        check_regular(path)
         with open(path, "rb") as stream:
             head = _read_head(path, stream)
             values = _parse(path, head)
-            _check_version(path, values)
+            check_version(path, values, FORMAT_VERSION, _EXPECTED)
             keep(head)
             _check_body(path, stream, head, values, keep)
     except (OSError, MemoryError) as error:
@@ -180,18 +199,6 @@ def _is_metadata(header: Any) -> bool:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def _check_version(path: str, values: dict[str, Any]) -> None:
-    version, writer = values.pop("format_version", None), values.pop("written_by", None)
-    if type(version) is not int or version < 1:
-        raise refusal(path, f"its format_version is {version!r}; {_EXPECTED}")
-    if version > FORMAT_VERSION:
-        raise refusal(
-            path,
-            f"it has format {version}, written by {writer}; skanomaly-vit {__version__}, which is "
-            f"installed here, reads formats up to {FORMAT_VERSION}. Install a newer skanomaly-vit.",
-        )
 
 
 def _check_body(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.utils import Bunch
 
 from skanomaly_vit._images import ImageSource
-from skanomaly_vit._patches import Maps, enlarge
 from skanomaly_vit._unreadable import warn_unreadable
 
+if TYPE_CHECKING:
+    from skanomaly_vit._patches import Maps
 
-def fill_scores(scores: Mapping[str, np.ndarray], scored: np.ndarray, source: ImageSource) -> Bunch:
+
+def fill_scores(
+    scores: Mapping[str, np.ndarray], scored: np.ndarray, source: ImageSource
+) -> dict[str, np.ndarray]:
     """Scores of all images, NaN for those that are unreadable, of which a warning is given.
 
     Parameters
@@ -24,11 +28,11 @@ def fill_scores(scores: Mapping[str, np.ndarray], scored: np.ndarray, source: Im
 
     Returns
     -------
-    scores : Bunch of ndarray of shape (n_images,), float64
+    scores : dict of str to ndarray of shape (n_images,), float64
     """
     gaps = sorted(source.unreadable)
     warn_unreadable([source.unreadable[position] for position in gaps], len(source))
-    filled = Bunch()
+    filled = {}
     for space, values in scores.items():
         filled[space] = np.full(len(source), np.nan)
         filled[space][scored] = values
@@ -37,7 +41,12 @@ def fill_scores(scores: Mapping[str, np.ndarray], scored: np.ndarray, source: Im
     return filled
 
 
-def fill_maps(maps: np.ndarray, mapped: np.ndarray, source: ImageSource) -> Maps:
+def fill_maps(
+    maps: np.ndarray,
+    mapped: np.ndarray,
+    source: ImageSource,
+    enlarge: Callable[[np.ndarray, Sequence[tuple[int, int]]], Maps],
+) -> Maps:
     """Maps of all images at their own sizes, of shape (0, 0) for those that are unreadable.
 
     Parameters
@@ -46,6 +55,8 @@ def fill_maps(maps: np.ndarray, mapped: np.ndarray, source: ImageSource) -> Maps
     mapped : ndarray of shape (n_mapped,), int
         Position of the image of each map.
     source : ImageSource
+    enlarge : callable
+        Interpolates maps to the sizes of their images, into one array if those are the same.
     """
     sizes = source.each(source.size, mapped.tolist())
     enlarged = enlarge(maps[np.isin(mapped, list(sizes))], list(sizes.values()))

@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from skanomaly_vit import __version__
-from skanomaly_vit._container import refusal
+from skanomaly_vit._container import check_regular, check_version, refusal
 from skanomaly_vit._files import write_atomically
 from skanomaly_vit._images import Preprocessing
 
@@ -124,14 +122,11 @@ def preprocessing_of(values: Mapping[str, Any]) -> Preprocessing:
 
 def _read_bytes(path: str) -> bytes:
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for a writer
-            what = "a directory" if os.path.isdir(path) else "no regular file"
-            raise refusal(path, f"it is {what}")
-        if not found.st_size:
+        size = check_regular(path).st_size
+        if not size:
             raise refusal(path, "it is empty")
-        if found.st_size > LARGEST_FILE:
-            raise refusal(path, f"it has {found.st_size} bytes; at most {LARGEST_FILE} are read")
+        if size > LARGEST_FILE:
+            raise refusal(path, f"it has {size} bytes; at most {LARGEST_FILE} are read")
         with open(path, "rb") as stream:
             return stream.read()
     except (OSError, MemoryError) as error:
@@ -161,15 +156,7 @@ def _take_values(path: str, proto: Any) -> dict[str, Any]:
         raise refusal(path, f"its metadata is no JSON ({error}); it is damaged") from error
     if not isinstance(values, dict):
         raise refusal(path, f"its metadata is no JSON object; {_EXPECTED}")
-    version, writer = values.pop("format_version", None), values.pop("written_by", None)
-    if type(version) is not int or version < 1:
-        raise refusal(path, f"its format_version is {version!r}; {_EXPECTED}")
-    if version > FORMAT_VERSION:
-        raise refusal(
-            path,
-            f"it has format {version}, written by {writer}; skanomaly-vit {__version__}, which is "
-            f"installed here, reads formats up to {FORMAT_VERSION}. Install a newer skanomaly-vit.",
-        )
+    check_version(path, values, FORMAT_VERSION, _EXPECTED)
     return values
 
 

@@ -18,7 +18,17 @@ def positions_of(model: torch.nn.Module) -> torch.Tensor | None:
     return found.detach().cpu().clone() if torch.is_tensor(found) else None
 
 
-def with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher:
+def same_teacher(
+    teacher: Teacher, fingerprint: str, positions: torch.Tensor | None
+) -> Teacher | None:
+    """The teacher if it has a fingerprint, or has it with `positions`; None if it is another."""
+    if teacher.fingerprint == fingerprint:
+        return teacher
+    teacher = _with_positions(teacher, positions)
+    return teacher if teacher.fingerprint == fingerprint else None
+
+
+def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher:
     """The teacher with these position embeddings, if its own are the same but for rounding.
 
     They are interpolated to the size of the images, which processors of another kind round

@@ -53,9 +53,13 @@ def _nearest(n_old: int, n_new: int) -> Array:
     return np.minimum(positions, n_old - 1)
 
 
-def enlarge(maps: Array, sizes: Sequence[tuple[int, int]]) -> list[Array]:
-    """Interpolate maps (n, rows, columns) linearly to the sizes (height, width) of their images."""
-    return [_interpolate(plane, size) for plane, size in zip(maps, sizes, strict=True)]
+def enlarge(maps: Array, sizes: Sequence[tuple[int, int]]) -> Array | list[Array]:
+    """Interpolate maps (n, rows, columns) to the sizes of their images: (n, height, width).
+
+    Those of different sizes come as a list.
+    """
+    enlarged = [_interpolate(plane, size) for plane, size in zip(maps, sizes, strict=True)]
+    return np.stack(enlarged) if len(set(sizes)) == 1 else enlarged
 
 
 def _interpolate(plane: Array, size: tuple[int, int]) -> Array:

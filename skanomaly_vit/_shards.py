@@ -21,7 +21,7 @@ from skanomaly_vit._images import ImageSource, Preprocessing
 from skanomaly_vit._memory import Memory, RememberedPasses
 from skanomaly_vit._passes import HeldActivations, TeacherPasses, shards_of
 from skanomaly_vit._patches import Observer
-from skanomaly_vit._positions import positions_of, with_positions
+from skanomaly_vit._positions import positions_of, same_teacher
 from skanomaly_vit._progress import Progress, log
 from skanomaly_vit._ridge import RidgeSums, sum_tokens
 from skanomaly_vit._students import Trained
@@ -49,7 +49,7 @@ class Backbone:
     fingerprint : str
         Of what is to be found.
     positions : torch.Tensor or None
-        Its position embeddings, see `with_positions`.
+        Its position embeddings, see `same_teacher`.
     device : str, torch.device or None
         Where the user wants it, to be understood on the machine where it runs.
     """
@@ -73,16 +73,15 @@ class Backbone:
         teacher = load_teacher(
             name, pretrained=pretrained, image_size=image_size, device=self.device, seed=seed
         )
-        if teacher.fingerprint != self.fingerprint:
-            teacher = with_positions(teacher, self.positions)
-        if teacher.fingerprint != self.fingerprint:
+        same = same_teacher(teacher, self.fingerprint, self.positions)
+        if same is None:
             raise ValueError(
                 f"A worker found backbone={name!r} with pretrained={pretrained!r} to be "
                 f"{teacher.fingerprint[:12]}..., where it was to find {self.fingerprint[:12]}...: "
                 "other weights, or another version of timm. Provide the same there, or set "
                 "store_backbone=True, with which the backbone itself is sent."
             )
-        return teacher
+        return same
 
 
 @dataclass(frozen=True)

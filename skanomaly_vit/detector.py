@@ -28,7 +28,7 @@ from skanomaly_vit._images import ImageSource
 from skanomaly_vit._kept import KeptFeatures
 from skanomaly_vit._labels import AUTO, warn_about_labels
 from skanomaly_vit._memory import RememberedPasses
-from skanomaly_vit._patches import METHODS, MapCollector, PatchSample, layout_of
+from skanomaly_vit._patches import METHODS, MapCollector, PatchSample, enlarge, layout_of
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._progress import Progress, log
 from skanomaly_vit._ranks import agreed
@@ -410,9 +410,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         """
         if not hasattr(self, "density_"):
             return self.fit(X, y)
-        require_updatable(self.density_, self._kept)  # before any work
+        kept = require_updatable(self.density_, self._kept)  # before any work
         warn_about_labels(y, stacklevel=3)  # past the decorator
-        self._update(self._open(X, reset=False))
+        self._update(self._open(X, reset=False), kept)
         return self
 
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
@@ -498,7 +498,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         source = self._open(X, reset=False, on_error=self.on_error)
         passes, students = self._scoring_passes(source)
         scores = self._score(passes.stream(np.arange(len(source)), students))
-        return fill_scores(scores, source.readable(), source)
+        return Bunch(**fill_scores(scores, source.readable(), source))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fitted detector into one file, which runs no code when it is loaded.
@@ -564,8 +564,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         passes, students = self._scoring_passes(source)
         scores = self._score(passes.stream(np.arange(len(source)), students, collector))
         embedded_ones = source.readable()
-        maps = fill_maps(collector.maps(), embedded_ones, source)
-        return fill_scores(scores, embedded_ones, source), maps
+        maps = fill_maps(collector.maps(), embedded_ones, source, enlarge)
+        return Bunch(**fill_scores(scores, embedded_ones, source)), maps
 
     def _map_collector(self, method: str | None) -> MapCollector:
         """What makes maps by the `method` of `anomaly_map`."""
@@ -597,8 +597,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         self.features_.set_params(device=self.device)  # which may be another one since `fit`
         return self.features_._held_teacher()
 
-    def _score(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Bunch:
-        return Bunch(**score_shards(self.density_, self.fusion_, in_shards(batches)))
+    def _score(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+        return score_shards(self.density_, self.fusion_, in_shards(batches))
 
     def _max_subtasks(self) -> int:
         if DISCREPANCY not in SPACES[self.feature_spaces]:
@@ -657,8 +657,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         self._normal_patches = normal_patches
         checkpoints.discard()
 
-    def _update(self, source: ImageSource) -> None:
-        kept = require_updatable(self.density_, self._kept)
+    def _update(self, source: ImageSource, kept: KeptFeatures) -> None:
         passes, students = self._scoring_passes(source)
         with FeatureSpool() as spool:
             for features, discrepancies in passes.stream(np.arange(len(source)), students):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from skanomaly_vit._container import ModelFileError, refusal
+from skanomaly_vit._gaps import fill_maps, fill_scores
 from skanomaly_vit._images import ImageSource, open_images
 from skanomaly_vit._onnx_file import (
     DECISION,
@@ -28,7 +29,7 @@ from skanomaly_vit._onnx_file import (
 )
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._resampling import enlarge, prepare
-from skanomaly_vit._unreadable import UnreadableImageError, warn_unreadable
+from skanomaly_vit._unreadable import UnreadableImageError
 
 __all__ = ["ModelFileError", "OnnxDetector", "export_onnx"]
 
@@ -360,16 +361,12 @@ class OnnxDetector:
             X, image_shape=self.image_shape, max_pixels=self.max_pixels, on_error=self.on_error
         )
         batches = list(self._batches(source, names))
-        gaps = sorted(source.unreadable)
-        warn_unreadable([source.unreadable[position] for position in gaps], len(source))
-        positions = [position for batch, _ in batches for position in batch]
-        columns = [[row for _, rows in batches for row in rows[name]] for name in names]
-        return [
-            _fill_maps(column, positions, source)
-            if name == MAP
-            else _fill_scores(column, positions, len(source))
-            for name, column in zip(names, columns, strict=True)
-        ]
+        positions = np.array([position for batch, _ in batches for position in batch], dtype=int)
+        columns = {n: np.array([row for _, rows in batches for row in rows[n]]) for n in names}
+        maps = columns.pop(MAP, None)
+        filled = {} if maps is None else {MAP: fill_maps(maps, positions, source, enlarge)}
+        filled |= fill_scores(columns, positions, source)
+        return [filled[name] for name in names]
 
     def _batches(
         self, source: ImageSource, names: Sequence[str]
@@ -392,21 +389,3 @@ class OnnxDetector:
 
     def _prepare(self, pixels: np.ndarray) -> np.ndarray:
         return prepare(pixels, self._preprocessing)
-
-
-def _fill_scores(values: Sequence[float], positions: Sequence[int], n_images: int) -> np.ndarray:
-    filled = np.full(n_images, np.nan)
-    filled[list(positions)] = values
-    return filled
-
-
-def _fill_maps(planes: Sequence[np.ndarray], positions: Sequence[int], source: ImageSource) -> Any:
-    """Maps at the sizes of their images: one array if there is one for each, all of a size."""
-    sizes = [source.size(position) for position in positions]
-    enlarged = enlarge(np.asarray(planes), sizes)
-    if len(enlarged) == len(source) and len(set(sizes)) == 1:
-        return np.stack(enlarged)
-    filled = [np.empty((0, 0), np.float32)] * len(source)
-    for position, plane in zip(positions, enlarged, strict=True):
-        filled[position] = plane
-    return filled
