@@ -201,13 +201,13 @@ def check_checkpoint_dir(checkpoint_dir: str | os.PathLike[str] | None, random_s
 
 
 def open_checkpoints(
-    checkpoint_dir: str | os.PathLike[str] | None, key: bytes, identity: Mapping[str, Any]
+    checkpoint_dir: str | os.PathLike[str], key: bytes, identity: Mapping[str, Any]
 ) -> Checkpoints:
     """The checkpoints of a fit, with a warning if there are others' in their place.
 
     Parameters
     ----------
-    checkpoint_dir : path or None
+    checkpoint_dir : path
         Holds a folder for each fit that was stopped. It is made if it is not there.
     key : bytes
         Digest of all that the result depends on.
@@ -219,8 +219,6 @@ def open_checkpoints(
     OSError
         If nothing can be written there, but for want of space: that may come.
     """
-    if checkpoint_dir is None:
-        return Checkpoints()
     ranks = current_ranks()
     if ranks is not None and not ranks.is_first:
         return Checkpoints(None, key.hex())

@@ -17,6 +17,7 @@ from torch import nn
 from skanomaly_vit._compat import fitted_samples
 from skanomaly_vit._neighbors import SMALLEST_RADIUS
 from skanomaly_vit._standardized import StandardizedDensity
+from skanomaly_vit._whitening import axes_of
 from skanomaly_vit.density import (
     ExcessDensity,
     GaussianDensity,
@@ -60,8 +61,7 @@ class _Whitening(_Constants):
 
     def __init__(self, pca: PCA) -> None:
         super().__init__()
-        axes = pca.components_ / np.sqrt(pca.explained_variance_)[:, None]
-        self._hold(mean=pca.mean_, axes=axes.T)
+        self._hold(mean=pca.mean_, axes=axes_of(pca))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return (features - self.mean) @ self.axes

@@ -10,14 +10,11 @@ import torch
 from torch import nn
 
 from skanomaly_vit._density_graphs import density_graph
-from skanomaly_vit._patches import BOTH, DISCREPANCY, FEATURES, NormalPatches
+from skanomaly_vit._patches import BOTH, DISCREPANCY, FEATURES, SMALLEST_ERROR, NormalPatches
 from skanomaly_vit._recipes import DISCREPANCY as DISCREPANCY_SPACE
 from skanomaly_vit._recipes import PRETRAINED
 from skanomaly_vit._ridge import RidgeStudent
 from skanomaly_vit._teacher import BlockCall, penultimate
-
-#: Smallest error whose logarithm is taken, as in `_patches`.
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 class DetectorGraph(nn.Module):
@@ -186,5 +183,5 @@ class _Maps(nn.Module):
         return ((tokens - center) @ whitening).square().mean(dim=2)
 
     def _standardise(self, column: int, values: torch.Tensor) -> torch.Tensor:
-        logarithms = values.double().clamp(min=_TINY).log()
+        logarithms = values.double().clamp(min=SMALLEST_ERROR).log()
         return (logarithms - self._location[column]) / self._deviation[column]

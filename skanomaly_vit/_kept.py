@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -82,5 +82,4 @@ def draw_held_out(spool: FeatureSpool, fraction: float) -> np.ndarray:
 
 
 def _sample(shards: Iterable[np.ndarray], none: np.ndarray) -> RowSample:
-    samples = (RowSample.of(shard, N_KEPT, _SALT) for shard in shards)
-    return functools.reduce(RowSample.merge, samples, RowSample.of(none, N_KEPT, _SALT))
+    return RowSample.of_shards(itertools.chain([none], shards), N_KEPT, _SALT)

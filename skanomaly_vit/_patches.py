@@ -17,6 +17,9 @@ from skanomaly_vit._teacher import BlockCall, Teacher
 #: Patches of normal images that are looked at, at most: enough for a covariance of their tokens.
 N_PATCHES = 4096
 
+#: Smallest error whose logarithm is taken.
+SMALLEST_ERROR = float(np.finfo(np.float32).tiny)
+
 #: What a map may show.
 METHODS = DISCREPANCY, FEATURES, BOTH = "discrepancy", "features", "both"
 
@@ -211,7 +214,7 @@ class PatchSample:
 
 def _log(values: np.ndarray) -> np.ndarray:
     """Logarithm of errors, which are positive and skewed; an error of 0 is the smallest number."""
-    return np.log(np.maximum(values.astype(np.float64), np.finfo(np.float32).tiny))
+    return np.log(np.maximum(values.astype(np.float64), SMALLEST_ERROR))
 
 
 def _scale(values: np.ndarray) -> np.ndarray:

@@ -95,23 +95,25 @@ def fit_scorers(
     fusion : {"product", "standardized"}
     contamination : float
         Share of normal images that may be flagged.
-    seed, remember
+    seed : int
         See `fit_density`.
+    remember : bool
+        Whether the same features are likely to come again, in this process.
     """
     train, held_out = map(spool.mask, split)
     require_spread(SpooledRows(spool, PRETRAINED, train))
-    statistics = None
+    pca, statistics = None, None
     if pca_variance is not None and PRETRAINED in spaces:
         rows = SpooledRows(spool, PRETRAINED, train)
         statistics = Statistics.of_shards(rows, Kind.COVARIANCE)
+        pca = _find_pca(statistics, pca_variance, remember)
     fitted = {}
     for space in spaces:
-        has_pca = statistics is not None and space == PRETRAINED
         fitted[space] = fit_density(
             density[space] if isinstance(density, dict) else density,
             SpooledRows(spool, space, train),
             seed=seed,
-            pca=_find_pca(statistics, pca_variance, remember) if has_pca else None,
+            pca=pca if space == PRETRAINED else None,
             statistics=statistics,
         )
     kept = KeptFeatures.of(spool, train, held_out, statistics)
@@ -238,10 +240,8 @@ def _fit_to_rows(scorer: Any, rows: Rows) -> Any:
     return scorer.fit(gather(rows))
 
 
-def _find_pca(statistics: Statistics | None, variance: float | None, remember: bool) -> Any:
+def _find_pca(statistics: Statistics, variance: float, remember: bool) -> PCA:
     """The whitening PCA; with `remember`, of the same statistics it is the one made last."""
-    if statistics is None or variance is None:
-        return None
     if not remember:
         return whiten(statistics, variance)
     sums = statistics.covariance().tobytes() + statistics.mean.tobytes()

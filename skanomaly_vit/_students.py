@@ -14,7 +14,7 @@ from torch import nn
 #: Named tensors, as a store of tensors takes and gives them.
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
-_STATE = "state/"
+_STATE = "state"
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Trained:
     def to_tensors(self) -> Tensors:
         """All of it, as tensors on the CPU."""
         state = {
-            f"{_STATE}{name}": value.detach().cpu().contiguous()
+            f"{_STATE}/{name}": value.detach().cpu().contiguous()
             for name, value in self.student.state_dict().items()
         }
         losses = {"train_loss": self.train_loss, "valid_loss": self.valid_loss}
@@ -53,13 +53,14 @@ class Trained:
     @classmethod
     def from_tensors(cls, tensors: Tensors, build: Callable[[Tensors], nn.Module]) -> Trained:
         """The inverse of `to_tensors`; `build` makes a student of its state_dict."""
-        state = {
-            name.removeprefix(_STATE): value
-            for name, value in tensors.items()
-            if name.startswith(_STATE)
-        }
         losses = (tensors[name].tolist() for name in ("train_loss", "valid_loss"))
-        return cls(build(state), *losses)
+        return cls(build(below(_STATE, tensors)), *losses)
+
+
+def below(prefix: str, tensors: Tensors) -> Tensors:
+    """Tensors whose names start with ``prefix/``, without it."""
+    start = f"{prefix}/"
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
 
 def history_of(trained: Iterable[Trained], seconds: list[float]) -> list[dict[str, Any]]:

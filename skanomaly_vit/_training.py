@@ -22,7 +22,7 @@ from skanomaly_vit._sampled_queries import (
     require_plain_call,
     require_sampling,
 )
-from skanomaly_vit._students import Tensors, Trained
+from skanomaly_vit._students import Trained, below
 from skanomaly_vit._teacher import BlockCall
 
 #: What of a checkpoint is about all students.
@@ -124,12 +124,12 @@ class Student:
     def restore(self, part: Part) -> None:
         """The inverse of `part`."""
         values, tensors = part
-        below = {kind: _below(kind, tensors) for kind in ("block", "best", "adam")}
-        self.block.load_state_dict(below["block"])
+        parts = {kind: below(kind, tensors) for kind in ("block", "best", "adam")}
+        self.block.load_state_dict(parts["block"])
         device = next(self.block.parameters()).device
-        self.best = {name: value.to(device) for name, value in below["best"].items()}
-        numbers = {name.partition("/")[0] for name in below["adam"]}
-        states = {int(number): _below(number, below["adam"]) for number in numbers}
+        self.best = {name: value.to(device) for name, value in parts["best"].items()}
+        numbers = {name.partition("/")[0] for name in parts["adam"]}
+        states = {int(number): below(number, parts["adam"]) for number in numbers}
         # JSON made a list of a tuple.
         groups = [group | {"betas": tuple(group["betas"])} for group in values["groups"]]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
@@ -154,12 +154,6 @@ class Student:
             self._queries = draw_queries(n_tokens, self.token_fraction, self.generator)
         imitated = forward_queries(self.block, call.tokens, self._queries)
         return nn.functional.mse_loss(imitated, call.output[:, self._queries])
-
-
-def _below(prefix: str, tensors: Tensors) -> Tensors:
-    """Tensors whose names start with ``prefix/``, without it."""
-    start = f"{prefix}/"
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
 
 def new_student(block: nn.Module, generator: torch.Generator) -> nn.Module:

@@ -352,12 +352,13 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             return Checkpoints()
         # Of no block in particular: a student does not depend on which others there are.
         key = self._student_key(passes, -1, split, seed)
-        own = {"ridge_alpha": self.ridge_alpha} if self.student == "ridge" else self._schedule()
+        is_ridge = self.student == "ridge"
+        own = {"ridge_alpha": self.ridge_alpha} if is_ridge else asdict(self._schedule())
         identity = passes.identity() | {
             "images held out": combine(split[1].tobytes()),
             "random_state": combine(seed),
             "student": self.student,
-            **(own if isinstance(own, dict) else asdict(own)),
+            **own,
         }
         return open_checkpoints(self.checkpoint_dir, key, identity)
 
@@ -380,8 +381,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             lambda blocks: {i: record.to_tensors() for i, record in train(blocks).items()},
             is_final=is_final,
         )
-        blocks = passes.teacher.copy_blocks(found)
-        rebuilt = {i: self._rebuild(tensors, blocks[i]) for i, tensors in found.items()}
+        templates = passes.teacher.copy_blocks(found if self.student == "block" else ())
+        rebuilt = {i: self._rebuild(tensors, templates.get(i)) for i, tensors in found.items()}
         if is_final():
             for i, record in rebuilt.items():
                 _recent_students.put(own[i], record, record.n_bytes)
@@ -447,9 +448,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         held_out = passes.key("held out", validation)
         return passes.key("block", train, index, held_out, seed, self._schedule())
 
-    def _rebuild(self, tensors: Tensors, block: torch.nn.Module) -> Trained:
+    @staticmethod
+    def _rebuild(tensors: Tensors, template: torch.nn.Module | None) -> Trained:
         """What `Trained.to_tensors` took apart."""
-        template = None if self.student == "ridge" else block
         return Trained.from_tensors(tensors, lambda state: build_student(state, template))
 
     def _rounded(self, student: torch.nn.Module) -> torch.nn.Module:
