@@ -87,6 +87,7 @@ class ImageEstimator(BaseEstimator):
         *,
         activation_cache: int = 0,
         kept_blocks: Collection[int] = (),
+        store_tokens: bool = True,
     ) -> RememberedPasses:
         return passes_of(
             teacher,
@@ -94,6 +95,7 @@ class ImageEstimator(BaseEstimator):
             Memory(self.memory),
             activation_cache=activation_cache,
             kept_blocks=kept_blocks,
+            store_tokens=store_tokens,
             batch_size=self.batch_size,
             n_jobs=self.n_jobs,
             device=self.device,

@@ -200,6 +200,9 @@ class RememberedPasses:
         Where tokens are kept between passes, beside a `memory` on disk.
     kept_blocks : collection of int
         The blocks whose tokens are worth keeping in `held`.
+    store_tokens : bool
+        Whether tokens are kept in a `memory` on disk, where they take a megabyte an image: not
+        those of a network that no other estimator has.
     batch_size : int
     n_jobs : int or None
     """
@@ -212,6 +215,7 @@ class RememberedPasses:
         *,
         held: Activations,
         kept_blocks: Collection[int],
+        store_tokens: bool,
         batch_size: int,
         n_jobs: int | None,
     ) -> None:
@@ -222,7 +226,7 @@ class RememberedPasses:
         self._n_jobs = n_jobs
         if memory:
             self._digests  # noqa: B018, here, so that what is unreadable is found before any work
-        if memory.disk is not None:
+        if memory.disk is not None and store_tokens:
             # All blocks: which of them other settings will want is not known.
             kept_blocks = range(len(teacher.blocks))
             stored = StoredActivations(memory.disk, source, self._digests, self._context)

@@ -115,7 +115,8 @@ class TunedFeatures(
         """
         check_is_fitted(self)
         source = self._open(X, reset=False)
-        return self._features_of(self._passes(self._held_tuned(), source), len(source))
+        passes = self._passes(self._held_tuned(), source, store_tokens=False)
+        return self._features_of(passes, len(source))
 
     def _tune(
         self,

@@ -325,6 +325,15 @@ def test_memory_changes_nothing(cls, make, images, tmp_path):
         np.testing.assert_array_equal(features.transform(images), expected)
 
 
+@BOTH
+def test_memory_keeps_no_tokens_of_a_network_that_nobody_else_has(cls, make, images, tmp_path):
+    memory = DiskCache(tmp_path)
+    features = make(cls, memory=memory).fit(images)
+    size = memory.size
+    Z = features.transform(images)
+    assert memory.size - size < 2 * Z.nbytes  # features alone; tokens are many times that
+
+
 def test_pickles_give_the_same_bits_in_another_process(images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     expected = {}
