@@ -15,15 +15,26 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="CSV")
     parser.add_argument("--metric", default="auroc", help="a column; default: auroc")
     parser.add_argument("--by-class", action="store_true", help="each class too, not only means")
+    parser.add_argument("--paired", metavar="METHOD", default=None,
+        help="only its seeds and classes, and only methods that have them all")  # fmt: skip
     args = parser.parse_args()
     for file in args.files:
         rows = pd.read_csv(file, dtype={"class": str})
         for name, of_dataset in rows.groupby("dataset"):
+            if args.paired:
+                of_dataset = pair(of_dataset, args.paired)
             print(f"\n{name}: {args.metric} in percent\n")
             print_means(of_dataset, args.metric)
-            for setting in SETTINGS if args.by_class else []:
-                print(f"\n{name}, {setting}, class by class\n")
-                print_classes(of_dataset[of_dataset["setting"] == setting], args.metric)
+            if args.by_class:
+                print_classes(of_dataset, args.metric)
+
+
+def pair(rows: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Only the runs that `method` has, of the methods that have them all."""
+    run = ["setting", "seed", "class"]
+    runs = rows.loc[rows["method"] == method, run]
+    rows = rows.merge(runs, on=run)
+    return rows[rows.groupby("method")["method"].transform("size") == len(runs)]
 
 
 def print_means(rows: pd.DataFrame, metric: str) -> None:
@@ -52,12 +63,16 @@ def mean_cell(rows: pd.DataFrame, metric: str, n_classes: int) -> str:
 
 
 def print_classes(rows: pd.DataFrame, metric: str) -> None:
-    table = 100 * rows.pivot_table(index="method", columns="class", values=metric, sort=False)
-    print("| method | " + " | ".join(table.columns) + " |")
-    print("|---" * (len(table.columns) + 1) + "|")
-    for method, values in table.iterrows():
-        cells = ["" if pd.isna(value) else f"{value:.1f}" for value in values]
-        print(f"| {method} | " + " | ".join(cells) + " |")
+    for setting, of_setting in rows.groupby("setting", sort=False):
+        print(f"\n{setting}, class by class\n")
+        table = 100 * of_setting.pivot_table(
+            index="method", columns="class", values=metric, sort=False
+        )
+        print("| method | " + " | ".join(table.columns) + " |")
+        print("|---" * (len(table.columns) + 1) + "|")
+        for method, values in table.iterrows():
+            cells = ["" if pd.isna(value) else f"{value:.1f}" for value in values]
+            print(f"| {method} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
