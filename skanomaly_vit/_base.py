@@ -19,8 +19,9 @@ from sklearn.utils.validation import validate_data
 from skanomaly_vit._backbones import Backbone, ImageSize, Pretrained
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions
 from skanomaly_vit._images import ImageSource, open_images
-from skanomaly_vit._memory import Memory, RememberedPasses
+from skanomaly_vit._memory import Memory
 from skanomaly_vit._positions import positions_of, same_teacher
+from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit._shards import passes_of
 from skanomaly_vit._teacher import Teacher, load_teacher, resolve_device
 from skanomaly_vit.cache import DiskCache

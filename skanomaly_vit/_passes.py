@@ -100,11 +100,14 @@ class LayeredActivations(Activations):
     ----------
     near, far : Activations
         What is found far away is kept near.
+    kept_blocks : collection of int
+        The blocks whose tokens are kept near, whichever are kept far away.
     """
 
-    def __init__(self, near: Activations, far: Activations) -> None:
+    def __init__(self, near: Activations, far: Activations, kept_blocks: Collection[int]) -> None:
         self._near = near
         self._far = far
+        self._near_levels = _levels(kept_blocks)
 
     def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
         found = self._near.find(positions, levels)
@@ -112,15 +115,23 @@ class LayeredActivations(Activations):
         if not rest:
             return found
         from_far = self._far.find(rest, levels)
-        self._near.keep(from_far)
+        self._keep_near(from_far)
         return found | from_far
 
     def keep(self, tokens: Mapping[int, Tokens]) -> None:
-        self._near.keep(tokens)
+        self._keep_near(tokens)
         self._far.keep(tokens)
 
     def has_room(self, n_images: int) -> bool:
         return self._near.has_room(n_images) or self._far.has_room(n_images)
+
+    def _keep_near(self, tokens: Mapping[int, Tokens]) -> None:
+        self._near.keep(
+            {
+                position: {level: values[level] for level in values.keys() & self._near_levels}
+                for position, values in tokens.items()
+            }
+        )
 
 
 class TeacherPasses:
@@ -247,7 +258,7 @@ class TeacherPasses:
 
     def _recall(self, batch: Sequence[int], blocks: Sequence[int]) -> dict[int, Tokens] | None:
         """Tokens of all images of a batch, embedding those not known; None without room."""
-        levels = {FEATURES, *blocks, *(index + 1 for index in blocks)}
+        levels = _levels(blocks)
         known = self._activations.find(batch, levels)
         missing = [position for position in batch if position not in known]
         if not missing:
@@ -322,6 +333,11 @@ class TeacherPasses:
         blank = torch.zeros(1, 3, *self.teacher.preprocessing.image_size)
         with torch.inference_mode(False), torch.no_grad():
             self.teacher(blank, blocks=range(len(self.teacher.blocks)), visit=visit)
+
+
+def _levels(blocks: Collection[int]) -> set[Level]:
+    """What has to be kept of an image for `blocks` to be shown at work on it."""
+    return {FEATURES, *blocks, *(index + 1 for index in blocks)}
 
 
 def _look_away(call: BlockCall) -> None:

@@ -18,11 +18,12 @@ from skanomaly_vit._digests import combine
 from skanomaly_vit._engines import active_engine
 from skanomaly_vit._extraction import extract
 from skanomaly_vit._images import ImageSource, Preprocessing
-from skanomaly_vit._memory import Memory, RememberedPasses
+from skanomaly_vit._memory import Memory
 from skanomaly_vit._passes import HeldActivations, TeacherPasses, shards_of
 from skanomaly_vit._patches import Observer
 from skanomaly_vit._positions import positions_of, same_teacher
 from skanomaly_vit._progress import Progress, log
+from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit._ridge import RidgeSums, sum_tokens
 from skanomaly_vit._students import Trained
 from skanomaly_vit._tasks import Engine, Luggage

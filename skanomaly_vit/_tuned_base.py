@@ -20,9 +20,9 @@ from skanomaly_vit._base import (
 )
 from skanomaly_vit._compat import Interval, _fit_context
 from skanomaly_vit._images import ImageSource
-from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._progress import Progress
 from skanomaly_vit._ranks import agreed
+from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit._teacher import Teacher, resolve_device
 from skanomaly_vit._tuning import Objective, TunedNetwork, TuningSchedule, tune, tuned_copy
 

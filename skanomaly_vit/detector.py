@@ -27,12 +27,12 @@ from skanomaly_vit._gaps import fill_maps, fill_scores
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._kept import KeptFeatures
 from skanomaly_vit._labels import AUTO, warn_about_labels
-from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._patches import METHODS, MapCollector, PatchSample, enlarge, layout_of
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._progress import Progress, log
 from skanomaly_vit._ranks import agreed
 from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED, RECIPES, resolve
+from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit._scorers import (
     DENSITIES,
     Scorers,

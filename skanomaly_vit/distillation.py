@@ -27,11 +27,11 @@ from skanomaly_vit._checkpoints import Checkpoints, check_checkpoint_dir, open_c
 from skanomaly_vit._compat import _fit_context
 from skanomaly_vit._digests import combine
 from skanomaly_vit._images import ImageSource
-from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._progress import Progress
 from skanomaly_vit._ranks import agreed
 from skanomaly_vit._recent import RecentlyUsed
+from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit._ridge import RidgeStudent, RidgeSums, fit_ridge_students
 from skanomaly_vit._students import Tensors, Trained, history_of
 from skanomaly_vit._teacher import Teacher

@@ -13,9 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._base import ImageEstimator, draw_seed
 from skanomaly_vit._compat import _fit_context
-from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._ranks import agreed
+from skanomaly_vit._remembered import RememberedPasses
 
 
 class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):

@@ -13,9 +13,9 @@ from sklearn.preprocessing import normalize
 from skanomaly_vit._base import TRAINING_CONSTRAINTS
 from skanomaly_vit._compat import Interval
 from skanomaly_vit._images import ImageSource
-from skanomaly_vit._memory import RememberedPasses
 from skanomaly_vit._objectives import Compactness, MeanShiftedContrast
 from skanomaly_vit._pillow import MAX_PIXELS
+from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit._teacher import Teacher
 from skanomaly_vit._tuned_base import TunedFeatures
 from skanomaly_vit._tuning import TunedNetwork, TuningSchedule

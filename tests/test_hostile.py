@@ -378,7 +378,7 @@ def test_what_was_remembered_of_all_is_not_mixed_with_what_is_left(
         source.digest = then_delete
         return source
 
-    from skanomaly_vit._memory import StoredActivations
+    from skanomaly_vit._remembered import StoredActivations
 
     monkeypatch.setattr(StoredActivations, "find", lambda self, positions, levels: {})
     monkeypatch.setattr(type(detector), "_open", opening)

@@ -23,6 +23,7 @@ from skanomaly_vit import (
     ViTFeatures,
     _base,
 )
+from skanomaly_vit._passes import HeldActivations
 from skanomaly_vit._teacher import Teacher
 from skanomaly_vit.model_selection import NormalOnlyKFold, anomaly_scorer
 
@@ -361,6 +362,20 @@ def test_a_fit_reads_kept_tokens_once_if_they_fit_in_memory(
     trained_on = 16
     assert times.count(readings) >= trained_on * tokens_per_image
     assert max(times) == readings
+
+
+def test_main_memory_holds_no_more_beside_a_cache(make_detector, images, cache, monkeypatch):
+    keep, levels = HeldActivations.keep, set()
+
+    def noting(self, tokens):
+        levels.update(level for values in tokens.values() for level in values)
+        keep(self, tokens)
+
+    monkeypatch.setattr(HeldActivations, "keep", noting)
+    make_detector(n_blocks=1).fit(images)
+    alone, levels = levels, set()
+    make_detector(n_blocks=1, memory=cache).fit(images)  # which keeps the tokens of all blocks
+    assert levels == alone
 
 
 def test_students_are_rebuilt_once_a_process(make_detector, images, cache, looked_up):

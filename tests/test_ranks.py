@@ -25,7 +25,7 @@ import numpy as np
 import torch.distributed as dist
 from test_ranks import BACKBONE, fit_both, make_images
 from skanomaly_vit import TransformalyDetector, ViTFeatures, _passes, _shards
-from skanomaly_vit._memory import RememberedPasses
+from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit.engines import torchrun
 
 _passes.IMAGES_PER_SHARD, _passes.SHARDS_PER_SUM = 8, 1
