@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._compat import _safe_indexing
+from skanomaly_vit._composition import first_of
 from skanomaly_vit._metrics import fpr_at_95_tpr
-from skanomaly_vit._provenance import first_of
 
 Array: TypeAlias = np.ndarray[Any, Any]
 

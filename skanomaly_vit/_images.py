@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import joblib
 import numpy as np
 
+from skanomaly_vit._composition import first_of
 from skanomaly_vit._decode import Array, Item, decode_image, find_unreadable, image_size
 from skanomaly_vit._digests import digest_image
 from skanomaly_vit._forms import Items, check_form
@@ -376,9 +377,11 @@ def require_readable(results: Sequence[Result | UnreadableImageError]) -> list[R
 
 
 def reading_options(estimator: Any) -> dict[str, Any]:
-    """Options of `open_images` with which an estimator reads images, as far as it has them."""
-    options = {name: getattr(estimator, name, None) for name in ("image_shape", "max_pixels")}
-    return options if hasattr(estimator, "max_pixels") else options | {"max_pixels": MAX_PIXELS}
+    """Options of `open_images` with which an estimator, or its first step, reads images."""
+    return {
+        "image_shape": first_of(estimator, "image_shape"),
+        "max_pixels": first_of(estimator, "max_pixels", MAX_PIXELS),
+    }
 
 
 # One image

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import platform
 import reprlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -66,14 +65,6 @@ def describe(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def first_of(estimator: Any, attribute: str, default: Any = None) -> Any:
-    """The attribute of an estimator or of the first part of it that has it, or the default."""
-    for part in _parts(estimator):
-        if hasattr(part, attribute):
-            return getattr(part, attribute)
-    return default
-
-
 def versions(*more: str) -> dict[str, str]:
     """Version of Python, of this package, of those that scores depend on, and of `more`."""
     found = {"Python": platform.python_version(), "skanomaly-vit": __version__}
@@ -83,16 +74,6 @@ def versions(*more: str) -> dict[str, str]:
         except PackageNotFoundError:  # put on the path without an installer
             found[package] = "unknown"
     return found
-
-
-def _parts(estimator: Any) -> Iterator[Any]:
-    """The estimator, then what a search, a pipeline or a detector holds."""
-    yield estimator
-    inner = [getattr(estimator, name, None) for name in ("best_estimator_", "features_")]
-    steps = [step for _, step in getattr(estimator, "steps", [])]
-    for part in (*inner, *steps):
-        if part is not None and not isinstance(part, str):
-            yield from _parts(part)
 
 
 def _defaults(estimator: Any) -> dict[str, Any]:

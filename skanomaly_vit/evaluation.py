@@ -6,8 +6,10 @@ others are anomalies, and *multimodal*, one class is the anomaly and all others 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from typing import Any
 
 import joblib
@@ -17,11 +19,11 @@ from sklearn.base import clone
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.utils import Bunch
 
-from skanomaly_vit import __version__
 from skanomaly_vit._compat import _safe_indexing
+from skanomaly_vit._composition import first_of
 from skanomaly_vit._confusion import ConfusionWarning, pretraining_confusion
-from skanomaly_vit._digests import combine
-from skanomaly_vit._images import open_images
+from skanomaly_vit._digests import combine, digest_image
+from skanomaly_vit._images import open_images, reading_options
 from skanomaly_vit._labels import (
     AUTO,
     as_labels,
@@ -29,8 +31,9 @@ from skanomaly_vit._labels import (
     sorted_classes,
     which_are_anomalies,
 )
-from skanomaly_vit._memory import Memory
+from skanomaly_vit._memory import Memory, surroundings
 from skanomaly_vit._metrics import fpr_at_95_tpr, normality, require_normality
+from skanomaly_vit._teacher import resolve_device
 
 __all__ = ["ConfusionWarning", "evaluate", "one_vs_rest", "pretraining_confusion"]
 
@@ -137,8 +140,9 @@ def one_vs_rest(
         Classes evaluated at a time. ``None`` is one, ``-1`` as many as there are cores.
     memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
         Where the figures of each class are kept, so that an evaluation that was cut off goes on
-        where it stopped. Their keys are the contents of the images and the parameters of
-        `estimator`; without an int as its ``random_state`` they are those of the first run.
+        where it stopped. Their keys are the contents of the images, the parameters of
+        `estimator`, the contents of a checkpoint that it names, versions and the type of
+        processor; without an int as its ``random_state`` they are those of the first run.
     callback : callable or None, default=None
         Called with each row of the table, a dict, as soon as it and those before it are there.
 
@@ -265,18 +269,34 @@ class _Keys:
     """What the figures of a turn depend on, in 32 bytes."""
 
     def __init__(self, estimator: Any, images: Any, test_images: Any) -> None:
-        self._context = combine("turn", __version__, joblib.hash(clone(estimator)))
-        self._train, self._test = _digests(images), _digests(test_images)
+        self._context = combine(
+            "turn",
+            *surroundings(resolve_device(first_of(estimator, "device"))),
+            version("scikit-learn"),
+            joblib.hash(clone(estimator)),
+            *_digest_checkpoints(estimator),
+        )
+        options = reading_options(estimator)
+        self._train, self._test = _digests(images, options), _digests(test_images, options)
 
     def __call__(self, is_normal: np.ndarray, is_anomaly: np.ndarray) -> bytes:
         normal = [digest for digest, mask in zip(self._train, is_normal, strict=True) if mask]
         return combine(self._context, *normal, "tested on", *self._test, is_anomaly.tobytes())
 
 
-def _digests(X: Any) -> list[bytes]:
-    if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "biuf":
-        return [combine(X.dtype.str, row.tobytes()) for row in X]
-    source = open_images(X)
+def _digest_checkpoints(estimator: Any) -> list[bytes]:
+    """Of the weights that come from files, whose paths say nothing about them."""
+    parameters = sorted(estimator.get_params().items())
+    values = [value for name, value in parameters if name.rpartition("__")[2] == "pretrained"]
+    paths = [os.fspath(value) for value in values if isinstance(value, str | os.PathLike)]
+    return [digest_image(path) for path in paths if os.path.isfile(path)]
+
+
+def _digests(X: Any, options: dict[str, Any]) -> list[bytes]:
+    rows = X.to_numpy() if hasattr(X, "to_numpy") else X
+    if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind in "biuf":
+        return [combine(rows.dtype.str, row.tobytes()) for row in rows]
+    source = open_images(X, **options)
     return [source.digest(position) for position in range(len(source))]
 
 

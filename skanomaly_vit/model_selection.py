@@ -460,7 +460,7 @@ class _PseudoAnomalyScorer:
         scores: np.ndarray,
         kind: str,
     ) -> float:
-        image_shape = getattr(estimator, "image_shape", None)
+        image_shape = reading_options(estimator)["image_shape"]
         altered = []
         for start in range(0, len(normal), _CHUNK):
             images = [self._alter(source, i, kind) for i in normal[start : start + _CHUNK]]

@@ -14,9 +14,10 @@ import numpy as np
 
 from skanomaly_vit._assessment import check_detector, remark, score, summarise
 from skanomaly_vit._compat import _safe_indexing
+from skanomaly_vit._composition import first_of
 from skanomaly_vit._files import check_target, write_atomically
 from skanomaly_vit._histogram import draw_histogram
-from skanomaly_vit._images import ImageSource, open_images
+from skanomaly_vit._images import ImageSource, open_images, reading_options
 from skanomaly_vit._labels import AUTO, as_labels, is_auto, which_are_anomalies
 from skanomaly_vit._pictures import (
     Array,
@@ -27,9 +28,8 @@ from skanomaly_vit._pictures import (
     overlay,
     shrink_map,
 )
-from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._pixels import shrink
-from skanomaly_vit._provenance import first_of, parameters_of, versions
+from skanomaly_vit._provenance import parameters_of, versions
 from skanomaly_vit._report_page import (
     Card,
     Page,
@@ -130,11 +130,7 @@ def report(
     check_detector(det)
     if not isinstance(n_maps, Integral) or isinstance(n_maps, bool) or n_maps < 0:
         raise ValueError(f"n_maps={n_maps!r} is not an integer of at least 0")
-    source = open_images(
-        X,
-        image_shape=first_of(det, "image_shape"),
-        max_pixels=first_of(det, "max_pixels", MAX_PIXELS),
-    )
+    source = open_images(X, **reading_options(det))
     is_anomaly, labels = _read_labels(y, anomaly_label, len(source))
     shown_names, folder = _name_images(names, source)
     n_shown = min(int(n_maps), len(source))

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.base import BaseEstimator, OutlierMixin
@@ -198,6 +199,34 @@ def test_a_file_with_another_content_is_another_image(tmp_path):
     assert len(Brightness.seen) == 6
     run(features, **options, test_labels=LABELS)
     assert len(Brightness.seen) == 6
+
+
+class Weighed(Brightness):
+    """`Brightness` times what a file says."""
+
+    def __init__(self, pretrained="") -> None:
+        super().__init__()
+        self.pretrained = pretrained
+
+
+def test_another_checkpoint_under_the_same_path_is_measured_again(tmp_path):
+    checkpoint = tmp_path / "weights"
+    pipeline = make_pipeline(Weighed(checkpoint))
+    for weights in ("1", "1", "2"):
+        checkpoint.write_text(weights)
+        run(pipeline, memory=tmp_path / "memory")
+    assert len(Brightness.seen) == 6  # three classes, two checkpoints
+
+
+def test_tables_of_features_are_remembered_as_arrays_are(tmp_path, rng):
+    X = pd.DataFrame(rng.normal(size=(60, 4)) + np.repeat([0, 5], 30)[:, None])
+    labels = np.repeat(["a", "b"], 30)
+    forest = IsolationForest(random_state=0)
+    options = {"test_images": X, "test_labels": labels, "memory": tmp_path}
+    table = one_vs_rest(forest, X, labels, **options)
+    assert table.equals(one_vs_rest(forest, X, labels, **options))  # their seconds too
+    X.iloc[0, 0] += 1
+    assert not table.equals(one_vs_rest(forest, X, labels, **options))
 
 
 class Opened(Brightness):

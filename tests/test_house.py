@@ -125,6 +125,7 @@ ROOMS = [
     "_recent",
     "_colours",
     "_compat",
+    "_composition",
     "_container",
     "_files",
     "_text",

@@ -11,6 +11,7 @@ import sklearn
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.base import clone
 from sklearn.covariance import EllipticEnvelope
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import UndefinedMetricWarning
@@ -22,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import OneClassSVM
 
-from skanomaly_vit import GaussianDensity
+from skanomaly_vit import GaussianDensity, ViTFeatures
 from skanomaly_vit._labels import show_labels, warn_about_labels, which_are_anomalies
 from skanomaly_vit._pseudo_anomalies import ALTERATIONS
 from skanomaly_vit.model_selection import (
@@ -780,6 +781,15 @@ def test_flattened_images_come_back_flattened(images, channels):
     assert recording.given[1].shape == rows.shape
     turned = recording.given[1][0].reshape(32, 32, channels)
     assert turned.tobytes() in {np.rot90(images[0, ..., :channels], k).tobytes() for k in (1, 2, 3)}
+
+
+def test_rows_of_a_pipeline_whose_first_step_takes_rows(tiny, images):
+    rows = images.reshape(len(images), -1)
+    features = ViTFeatures(backbone=tiny, image_shape=(32, 32, 3))
+    pipeline = make_pipeline(features, GaussianDensity())
+    expected = pseudo_anomaly_scorer()(clone(pipeline).fit(rows), rows)
+    on_images = clone(pipeline).set_params(vitfeatures__image_shape=None).fit(images)
+    assert pseudo_anomaly_scorer()(on_images, images) == expected
 
 
 def test_detector_before_which_images_are_prepared(make_detector, images):
