@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, TypeAlias, TypeVar
 
@@ -127,13 +127,6 @@ class Record:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{name} holds values that are not finite")
         return tensor
-
-    def tensor_names(self) -> Iterator[str]:
-        """Keys of the tensors that this part has left."""
-        prefix = f"{self.name}."
-        for name in list(self.tensors):
-            if name.startswith(prefix):
-                yield name.removeprefix(prefix).removesuffix(_TRANSPOSED)
 
     def close(self) -> None:
         """Refuse what was not taken."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,10 +26,12 @@ from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit._ridge import RidgeSums, sum_tokens
 from skanomaly_vit._students import Trained
 from skanomaly_vit._tasks import Engine, Luggage
-from skanomaly_vit._teacher import Origin, Teacher, load_teacher, resolve_device
+from skanomaly_vit._teacher import Origin, Teacher, load_teacher, on_device, resolve_device
 from skanomaly_vit._training import Schedule, train_students
 
 Result = TypeVar("Result")
+
+_CPU = torch.device("cpu")
 
 
 # What travels
@@ -108,7 +109,7 @@ class Traveller:
         by_name = teacher.origin is not None and not self.whole
         return Backbone(
             origin=teacher.origin if by_name else None,
-            model=None if by_name else _on_cpu(teacher.model),
+            model=None if by_name else on_device(teacher.model, _CPU),
             preprocessing=teacher.preprocessing,
             fingerprint=teacher.fingerprint,
             positions=positions_of(teacher.model) if by_name else None,
@@ -131,18 +132,11 @@ class Company:
 
     def pack(self) -> Company:
         """See `Engine.run`."""
-        return replace(self, students={i: _on_cpu(s) for i, s in self.students.items()})
+        return replace(self, students={i: on_device(s, _CPU) for i, s in self.students.items()})
 
     def unpack(self) -> Company:
         """What was packed is ready for use."""
         return self
-
-
-def _on_cpu(module: nn.Module) -> nn.Module:
-    """The module if it is there, or a copy: whoever is using it is to keep it where it is."""
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    there = all(tensor.device.type == "cpu" for tensor in tensors)
-    return module if there else copy.deepcopy(module).cpu()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import math
 import os
 import threading
@@ -244,6 +245,15 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
             "best there is, or device='cpu'."
         )
     return resolved
+
+
+def on_device(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module if it is on a device, or a copy there: others may be using it where it is."""
+    there = torch.empty(0, device=device).device  # "cuda" is the current GPU, which has a number
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    if all(tensor.device == there for tensor in tensors):
+        return module
+    return copy.deepcopy(module).to(there)
 
 
 def _own_gpu() -> torch.device:

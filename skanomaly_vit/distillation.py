@@ -34,7 +34,7 @@ from skanomaly_vit._recent import RecentlyUsed
 from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit._ridge import RidgeStudent, RidgeSums, fit_ridge_students
 from skanomaly_vit._students import Tensors, Trained, history_of
-from skanomaly_vit._teacher import Teacher
+from skanomaly_vit._teacher import Teacher, on_device
 from skanomaly_vit._training import Schedule
 
 #: Students that came from `memory`; a search asks for the same ones in setting after setting.
@@ -472,18 +472,18 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         return 1 if self.student == "ridge" else self.max_epochs
 
     def _students_on(self, device: torch.device) -> dict[int, torch.nn.Module]:
-        students = zip(self.block_indices_, self.students_, strict=True)
-        return {index: student.to(device) for index, student in students}
+        self.students_ = [on_device(student, device) for student in self.students_]
+        return dict(zip(self.block_indices_, self.students_, strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if "students_" in state:
             # A detector fitted on a GPU has to load on a machine without one.
-            for student in self.students_:
-                student.cpu()
+            students = [on_device(student, torch.device("cpu")) for student in self.students_]
             if self.student_dtype is not None:
                 stored = getattr(torch, self.student_dtype)
-                state["students_"] = [copy.deepcopy(s).to(stored) for s in self.students_]
+                students = [copy.deepcopy(student).to(stored) for student in students]
+            state["students_"] = students
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

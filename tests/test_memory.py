@@ -385,6 +385,13 @@ def test_students_are_rebuilt_once_a_process(make_detector, images, cache, looke
         assert a is b
 
 
+def test_students_that_fits_share_stay_on_their_device(make_detector, images, cache):
+    first, second = (make_detector(memory=cache).fit(images).distillation_ for _ in range(2))
+    students = first._students_on(torch.device("meta")).values()
+    assert {value.device.type for s in students for value in s.buffers()} == {"meta"}
+    assert {value.device.type for s in second.students_ for value in s.buffers()} == {"cpu"}
+
+
 def test_students_of_one_memory_are_missing_in_another(make_detector, images, tmp_path):
     alpha = 0.0123  # which no other test has, in this process
     make_detector(memory=tmp_path / "a", ridge_alpha=alpha).fit(images)
