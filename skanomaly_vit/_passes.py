@@ -14,7 +14,7 @@ from skanomaly_vit._ahead import Reader, batches_ahead
 from skanomaly_vit._extraction import Pass
 from skanomaly_vit._halving import run_in_parts
 from skanomaly_vit._images import ImageSource
-from skanomaly_vit._teacher import BlockCall, Teacher, Visitor
+from skanomaly_vit._teacher import BlockCall, Teacher, Visitor, look_away
 from skanomaly_vit._unreadable import UnreadableImageError
 
 #: What is kept of an image: the tokens before block i under i, after the last block under L, and
@@ -277,7 +277,7 @@ class TeacherPasses:
         def embed(part: Sequence[int], *ignored: Any) -> dict[int, Tokens]:
             return self._embed_at_once(part, blocks)
 
-        parts = run_in_parts(self.teacher, positions, (), _look_away, embed)
+        parts = run_in_parts(self.teacher, positions, (), look_away, embed)
         return {position: tokens for part in parts for position, tokens in part.items()}
 
     def _embed_at_once(
@@ -338,10 +338,6 @@ class TeacherPasses:
 def _levels(blocks: Collection[int]) -> set[Level]:
     """What has to be kept of an image for `blocks` to be shown at work on it."""
     return {FEATURES, *blocks, *(index + 1 for index in blocks)}
-
-
-def _look_away(call: BlockCall) -> None:
-    """Visit no block."""
 
 
 def _arguments(call: BlockCall) -> Arguments:

@@ -59,6 +59,10 @@ _FEW_ROWS = 64
 Visitor = Callable[[BlockCall], None]
 
 
+def look_away(call: BlockCall) -> None:
+    """Visit no block."""
+
+
 class Origin(NamedTuple):
     """What `load_backbone` made a network of, and makes it of again."""
 

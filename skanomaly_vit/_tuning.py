@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from skanomaly_vit._progress import Progress, log
-from skanomaly_vit._teacher import BlockCall, Teacher
+from skanomaly_vit._teacher import BlockCall, Teacher, look_away
 
 #: Names of what normalises the tokens after the last block, or what is pooled of them, in timm.
 _FINAL_NORMS = ("norm", "fc_norm")
@@ -81,7 +81,7 @@ class TunedNetwork:
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Pooled features (batch, dim) of normalised images (batch, 3, height, width)."""
-        return self._whole(images, blocks=(), visit=_look_away)
+        return self._whole(images, blocks=(), visit=look_away)
 
     def features_from(self, call: BlockCall) -> torch.Tensor:
         """Pooled features (batch, dim) from how the teacher called the block `first`."""
@@ -95,7 +95,7 @@ class TunedNetwork:
             return call.args, call.kwargs
 
         with block.register_forward_pre_hook(exchange, with_kwargs=True):
-            return self._tail(blank, blocks=(), visit=_look_away)
+            return self._tail(blank, blocks=(), visit=look_away)
 
     def state(self) -> dict[str, torch.Tensor]:
         """A copy of what has learned, on the CPU."""
@@ -118,10 +118,6 @@ def _copy_of(teacher: Teacher, known: dict[int, nn.Module]) -> Teacher:
     """A copy, with modules in the place of those that have the ids `known`."""
     model = copy.deepcopy(teacher.model, dict(known))
     return Teacher(model, teacher.preprocessing, teacher.device)
-
-
-def _look_away(call: BlockCall) -> None:
-    """Visit no block."""
 
 
 class Objective(ABC, Generic[Batch]):
