@@ -83,7 +83,7 @@ def _graph_of(detector: Any, teacher: Teacher, method: str | None) -> DetectorGr
         parts = detector.distillation_
         students = dict(zip(parts.block_indices_, parts.students_, strict=True))
     graph = DetectorGraph(
-        copy.deepcopy(teacher.model),
+        teacher.copy_model(),
         copy.deepcopy(students),
         detector.density_,
         detector.fusion_,

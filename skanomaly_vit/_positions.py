@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 
 from skanomaly_vit._teacher import Teacher
@@ -39,7 +37,7 @@ def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher
         return teacher
     if (own - positions).abs().max() > _ROUNDING * own.abs().max():
         return teacher
-    model = copy.deepcopy(teacher.model)  # others may share it
+    model = teacher.copy_model()  # others may share it
     with torch.no_grad():
         model.pos_embed.copy_(positions)  # type: ignore[operator]
     return Teacher(model, teacher.preprocessing, teacher.device)

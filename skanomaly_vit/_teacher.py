@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,6 +129,14 @@ class Teacher:
         """
         with self._one_visit_at_a_time:
             return {index: copy.deepcopy(self.blocks[index]) for index in indices}
+
+    def copy_model(self, known: Mapping[int, nn.Module] | None = None) -> nn.Module:
+        """A copy of the network, without hooks as those of `copy_blocks` are.
+
+        Modules that have the ids `known` are not copied: others stand in their place.
+        """
+        with self._one_visit_at_a_time:
+            return copy.deepcopy(self.model, dict(known or {}))
 
     def last_blocks(self, n_blocks: int | None) -> list[int]:
         """Indices of the last `n_blocks` (None: of all), or a ValueError if there are fewer."""

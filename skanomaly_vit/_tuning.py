@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -59,7 +58,7 @@ class TunedNetwork:
                 f"n_tuned_blocks={n_there} or fewer."
             )
         self.first = n_there - n_blocks
-        self._whole = _copy_of(teacher, {})
+        self._whole = _copy_of(teacher)
         blocks = self._whole.blocks
         norms = [getattr(self._whole.model, name, None) for name in _FINAL_NORMS]
         learning = blocks[self.first :] + [norm for norm in norms if norm is not None]
@@ -107,17 +106,16 @@ class TunedNetwork:
 @torch.no_grad()
 def tuned_copy(teacher: Teacher, state: dict[str, torch.Tensor]) -> Teacher:
     """A copy of `teacher` with the parameters of `state`, as `TunedNetwork.state` gives them."""
-    tuned = _copy_of(teacher, {})
+    tuned = _copy_of(teacher)
     parameters = dict(tuned.model.named_parameters())
     for name, value in state.items():
         parameters[name].copy_(value)
     return tuned
 
 
-def _copy_of(teacher: Teacher, known: dict[int, nn.Module]) -> Teacher:
-    """A copy, with modules in the place of those that have the ids `known`."""
-    model = copy.deepcopy(teacher.model, dict(known))
-    return Teacher(model, teacher.preprocessing, teacher.device)
+def _copy_of(teacher: Teacher, known: Mapping[int, nn.Module] | None = None) -> Teacher:
+    """A copy, `known` as in `Teacher.copy_model`."""
+    return Teacher(teacher.copy_model(known), teacher.preprocessing, teacher.device)
 
 
 class Objective(ABC, Generic[Batch]):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import weakref
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,11 @@ from backbones import FAMILIES, family
 
 from skanomaly_vit._backbones import load_backbone
 from skanomaly_vit._extraction import extract
-from skanomaly_vit._teacher import Teacher, load_teacher, resolve_device
+from skanomaly_vit._onnx_writing import _graph_of
+from skanomaly_vit._positions import positions_of, same_teacher
+from skanomaly_vit._teacher import Teacher, load_teacher, look_away, resolve_device
 from skanomaly_vit._training import new_student
+from skanomaly_vit._tuning import TunedNetwork, tuned_copy
 
 
 def as_teacher(model: torch.nn.Module, **options: object) -> Teacher:
@@ -270,17 +275,52 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_copies_of_blocks_have_no_hooks_of_another_threads_pass():
-    teacher = as_teacher(family("class token"))
+def during_a_pass(teacher: Teacher, make_copy: Callable[[], Any]) -> tuple[Any, list[int]]:
+    """A copy made while another thread is at the first block, and the blocks that it has seen."""
+    seen: list[int] = []
     with ThreadPoolExecutor(1) as other:
-        copying = []
+        copying: list[Future] = []
 
         def visit(call):
+            seen.append(call.index)
             if not copying:
-                copying.append(other.submit(teacher.copy_blocks, [1]))
+                copying.append(other.submit(make_copy))
                 wait(copying, timeout=0.2)  # time enough to copy, were it not to wait
 
         teacher(noise(teacher), blocks=range(3), visit=visit)
-        (block,) = copying[0].result().values()
-    assert not block._forward_hooks
-    torch.testing.assert_close(block.state_dict(), teacher.blocks[1].state_dict(), rtol=0, atol=0)
+        return copying[0].result(), seen
+
+
+def test_copies_of_blocks_have_no_hooks_of_another_threads_pass():
+    teacher = as_teacher(family("class token"))
+    copies, _ = during_a_pass(teacher, lambda: teacher.copy_blocks([1]))
+    assert not copies[1]._forward_hooks
+    torch.testing.assert_close(
+        copies[1].state_dict(), teacher.blocks[1].state_dict(), rtol=0, atol=0
+    )
+
+
+def test_a_tuned_network_is_not_seen_by_another_threads_visitor():
+    teacher = as_teacher(family("class token"))
+    network, seen = during_a_pass(teacher, lambda: TunedNetwork(teacher, 2))
+    network.features(noise(teacher))
+    tuned, seen_too = during_a_pass(teacher, lambda: tuned_copy(teacher, network.state()))
+    tuned(noise(teacher), blocks=(), visit=look_away)
+    assert seen == seen_too == [0, 1, 2]
+
+
+def test_a_teacher_with_repaired_positions_is_not_seen_by_another_threads_visitor(tiny):
+    teacher, other = as_teacher(tiny), as_teacher(tiny)
+    with torch.no_grad():
+        other.model.pos_embed.mul_(1 + 1e-6)  # as if another processor had interpolated them
+    positions = positions_of(other.model)
+    same, seen = during_a_pass(teacher, lambda: same_teacher(teacher, other.fingerprint, positions))
+    same(noise(teacher), blocks=(), visit=look_away)
+    assert seen == [0, 1, 2]
+
+
+def test_a_graph_for_export_is_not_seen_by_another_threads_visitor(fitted):
+    teacher = fitted._held_teacher()
+    graph, seen = during_a_pass(teacher, lambda: _graph_of(fitted, teacher, None))
+    graph(noise(teacher))
+    assert seen == [0, 1, 2]
