@@ -114,7 +114,8 @@ class ImageEstimator(BaseEstimator):
         """The teacher of `fit`, on the device that this estimator is to run on, here and now."""
         if self._teacher is None:
             self._teacher = self._find_teacher_again()
-        return self._teacher.to(resolve_device(self.device))
+        self._teacher = self._teacher.on(resolve_device(self.device))
+        return self._teacher
 
     def _find_teacher_again(self) -> Teacher:
         teacher = self._load_teacher(self._teacher_seed)

@@ -109,12 +109,11 @@ class Teacher:
         self.origin = origin
         self.model.to(device)
 
-    def to(self, device: torch.device) -> Teacher:
-        """Move the network, in place."""
-        if device != self.device:
-            self.device, self.largest_batch = device, None
-            self.model.to(device)
-        return self
+    def on(self, device: torch.device) -> Teacher:
+        """The teacher, or a copy on another device: others may be using it where it is."""
+        if device == self.device:
+            return self
+        return Teacher(self.copy_model(), self.preprocessing, device, self.origin)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -209,8 +208,9 @@ class Teacher:
 
     def __getstate__(self) -> dict[str, Any]:
         # A detector fitted on a GPU has to load on a machine without one.
-        self.to(torch.device("cpu"))
-        return {k: v for k, v in vars(self).items() if k != "_one_visit_at_a_time"}
+        on_cpu = {"model": self.copy_model().cpu(), "device": torch.device("cpu")}
+        left_out = ("_one_visit_at_a_time", "largest_batch")
+        return {k: v for k, v in vars(self).items() if k not in left_out} | on_cpu
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -172,7 +172,8 @@ class TunedFeatures(
         """The tuned network, on the device that this estimator is to run on, here and now."""
         if self._tuned_teacher is None:
             self._tuned_teacher = tuned_copy(self._held_teacher(), self._tuned_state)
-        return self._tuned_teacher.to(resolve_device(self.device))
+        self._tuned_teacher = self._tuned_teacher.on(resolve_device(self.device))
+        return self._tuned_teacher
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

@@ -392,6 +392,15 @@ def test_students_that_fits_share_stay_on_their_device(make_detector, images, ca
     assert {value.device.type for s in second.students_ for value in s.buffers()} == {"cpu"}
 
 
+def test_a_backbone_that_fits_share_stays_on_its_device(images, cache):
+    parameters = {"backbone": "test_vit", "pretrained": False, "random_state": 0, "memory": cache}
+    first, second = (ViTFeatures(**parameters).fit(images) for _ in range(2))
+    expected = second.transform(images)
+    assert first.set_params(device="meta")._held_teacher().dtype == torch.float32
+    second.set_params(memory=None)
+    np.testing.assert_array_equal(second.transform(images), expected)
+
+
 def test_students_of_one_memory_are_missing_in_another(make_detector, images, tmp_path):
     alpha = 0.0123  # which no other test has, in this process
     make_detector(memory=tmp_path / "a", ridge_alpha=alpha).fit(images)
