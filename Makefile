@@ -18,9 +18,9 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 METADATA := setup.cfg pyproject.toml
-# Rooms with an underscore hold what `density`, `datasets`, `maps` and `display` export.
+# Rooms with an underscore hold what rooms without one export.
 PUBLIC_MODULES := skanomaly_vit/__init__.py $(wildcard skanomaly_vit/[a-z]*.py) \
-	skanomaly_vit/_neighbors.py skanomaly_vit/_dior.py skanomaly_vit/_idx.py skanomaly_vit/_defects.py \
+	skanomaly_vit/_neighbors.py skanomaly_vit/_folds.py skanomaly_vit/_dior.py skanomaly_vit/_idx.py skanomaly_vit/_defects.py \
 	$(patsubst %,skanomaly_vit/_display_%.py,blocks gallery maps scores training)
 
 # Where pip-audit looks up what is known of a release.

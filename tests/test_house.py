@@ -54,6 +54,7 @@ ROOMS = [
     "_graph",
     "_density_graphs",
     "model_selection",
+    "_folds",
     "_metrics",
     "_pseudo_anomalies",
     "engines",
