@@ -23,6 +23,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from skanomaly_vit._images import Preprocessing
+from skanomaly_vit._seeding import seeded
 
 #: What ``backbone`` and ``pretrained`` may be; see `TransformalyDetector`.
 Backbone: TypeAlias = str | nn.Module
@@ -177,9 +178,7 @@ def _named(name: str, pretrained: Pretrained, size: tuple[int, int] | None, seed
 
 
 def _random(name: str, size: tuple[int, int] | None, seed: int, **options: Any) -> nn.Module:
-    # timm initialises from torch's global generator: fork it, so that the caller's stays put.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):  # timm initialises from torch's global generator
         return _create(name, size, pretrained=False, **options)
 
 

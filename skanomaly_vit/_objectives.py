@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from skanomaly_vit._images import ImageSource, Preprocessing
 from skanomaly_vit._passes import TeacherPasses
+from skanomaly_vit._seeding import seeded
 from skanomaly_vit._teacher import BlockCall
 from skanomaly_vit._tuning import Objective, Track, TunedNetwork
 
@@ -95,10 +96,8 @@ class MeanShiftedContrast(Objective[torch.Tensor]):
 
     def _views(self, images: torch.Tensor, seed: int) -> torch.Tensor:
         """Two random views of each image: (2, images, 3, height, width)."""
-        # torchvision draws from torch's global generator: fork it, so that the caller's stays
-        # put. Image by image, since it would change all images of a batch alike.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        # Image by image, since torchvision would change all images of a batch alike.
+        with seeded(seed):  # torchvision draws from torch's global generator
             views = [self._augment(image) for _ in range(2) for image in images]
         return torch.stack(views).unflatten(0, (2, len(images)))
 

@@ -124,6 +124,7 @@ ROOMS = [
     "cache",
     "_labels",
     "_recent",
+    "_seeding",
     "_colours",
     "_compat",
     "_composition",

@@ -14,7 +14,9 @@ import pytest
 import timm
 import torch
 from backbones import FAMILIES, family
+from conftest import meeting
 
+from skanomaly_vit import ViTFeatures
 from skanomaly_vit._backbones import load_backbone
 from skanomaly_vit._extraction import extract
 from skanomaly_vit._onnx_writing import _graph_of
@@ -273,6 +275,25 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone():
     assert torch.equal(first.blocks[0].mlp.fc1.weight, again.blocks[0].mlp.fc1.weight)
     assert not torch.equal(first.blocks[0].mlp.fc1.weight, other.blocks[0].mlp.fc1.weight)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_random_weights_leave_the_generators_of_gpus_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
+    ViTFeatures(backbone="skanomaly_tiny", pretrained=False, device="cpu", random_state=0).fit(
+        np.zeros((2, 8, 8, 3), np.uint8)
+    )
+
+
+def test_two_threads_draw_random_weights_as_each_does_alone(monkeypatch):
+    def draw(seed: int) -> torch.Tensor:
+        model, _ = load_backbone("skanomaly_tiny", pretrained=False, image_size=None, seed=seed)
+        return model.blocks[0].mlp.fc1.weight
+
+    alone = [draw(seed) for seed in range(2)]
+    monkeypatch.setattr(timm, "create_model", meeting(timm.create_model))
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(draw, range(2)))
+    assert all(map(torch.equal, together, alone))
 
 
 def during_a_pass(teacher: Teacher, make_copy: Callable[[], Any]) -> tuple[Any, list[int]]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import joblib
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from backbones import FAMILIES, family
+from conftest import meeting
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
+from torchvision.transforms import v2
 
 from skanomaly_vit import (
     CompactFeatures,
@@ -293,7 +296,24 @@ def test_the_teacher_and_the_global_generator_are_left_alone(cls, images, tmp_pa
     np.testing.assert_array_equal(after, expected)
 
 
+def test_views_leave_the_generators_of_gpus_alone(make, images, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
+    make(MeanShiftedFeatures, device="cpu").fit(images)
+
+
 # --- the same again
+
+
+def test_two_threads_draw_views_as_each_does_alone(make, images, monkeypatch):
+    def losses(seed: int) -> list[float]:
+        features = make(MeanShiftedFeatures, max_epochs=1, random_state=seed).fit(images)
+        return [features.initial_loss_, features.history_[0]["train_loss"]]
+
+    alone = [losses(seed) for seed in range(2)]
+    make_params = meeting(v2.RandomResizedCrop.make_params)
+    monkeypatch.setattr(v2.RandomResizedCrop, "make_params", make_params)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(losses, range(2))) == alone
 
 
 @BOTH
