@@ -292,11 +292,11 @@ def _in_training(
     student = new_student(block, generator)
     optimizer = torch.optim.Adam(student.parameters(), lr=schedule.learning_rate)
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    if schedule.learning_rate_schedule == "one_cycle":
+    n_steps = schedule.max_epochs * n_batches
+    # Of a single step the cycle would make its end, at a rate of next to nothing.
+    if schedule.learning_rate_schedule == "one_cycle" and n_steps > 1:
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=schedule.learning_rate,
-            total_steps=schedule.max_epochs * n_batches,
+            optimizer, max_lr=schedule.learning_rate, total_steps=n_steps
         )
     else:
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

@@ -112,8 +112,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         Of Adam, for block students; the peak under the one-cycle schedule. ``"auto"`` is 1e-3;
         in the paper's recipe 1e-4.
     learning_rate_schedule : {"one_cycle", "constant", "auto"}, default="auto"
-        ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`. ``"auto"``
-        is ``"one_cycle"``; in the paper's recipe ``"constant"``.
+        ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`, while
+        Adam's beta1 falls from 0.95 to 0.85 and rises again; a single step is taken at
+        `learning_rate`. ``"auto"`` is ``"one_cycle"``; in the paper's recipe ``"constant"``.
     token_fraction : float, default=1.0
         Share in (0, 1] of an image's tokens, drawn anew in each step, on which block students
         learn; the tokens that they attend to are always all. 0.25 trains a block in less than

@@ -76,7 +76,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     learning_rate : float, default=1e-3
         Of Adam, for block students; the peak under the one-cycle schedule.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
-        ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`.
+        ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`, while
+        Adam's beta1 falls from 0.95 to 0.85 and rises again; a single step is taken at
+        `learning_rate`.
     token_fraction : float, default=1.0
         Share in (0, 1] of an image's tokens, drawn anew in each step, on which block students
         learn; the tokens that they attend to are always all. 0.25 trains a block in less than

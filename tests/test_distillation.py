@@ -80,6 +80,15 @@ def test_best_epoch_on_held_out_images_is_kept_block_by_block(make, images):
     np.testing.assert_allclose(held_out.mean(axis=0), valid.min(axis=0), rtol=1e-5)
 
 
+def test_a_single_step_is_taken_at_the_learning_rate(make, images):
+    single = {"max_epochs": 1, "batch_size": 20, "validation_fraction": 0}
+    one_cycle, constant = (
+        make(learning_rate_schedule=schedule, **single).fit(images)
+        for schedule in ("one_cycle", "constant")
+    )
+    np.testing.assert_array_equal(one_cycle.transform(images), constant.transform(images))
+
+
 def test_without_held_out_images_the_last_epoch_counts(make, images):
     distillation = make(
         max_epochs=6, validation_fraction=0, learning_rate=0.05, learning_rate_schedule="constant",
