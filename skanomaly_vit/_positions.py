@@ -40,4 +40,5 @@ def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher
     model = teacher.copy_model()  # others may share it
     with torch.no_grad():
         model.pos_embed.copy_(positions)  # type: ignore[operator]
-    return Teacher(model, teacher.preprocessing, teacher.device)
+    # A worker that loads the origin is sent the positions, and repairs its own alike.
+    return Teacher(model, teacher.preprocessing, teacher.device, teacher.origin)

@@ -20,12 +20,14 @@ from skanomaly_vit import (
     CompactFeatures,
     UnreadableImageWarning,
     ViTFeatures,
+    _base,
     _engines,
     _passes,
     _shards,
 )
 from skanomaly_vit._engines import JoblibEngine, Parcel, active_engine
 from skanomaly_vit._passes import shards_of
+from skanomaly_vit._shards import Traveller
 
 N_IMAGES = 40
 
@@ -223,16 +225,22 @@ def test_paths_travel_and_pixels_do_not(make, many, paths):
     assert sum(call.count(b".png") for call in sent) == N_IMAGES
 
 
-def test_what_all_tasks_need_travels_once(make, many, monkeypatch):
-    """The network and the students are unpacked once, and no task carries them."""
-    unpacked = []
+@pytest.fixture
+def unpacked(monkeypatch):
+    """What came out of parcels."""
+    things = []
     open_parcel = Parcel.open
 
     def opening(self):
-        unpacked.append(open_parcel(self))
-        return unpacked[-1]
+        things.append(open_parcel(self))
+        return things[-1]
 
     monkeypatch.setattr(Parcel, "open", opening)
+    return things
+
+
+def test_what_all_tasks_need_travels_once(make, many, unpacked):
+    """The network and the students are unpacked once, and no task carries them."""
     detector = make().fit(many)
     with joblib.parallel_config(backend="elsewhere", n_jobs=3):
         for _ in range(2):
@@ -274,6 +282,28 @@ def test_another_backbone_under_the_same_name_is_refused(paths, make, monkeypatc
         with pytest.raises(ValueError, match=r"A worker found backbone='test_vit'.*store_backbone"):
             detector.score_samples(paths)
         detector.set_params(store_backbone=True).score_samples(paths)  # it travels itself
+
+
+def test_a_backbone_of_another_processor_is_found_by_name(many, monkeypatch, unpacked):
+    features = ViTFeatures(
+        backbone="test_vit", pretrained=False, image_size=32, batch_size=4, random_state=0
+    ).fit(many)
+    expected = features.transform(many)
+    load = _shards.load_teacher
+
+    def load_here(*args, **options):
+        teacher = load(*args, **options)
+        with torch.no_grad():
+            teacher.model.pos_embed.mul_(1 + 1e-6)  # as if interpolated with other rounding
+        return teacher
+
+    monkeypatch.setattr(_base, "load_teacher", load_here)
+    monkeypatch.setattr(_shards, "load_teacher", load_here)
+    features = pickle.loads(pickle.dumps(features))
+    with joblib.parallel_config(backend="elsewhere", n_jobs=2):
+        np.testing.assert_array_equal(features.transform(many), expected)
+    (traveller,) = (thing for thing in unpacked if isinstance(thing, Traveller))
+    assert not traveller.whole
 
 
 @pytest.mark.parametrize("backend", ["threading", "elsewhere"])
