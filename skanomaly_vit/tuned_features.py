@@ -25,10 +25,10 @@ class CompactFeatures(TunedFeatures):
     """Features tuned to lie close together on normal images (PANDA).
 
     The last blocks of a Vision Transformer are tuned by stochastic gradient descent so that the
-    pooled features of normal images come closer to a fixed centre, their mean under the
-    pre-trained network: the loss is the mean squared distance to it [1]_. Images of another
-    kind are not drawn along, or less. Only a density after it, such as `KNNDensity`, makes a
-    score of the features.
+    pooled features of normal images come closer to a fixed centre, the mean feature of all of
+    them, held-out ones too, under the pre-trained network: the loss is the mean squared distance
+    to it [1]_. Images of another kind are not drawn along, or less. Only a density after it, such
+    as `KNNDensity`, makes a score of the features.
 
     The loss is smallest where all images have the same feature, whatever they show. Against this
     collapse the authors stop after a fixed number of epochs and clip the gradient; beyond that,
@@ -55,9 +55,9 @@ class CompactFeatures(TunedFeatures):
     learning_rate : float, default=1e-2
         Of stochastic gradient descent with momentum 0.9; the authors' value.
     validation_fraction : float, default=0.2
-        Share of the images in [0, 1) that nothing is learned from; the epoch with the smallest
-        loss on them is kept. With 0 the last epoch counts, and only
-        `max_epochs` guards against collapse.
+        Share of the images in [0, 1) that no step is made on: they take part in the centre
+        alone. The epoch with the smallest loss on them is kept. With 0 the last epoch counts,
+        and only `max_epochs` guards against collapse.
     patience : int, default=3
         Tuning ends after so many epochs without a smaller loss on the held-out images.
     min_spread : float, default=0.5
@@ -91,7 +91,7 @@ class CompactFeatures(TunedFeatures):
     Attributes
     ----------
     center_ : ndarray of shape (dim,)
-        Mean pre-trained feature of the images that `fit` was given.
+        Mean feature of all images that `fit` was given, held-out ones too, before tuning.
     history_ : list of dict
         Per epoch ``epoch``, ``train_loss``, ``valid_loss`` where images were held out, and
         ``seconds``.
@@ -221,12 +221,12 @@ class MeanShiftedFeatures(TunedFeatures):
 
     The last blocks of a Vision Transformer are tuned by stochastic gradient descent on pairs of
     random views of normal images. Features are scaled to length 1 and seen from a fixed centre,
-    their mean under the pre-trained network; the direction in which one view of an image lies
-    has to be nearer to that of the other view than to those of all other images of the batch
-    (InfoNCE) [1]_. Angles are taken at the centre since at the origin, where contrastive
-    learning has them, the loss would drive normal images apart. The authors score the features
-    by cosine distance to the two nearest neighbours; as all have length 1, Euclidean distance
-    (`KNNDensity`) has the same neighbours.
+    the mean feature of all images, held-out ones too, under the pre-trained network; the
+    direction in which one view of an image lies has to be nearer to that of the other view than
+    to those of all other images of the batch (InfoNCE) [1]_. Angles are taken at the centre since
+    at the origin, where contrastive learning has them, the loss would drive normal images apart.
+    The authors score the features by cosine distance to the two nearest neighbours; as all have
+    length 1, Euclidean distance (`KNNDensity`) has the same neighbours.
 
     Parameters
     ----------
@@ -250,8 +250,8 @@ class MeanShiftedFeatures(TunedFeatures):
     temperature : float, default=0.25
         By which cosines are divided in the loss.
     validation_fraction : float, default=0.2
-        Share of the images in [0, 1) that nothing is learned from; the epoch with the smallest
-        loss on them is kept. With 0 the last epoch counts.
+        Share of the images in [0, 1) that no step is made on: they take part in the centre
+        alone. The epoch with the smallest loss on them is kept. With 0 the last epoch counts.
     patience : int, default=3
         Tuning ends after so many epochs without a smaller loss on the held-out images.
     max_pixels : int or None, default=2**27
@@ -280,8 +280,8 @@ class MeanShiftedFeatures(TunedFeatures):
     Attributes
     ----------
     center_ : ndarray of shape (dim,)
-        Mean of the pre-trained features, each scaled to length 1, of the images that `fit` was
-        given.
+        Mean of the features, each scaled to length 1, of all images that `fit` was given,
+        held-out ones too, before tuning.
     history_ : list of dict
         Per epoch ``epoch``, ``train_loss``, ``valid_loss`` where images were held out, and
         ``seconds``.

@@ -118,6 +118,15 @@ def test_the_held_out_loss_is_what_it_says(make, tiny, images):
     np.testing.assert_allclose(kept["valid_loss"], last, rtol=1e-4)
 
 
+@BOTH
+def test_held_out_images_take_part_in_the_centre(cls, make, tiny, images):
+    features = make(cls, max_epochs=1, validation_fraction=0.5).fit(images)
+    pretrained = ViTFeatures(backbone=tiny).fit_transform(images)
+    if cls is MeanShiftedFeatures:
+        pretrained = unit(pretrained)
+    np.testing.assert_allclose(features.center_, pretrained.mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
 def test_mean_shifted_features_have_length_1_and_a_centre_of_such(make, tiny, images):
     pretrained = unit(ViTFeatures(backbone=tiny).fit_transform(images))
     features = make(MeanShiftedFeatures, validation_fraction=0).fit(images)
