@@ -203,6 +203,7 @@ def split_validation(
     rng: np.random.RandomState,
     *,
     min_train: int = 1,
+    min_held_out: int = 1,
     groups: Any = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices to train on and indices to hold out, each sorted.
@@ -215,13 +216,15 @@ def split_validation(
     rng : RandomState
     min_train : int
         Fewest images to train on.
+    min_held_out : int
+        Fewest images to hold out, if any are.
     groups : array-like of shape (n_samples,) or None
         Samples of one group stay together; `fraction` is then of the groups.
 
     Raises
     ------
     ValueError
-        If fewer would be left to train on.
+        If fewer would be left to train on, or held out.
     """
     if groups is not None and fraction > 0:
         return _split_groups(n_samples, fraction, rng, groups)
@@ -231,6 +234,12 @@ def split_validation(
             f"Found {n_samples} image(s) (n_samples={n_samples}), of which "
             f"validation_fraction={fraction} holds out {n_validation}; at least {min_train} must "
             "be left to train on. Pass more images, or validation_fraction=0."
+        )
+    if 0 < n_validation < min_held_out:
+        raise ValueError(
+            f"Found {n_samples} image(s) (n_samples={n_samples}), of which "
+            f"validation_fraction={fraction} holds out {n_validation}; at least {min_held_out} "
+            "must be held out, or none. Pass more images, a larger validation_fraction, or 0."
         )
     order = rng.permutation(n_samples)
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -40,6 +41,9 @@ class Compactness(Objective[BlockCall]):
         whole = self._passes.over(indices, track, in_parts=False)
         for _ in whole([self._network.first], calls.append):
             yield calls.pop()
+
+    def n_batches(self, n_images: int) -> int:
+        return self._passes.n_batches(n_images)
 
     def losses(self, batch: BlockCall) -> torch.Tensor:
         return (self._network.features_from(batch) - self._center).square().mean(dim=1)
@@ -82,17 +86,24 @@ class MeanShiftedContrast(Objective[torch.Tensor]):
         self._augment = _augmentation(preprocessing)
 
     def batches(self, indices: np.ndarray, seed: int, track: Track) -> Iterator[torch.Tensor]:
-        images = self._source.take(indices).batches(
-            self._plain, batch_size=self._batch_size, n_jobs=self._n_jobs
-        )
+        source = self._source.take(indices)
+        bounds = itertools.pairwise([*self._starts(len(indices)), len(indices)])
+        images = (source.load(range(*ends), self._plain, self._n_jobs) for ends in bounds)
         seeds = np.random.SeedSequence(seed)
         for batch in track(images):
             yield self._views(batch, int(seeds.spawn(1)[0].generate_state(1)[0]))
+
+    def n_batches(self, n_images: int) -> int:
+        return len(self._starts(n_images))
 
     def losses(self, batch: torch.Tensor) -> torch.Tensor:
         features = normalize(self._network.features(batch.flatten(0, 1)))  # (2 * images, dim)
         first, second = (features - self._center).chunk(2)
         return info_nce(first, second, self._temperature)
+
+    def _starts(self, n_images: int) -> range:
+        """Where batches start: not at the last image, since the loss of one alone is 0."""
+        return range(0, n_images - 1, self._batch_size)
 
     def _views(self, images: torch.Tensor, seed: int) -> torch.Tensor:
         """Two random views of each image: (2, images, 3, height, width)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -192,6 +193,10 @@ class TeacherPasses:
     def is_whole(self) -> bool:
         """Whether all batches fit on the device: sums over a batch in parts round otherwise."""
         return (self.teacher.largest_batch or self._batch_size) >= self._batch_size
+
+    def n_batches(self, n_images: int) -> int:
+        """In how many batches a pass sees so many images."""
+        return math.ceil(n_images / self._batch_size)
 
     def over(
         self,

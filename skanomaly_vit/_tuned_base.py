@@ -47,6 +47,9 @@ class TunedFeatures(
         "n_tuned_blocks": [Interval(Integral, 1, None, closed="left")],
     }  # fmt: skip
 
+    #: Fewest images to learn from, and to hold out if any are.
+    _min_images: ClassVar[int] = 1
+
     n_tuned_blocks: int
     max_epochs: int
     learning_rate: float
@@ -84,7 +87,13 @@ class TunedFeatures(
         """
         source = self._open(X, reset=True)
         rng = agreed(check_random_state(self.random_state))
-        split = split_validation(len(source), self.validation_fraction, rng)
+        split = split_validation(
+            len(source),
+            self.validation_fraction,
+            rng,
+            min_train=self._min_images,
+            min_held_out=self._min_images,
+        )
         teacher_seed, seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_teacher(teacher_seed)
         context = self._init_callback_context(max_subtasks=self.max_epochs)

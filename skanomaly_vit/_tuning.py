@@ -126,6 +126,10 @@ class Objective(ABC, Generic[Batch]):
         """The images at `indices`, in this order; `seed` is that of any random change to them."""
 
     @abstractmethod
+    def n_batches(self, n_images: int) -> int:
+        """How many `batches` there are of so many images."""
+
+    @abstractmethod
     def losses(self, batch: Batch) -> torch.Tensor:
         """Loss of each image of a batch: (images,)."""
 
@@ -136,7 +140,7 @@ class TuningSchedule:
 
     Attributes
     ----------
-    max_epochs, learning_rate, batch_size
+    max_epochs, learning_rate
         As the transformers describe them.
     patience : int
         Epochs without a gain on held-out images after which tuning ends.
@@ -153,7 +157,6 @@ class TuningSchedule:
 
     max_epochs: int
     learning_rate: float
-    batch_size: int
     patience: int
     min_share: float = 0.0
     momentum: float = 0.0
@@ -253,10 +256,11 @@ def tune(
 
     initial = held_out_loss() if len(held_out) else math.nan
     tuned = Tuned(network.state(), initial, 0, [], best_loss=initial)
+    n_batches = sum(objective.n_batches(len(indices)) for indices in (train, held_out))
     going_on = True
     while going_on and len(tuned.history) < schedule.max_epochs and not progress.stop_requested:
         started, epoch = time.perf_counter(), len(tuned.history) + 1
-        with progress.task("epoch", _n_batches(schedule, train, held_out)) as task:
+        with progress.task("epoch", n_batches) as task:
             order = np.random.default_rng(_derive(seed, epoch, 0)).permutation(train)
             batches = objective.batches(order, _derive(seed, epoch, 1), task.track)
             record = {"epoch": epoch, "train_loss": _mean(step, batches)}
@@ -271,10 +275,6 @@ def tune(
 def _mean(losses_of: Callable[[Any], torch.Tensor], batches: Iterator[Any]) -> float:
     """Mean loss over the images of all batches."""
     return float(torch.cat([losses_of(batch).cpu().double() for batch in batches]).mean())
-
-
-def _n_batches(schedule: TuningSchedule, *sets: np.ndarray) -> int:
-    return sum(math.ceil(len(indices) / schedule.batch_size) for indices in sets)
 
 
 def _derive(*entropy: int) -> int:

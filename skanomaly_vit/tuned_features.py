@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -208,7 +208,6 @@ class CompactFeatures(TunedFeatures):
         return TuningSchedule(
             max_epochs=self.max_epochs,
             learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
             patience=self.patience,
             min_share=self.min_spread,
             momentum=0.9,
@@ -258,7 +257,8 @@ class MeanShiftedFeatures(TunedFeatures):
         Files and PIL images of more pixels are refused before they are decoded, lest a small file
         fill the memory. ``None`` is no limit.
     batch_size : int, default=64
-        Images in a step of training, and in a pass of the backbone.
+        Images in a step of training, at least 2, and in a pass of the backbone. An image that is
+        left over joins the step before, since its views are told from those of others.
     store_backbone : bool, default=False
         Whether a pickle holds the backbone beside what was tuned. If not, it is loaded again
         where the pickle is used, as `backbone` and `pretrained` say, and refused if it is not the
@@ -333,7 +333,11 @@ class MeanShiftedFeatures(TunedFeatures):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **TunedFeatures._parameter_constraints,
         "temperature": [Interval(Real, 0, None, closed="neither")],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
     }
+
+    # Of one image alone the loss is 0, whatever the network: there is none to tell its views from.
+    _min_images: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -400,6 +404,5 @@ class MeanShiftedFeatures(TunedFeatures):
         return TuningSchedule(
             max_epochs=self.max_epochs,
             learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
             patience=self.patience,
         )

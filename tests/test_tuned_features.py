@@ -26,6 +26,7 @@ from skanomaly_vit import (
     KNNDensity,
     MeanShiftedFeatures,
     ViTFeatures,
+    _base,
 )
 from skanomaly_vit._images import open_images
 from skanomaly_vit._objectives import Compactness, MeanShiftedContrast, info_nce
@@ -174,6 +175,20 @@ def test_the_contrast_is_taken_around_the_centre(tiny, images):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("n_images", "sizes"), [(0, []), (2, [2]), (9, [9]), (10, [8, 2]), (16, [8, 8]), (17, [8, 9])]
+)
+def test_no_image_is_alone_in_a_batch(n_images, sizes, tiny, images):
+    teacher = teacher_of(tiny)
+    objective = MeanShiftedContrast(
+        open_images(images), teacher.preprocessing, TunedNetwork(teacher, 1),
+        np.zeros(24, np.float32), temperature=0.25, batch_size=8, n_jobs=1,
+    )  # fmt: skip
+    batches = objective.batches(np.arange(n_images), 0, iter)
+    assert [len(batch[0]) for batch in batches] == sizes
+    assert objective.n_batches(n_images) == len(sizes)
+
+
 def test_views_differ_by_image_by_draw_and_by_seed_alone(tiny, rng):
     teacher = teacher_of(tiny)
     image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -257,12 +272,16 @@ def test_epochs_are_logged(cls, make, images, caplog):
 
 
 class StopAfterTwo:
-    """A callback that counts tasks, and asks to stop after two epochs."""
+    """A callback that counts tasks, and asks to stop after two epochs.
+
+    Of each epoch it notes how many batches were announced.
+    """
 
     max_propagation_depth = None
 
     def __init__(self):
         self.ended = []
+        self.announced = []
 
     def setup(self, estimator, context):
         pass
@@ -271,6 +290,8 @@ class StopAfterTwo:
 
     def on_fit_task_end(self, estimator, context):
         self.ended.append(context.task_name)
+        if context.task_name == "epoch":
+            self.announced.append(context.max_subtasks)
         return self.ended.count("epoch") == 2
 
 
@@ -281,6 +302,14 @@ def test_callbacks_see_epochs_and_batches_and_can_stop(cls, make, images):
     assert len(features.history_) == callback.ended.count("epoch") == 2
     # 16 images in 2 batches to learn from, 4 in 1 held out
     assert callback.ended.count("batch") == 2 * (2 + 1)
+    assert callback.announced == 2 * [2 + 1]
+
+
+def test_callbacks_see_one_batch_less_where_an_image_is_left_over(make, images):
+    callback = StopAfterTwo()
+    make(MeanShiftedFeatures, validation_fraction=0).set_callbacks(callback).fit(images[:17])
+    assert callback.ended.count("batch") == 2 * 2
+    assert callback.announced == 2 * [2]
 
 
 # --- what it leaves alone
@@ -425,6 +454,7 @@ def test_names_of_features(cls, make, images):
         (CompactFeatures, "patience", 0), (CompactFeatures, "min_spread", 1.0),
         (CompactFeatures, "activation_cache", -1), (CompactFeatures, "verbose", "loud"),
         (MeanShiftedFeatures, "temperature", 0), (MeanShiftedFeatures, "n_tuned_blocks", 1.5),
+        (MeanShiftedFeatures, "batch_size", 1),
     ],
 )  # fmt: skip
 def test_wrong_parameters_are_refused(cls, parameter, value, make, images):
@@ -436,4 +466,27 @@ def test_wrong_parameters_are_refused(cls, parameter, value, make, images):
 def test_too_few_images_to_hold_some_out(cls, make, images):
     with pytest.raises(ValueError, match="validation_fraction=0"):
         make(cls).fit(images[:1])
-    assert make(cls, validation_fraction=0).fit(images[:1]).transform(images).shape == (20, 24)
+    n_enough = {CompactFeatures: 1, MeanShiftedFeatures: 2}[cls]
+    features = make(cls, validation_fraction=0).fit(images[:n_enough])
+    assert features.transform(images).shape == (20, 24)
+
+
+@pytest.mark.parametrize(
+    ("n_images", "fraction", "message"),
+    [
+        (1, 0, "holds out 0; at least 2 must be left to train on. Pass more images"),
+        (5, 0.7, "holds out 4; at least 2 must be left to train on. Pass more images"),
+        (5, 0.2, "holds out 1; at least 2 must be held out, or none. Pass more images"),
+    ],
+)
+def test_an_image_alone_is_not_told_from_others(
+    n_images, fraction, message, make, images, monkeypatch
+):
+    monkeypatch.setattr(_base, "load_teacher", lambda *a, **k: pytest.fail("began to work"))
+    with pytest.raises(ValueError, match=rf"n_samples={n_images}\).* {message}"):
+        make(MeanShiftedFeatures, validation_fraction=fraction).fit(images[:n_images])
+
+
+def test_two_held_out_images_are_told_apart(make, images):
+    features = make(MeanShiftedFeatures, validation_fraction=0.5).fit(images[:4])
+    assert features.initial_loss_ > 0
