@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from skanomaly_vit._shared import Shared
+
 #: Pixels of the largest image that is decoded, if the user sets no other limit: more than nearly
 #: all cameras have, and some 3 GB of memory while such an image is decoded.
 MAX_PIXELS = 2**27
@@ -70,56 +72,56 @@ class _OwnLimits:
     """Puts our limit and our rules in place of Pillow's, which are global, while a thread decodes.
 
     Pillow warns above ``Image.MAX_IMAGE_PIXELS`` and refuses above twice that, also parts of files
-    that `check_pixels` does not see, such as the tiles of a TIFF. Counted, since neither that
+    that `check_pixels` does not see, such as the tiles of a TIFF. Shared, since neither that
     global nor `warnings.catch_warnings` knows of threads.
     """
 
     def __init__(self) -> None:
+        self._rules = Shared(_own_rules)
         self._lock = threading.Lock()
         self._limits: list[int | None] = []
-        self._pillows: tuple[int | None, bool] = (None, False)
-        self._warnings = warnings.catch_warnings()
 
     @contextmanager
     def __call__(self, max_pixels: int | None) -> Iterator[None]:
-        self._enter(max_pixels)
         try:
-            yield
+            with self._rules(), self._widened(max_pixels):
+                yield
         except Image.DecompressionBombError as error:
             raise ValueError(
                 f"image, or a part of it, of more than twice max_pixels={max_pixels}; raise "
                 "max_pixels if the file can be trusted"
             ) from error
-        finally:
-            self._leave(max_pixels)
 
-    def _enter(self, limit: int | None) -> None:
+    @contextmanager
+    def _widened(self, limit: int | None) -> Iterator[None]:
+        """Of several limits at once the widest: each thread checks its own besides."""
         with self._lock:
-            if not self._limits:
-                self._pillows = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-                # Other packages set it, and half of an image would get a score.
-                ImageFile.LOAD_TRUNCATED_IMAGES = False
-                self._warnings = warnings.catch_warnings()
-                self._warnings.__enter__()
-                # An image is read or it is not: of a file that is odd and sound all the same
-                # there is nothing to say, and one that is not raises an error.
-                warnings.filterwarnings("ignore", module=r"PIL\.")
             self._limits.append(limit)
             self._apply()
-
-    def _leave(self, limit: int | None) -> None:
-        with self._lock:
-            self._limits.remove(limit)
-            if self._limits:
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._limits.remove(limit)
                 self._apply()
-            else:
-                self._warnings.__exit__(None, None, None)
-                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = self._pillows
 
     def _apply(self) -> None:
-        """Of several limits at once the widest: each thread checks its own besides."""
-        given = [limit for limit in self._limits if limit is not None]
-        Image.MAX_IMAGE_PIXELS = max(given) if len(given) == len(self._limits) else None
+        if self._limits:
+            given = [limit for limit in self._limits if limit is not None]
+            Image.MAX_IMAGE_PIXELS = max(given) if len(given) == len(self._limits) else None
+
+
+@contextmanager
+def _own_rules() -> Iterator[None]:
+    pillows = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    # Other packages set it, and half of an image would get a score.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    with warnings.catch_warnings():
+        # An image is read or it is not: of a file that is odd and sound all the same
+        # there is nothing to say, and one that is not raises an error.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = pillows
 
 
 own_limits = _OwnLimits()

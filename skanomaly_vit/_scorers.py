@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from skanomaly_vit._kept import KeptFeatures
 from skanomaly_vit._recent import RecentlyUsed
 from skanomaly_vit._recipes import PRETRAINED
 from skanomaly_vit._rows import MappedRows, Rows, gather
+from skanomaly_vit._shared import Shared
 from skanomaly_vit._spool import Embedded, FeatureSpool, SpooledRows
 from skanomaly_vit._standardized import StandardizedDensity, SummarisedDensity
 from skanomaly_vit._statistics import Kind, Statistics
@@ -56,7 +58,23 @@ def one_blas_thread(n_values: int) -> AbstractContextManager[Any]:
     """
     if n_values >= _SMALL:
         return nullcontext()
-    return _thread_pools().limit(limits=1, user_api="blas")
+    return _limited_blas()
+
+
+@contextmanager
+def _limit_blas() -> Iterator[None]:
+    # In threads that end at once: threadpoolctl ignores all but the one that first set a limit, as
+    # long as it lives, and here the last thread of several that score lifts it.
+    with ThreadPoolExecutor(1) as pool:
+        limit = functools.partial(_thread_pools().limit, limits=1, user_api="blas")
+        limiter = pool.submit(limit).result()
+    yield
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(limiter.restore_original_limits).result()
+
+
+#: The limit is one for the whole process, of which several threads may score at once.
+_limited_blas = Shared(_limit_blas)
 
 
 @functools.cache

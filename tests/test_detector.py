@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import pickle
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import joblib
@@ -29,6 +31,7 @@ from sklearn.neighbors import KernelDensity, LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import OneClassSVM
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from skanomaly_vit import (
     BlockDistillation,
@@ -532,6 +535,59 @@ def test_threads_that_score_at_once_do_not_see_each_others_images(fitted, images
         together = list(pool.map(fitted.score_samples, parts))
     for one, other in zip(expected, together, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+class Held:
+    """A density that scores only when it is let go on."""
+
+    def __init__(self, density):
+        self.density = density
+        self.entered, self.released = threading.Event(), threading.Event()
+
+    def score_samples(self, X):
+        self.entered.set()
+        assert self.released.wait(60)
+        return self.density.score_samples(X)
+
+
+def blas_threads() -> list[int]:
+    return [
+        library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()
+    ]
+
+
+@pytest.fixture
+def two_blas_threads():
+    """As on two cores, set by a thread that ends: while it lives, others can set no limit."""
+
+    def limit(n):
+        thread = threading.Thread(target=threadpool_limits, args=(n, "blas"))
+        thread.start()
+        thread.join()
+
+    before = blas_threads()
+    limit(2)
+    yield
+    limit(max(before))
+
+
+@pytest.mark.usefixtures("two_blas_threads")
+def test_threads_that_score_at_once_leave_blas_its_threads(make_detector, images):
+    detector = make_detector(feature_spaces="pretrained").fit(images)
+    before = blas_threads()
+    copies = [copy.copy(detector) for _ in range(2)]
+    held = [Held(detector.density_["pretrained"]) for _ in copies]
+    with ThreadPoolExecutor(2) as pool:
+        runs = []
+        for one, density in zip(copies, held, strict=True):
+            one.density_ = {"pretrained": density}
+            runs.append(pool.submit(one.score_samples, images))
+            assert density.entered.wait(60)
+        assert set(blas_threads()) == {1}
+        for run, density in zip(runs, held, strict=True):  # first in, first out
+            density.released.set()
+            run.result()
+    assert blas_threads() == before == [2] * len(before)
 
 
 @pytest.mark.parametrize("student", ["ridge", "block"])

@@ -125,6 +125,7 @@ ROOMS = [
     "_labels",
     "_recent",
     "_seeding",
+    "_shared",
     "_colours",
     "_compat",
     "_composition",
