@@ -104,7 +104,8 @@ class CalibratedMixin(OutlierMixin):
         frame : DataFrame, or table of Arrow
             Of pandas or Dask; or a Table, RecordBatch, RecordBatchReader or Dataset of Arrow.
         column : str
-            The column that holds the images, as paths or as what is in image files (bytes).
+            The column that holds the images, as paths, as what is in image files (bytes), or in
+            another form that an image of a list may have.
 
         Returns
         -------
@@ -118,8 +119,8 @@ class CalibratedMixin(OutlierMixin):
         ------
         ValueError
             If there is no such column, one of those that are added is there already, or as
-            `score_samples` does. A missing value is an image that cannot be read: with
-            ``on_error="nan"`` its row has NaN and is flagged.
+            `score_samples` does. A missing value (None, NaN, NA) is an image that cannot be read:
+            with ``on_error="nan"`` its row has NaN and is flagged.
         TypeError
             If `frame` is no such table.
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from skanomaly_vit._compat import is_missing
 from skanomaly_vit.calibration import conformal_p_values
 
 #: Rows of an Arrow dataset that are read at once: with images in them a file's default is too many.
@@ -66,8 +67,8 @@ def _dtypes(detector: Scorer) -> dict[str, str]:
 
 def _score(detector: Scorer, images: Iterable[Any]) -> dict[str, np.ndarray]:
     """The columns that are added, for the images of some rows."""
-    # What is missing (None, NaN) is an image of no bytes, which cannot be read.
-    items = [image if isinstance(image, str | bytes) else b"" for image in images]
+    # What is missing is an image of no bytes, which cannot be read.
+    items = [b"" if is_missing(image) else image for image in images]
     scores = detector.score_samples(items) if items else np.empty(0)
     decision = scores - detector.offset_
     # Written so that NaN is no normal image.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -136,6 +137,33 @@ def test_rows_that_cannot_be_read_follow_on_error(detector, frame, expected):
     assert scored["flag"].iloc[gaps].all()
     others = scored["score"].drop(scored.index[gaps])
     pd.testing.assert_series_equal(others, expected["score"].drop(expected.index[gaps]))
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, np.float32("nan"), pd.NA], ids=repr)
+def test_every_kind_of_missing_value_is_an_unreadable_image(detector, frame, missing):
+    frame["path"] = frame["path"].astype(object)
+    frame.iloc[2, 0] = missing
+    detector.set_params(on_error="nan")
+    with pytest.warns(UnreadableImageWarning, match=r"sample 2: .*the image is missing"):
+        scored = detector.score_dataframe(frame, "path")
+    assert scored["score"].isna().to_numpy().nonzero()[0].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("column", "form"),
+    [("path", Path), ("data", bytearray), ("data", memoryview), ("path", Image.open)],
+)
+def test_a_cell_may_have_any_form_of_an_image(detector, frame, expected, column, form):
+    frame["image"] = [form(cell) for cell in frame[column]]
+    detector.set_params(on_error="nan")
+    scored = detector.score_dataframe(frame, "image")
+    pd.testing.assert_series_equal(scored["score"], expected["score"])
+
+
+def test_a_cell_that_is_no_image_is_not_taken_for_a_missing_one(detector, frame):
+    detector.set_params(on_error="nan")
+    with pytest.raises(ValueError, match="sample 0 is of unsupported type float"):
+        detector.score_dataframe(frame.assign(label=0.5), "label")
 
 
 def test_columns_are_checked_before_any_work(detector, frame):
