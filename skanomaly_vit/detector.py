@@ -181,8 +181,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         ``decision_function = score_samples - offset_``.
     calibration_scores_ : ndarray of shape (n_calibrating,), float64, or None
         Scores of held-out images that nothing was learned from or chosen by: all held-out ones,
-        or with block students, which choose their epochs by the others, every second one. ``None``
-        with ``validation_fraction=0``.
+        or with block students, which choose their epochs by the others, every second one (or
+        group of `fit`). ``None`` with ``validation_fraction=0``.
     fusion_ : dict
         Location and scale that each space's score is standardised by; (0, 1) for ``"product"``.
     validation_indices_ : ndarray of int
@@ -366,7 +366,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         )
         context = self._init_callback_context(max_subtasks=self._max_subtasks())
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
-        self._fit(source, split, rng, Progress(self, context))
+        shares = self._share_out(split[1], groups)
+        self._fit(source, split, shares, rng, Progress(self, context))
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
@@ -610,9 +611,11 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         self,
         source: ImageSource,
         split: tuple[np.ndarray, np.ndarray],
+        shares: tuple[np.ndarray, np.ndarray],
         rng: np.random.RandomState,
         progress: Progress,
     ) -> None:
+        choosing, calibrating = shares
         teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_teacher(teacher_seed)
         log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
@@ -624,7 +627,6 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         else:
             passes = self._passes(teacher, source)
         features = self._part(ViTFeatures)._adopt(passes, teacher_seed)
-        choosing, calibrating = self._share_out(split[1])
         checkpoints = Checkpoints()
         if distillation is not None:
             checkpoints = distillation._fit_students(
@@ -680,14 +682,18 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         self.calibration_scores_, self.offset_ = scorers.calibration_scores, scorers.offset
         self._kept: KeptFeatures | None = scorers.kept
 
-    def _share_out(self, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _share_out(self, held_out: np.ndarray, groups: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Held-out images that block students choose their epochs by, and those that calibrate.
 
-        Others choose by none, and all calibrate.
+        Others choose by none, and all calibrate. Of `groups`, of all images, each goes to one side.
         """
         if resolve(self)["student"] == "ridge" or self.feature_spaces == PRETRAINED:
             return held_out, held_out
-        return held_out[1::2], held_out[::2]
+        group = np.arange(len(held_out))
+        if groups is not None:
+            group = np.unique(np.asarray(groups)[held_out], return_inverse=True)[1]
+        is_choosing = group % 2 == 1
+        return held_out[is_choosing], held_out[~is_choosing]
 
     @staticmethod
     def _students_on(

@@ -82,6 +82,7 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     _put_features(record, detector)
     if detector.distillation_ is not None:
         put_distillation(record.put_part("distillation"), detector.distillation_)
+        _put_choosing(record, detector)
     for space, scorer in detector.density_.items():
         put_scorer(record.put_part("density").put_part(space), scorer)
     _put_patches(record, detector._normal_patches)
@@ -197,7 +198,7 @@ def _build(detector_class: type[Any], record: Record) -> Any:
         detector.calibration_scores_ = record.take_array("calibration_scores", n_calibrating)
     detector._normal_patches = _take_patches(record, blocks)
     if distillation is not None:
-        distillation.validation_indices_, _ = detector._share_out(held_out)
+        distillation.validation_indices_ = _take_choosing(record, detector)
     if "n_features_in" in record.values:
         detector.n_features_in_ = record.take_int("n_features_in", 1)
     if "feature_names_in" in record.values:
@@ -206,6 +207,24 @@ def _build(detector_class: type[Any], record: Record) -> Any:
             raise ValueError(f"it has {len(names)} names of columns, but not so many columns")
         detector.feature_names_in_ = np.asarray(names, dtype=object)
     return detector
+
+
+def _put_choosing(record: Record, detector: Any) -> None:
+    """Write which images students chose by, unless it shows from those that were held out."""
+    choosing = detector.distillation_.validation_indices_
+    if not np.array_equal(choosing, detector._share_out(detector.validation_indices_)[0]):
+        record.put(n_choosing=len(choosing))
+        record.put_tensor("choosing_indices", choosing.astype(np.int64))
+
+
+def _take_choosing(record: Record, detector: Any) -> np.ndarray:
+    held_out = detector.validation_indices_
+    if "n_choosing" not in record.values:
+        return detector._share_out(held_out)[0]
+    choosing = record.take_array("choosing_indices", record.take_int("n_choosing"), dtype=np.int64)
+    if not np.isin(choosing, held_out).all():
+        raise ValueError("the images that its students chose by were not held out")
+    return choosing
 
 
 def _put_features(record: Record, detector: Any) -> None:

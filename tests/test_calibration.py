@@ -289,6 +289,32 @@ class TestGroups:
         assert len(held_out) == 2
         assert not held_out & set(np.delete(groups, detector.validation_indices_))
 
+    def test_choose_epochs_or_calibrate_as_a_whole(self, make_detector, many):
+        groups = np.repeat(list("abcdef"), 10)
+        detector = make_detector(validation_fraction=0.6, student="block", max_epochs=1)
+        detector.fit(many, groups=groups)
+        held_out = detector.validation_indices_
+        choosing = detector.distillation_.validation_indices_
+        calibrating = np.setdiff1d(held_out, choosing)
+        assert len(set(groups[choosing])) == len(set(groups[calibrating])) == 2
+        assert not set(groups[choosing]) & set(groups[calibrating])
+        assert len(detector.calibration_scores_) == len(calibrating)
+
+    def test_one_that_is_held_out_alone_calibrates(self, make_detector, many):
+        detector = make_detector(student="block", max_epochs=1)
+        detector.fit(many, groups=np.repeat(["a", "b", "c"], 20))
+        assert len(detector.distillation_.validation_indices_) == 0
+        assert len(detector.calibration_scores_) == len(detector.validation_indices_) == 20
+
+    def test_that_are_not_given_leave_every_second_image_to_each(self, make_detector, many):
+        detector = make_detector(student="block", max_epochs=1).fit(many)
+        held_out, choosing = (
+            detector.validation_indices_,
+            detector.distillation_.validation_indices_,
+        )
+        np.testing.assert_array_equal(choosing, held_out[1::2])
+        assert len(detector.calibration_scores_) == len(held_out[::2])
+
     def test_are_routed_through_a_pipeline(self, make_detector, many):
         groups = np.repeat(list("abcdef"), 10)
         with config_context(enable_metadata_routing=True):

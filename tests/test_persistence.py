@@ -50,10 +50,11 @@ NEW = np.concatenate(
 )
 
 
-def fit(X=IMAGES, **parameters):
+def fit(X=IMAGES, groups=None, **parameters):
     """A detector on a network of two blocks that is known by its name."""
     quick = {"backbone": "skanomaly_tiny", "pretrained": False, "image_size": 32, "n_blocks": 2}
-    return TransformalyDetector(**quick | {"random_state": 0, "max_epochs": 2} | parameters).fit(X)
+    detector = TransformalyDetector(**quick | {"random_state": 0, "max_epochs": 2} | parameters)
+    return detector.fit(X, groups=groups)
 
 
 def round_trip(detector, folder):
@@ -117,6 +118,7 @@ KINDS = {
         "patience": 1,
         "learning_rate": 0.5,
     },
+    "groups": {"student": "block", "validation_fraction": 0.5, "groups": np.repeat(range(8), 2)},
     "float16": {"student_dtype": "float16"},
     "bfloat16 blocks": {"student_dtype": "bfloat16", "student": "block"},
     "double": {"backbone": "skanomaly_tiny_double", "student": "block"},
@@ -546,6 +548,7 @@ def rich_models(tmp_path_factory):
         {"density": GaussianMixtureDensity(n_components=2), "pca_variance": 0.9},
         {"density": KNNDensity(), "student": "block", "student_dtype": "float16"},
         {"density": "gaussian"},
+        KINDS["groups"],
     ]
     for i, kind in enumerate(kinds):
         fit(**kind).save(folder / f"{i}")
