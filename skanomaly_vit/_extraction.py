@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from skanomaly_vit._patches import Observer
-from skanomaly_vit._teacher import BlockCall, Visitor
+from skanomaly_vit._teacher import BlockCall, Visitor, to_numpy
 
 #: A pass of the teacher over some images: which blocks to visit, with what -> features by batch.
 Pass: TypeAlias = Callable[[Collection[int], Visitor], Iterable[torch.Tensor]]
@@ -34,7 +34,7 @@ def extract_batches(
     Yields
     ------
     features : ndarray of shape (batch, dim)
-        z_p, in the teacher's floating type.
+        z_p, in the teacher's floating type; float32 if that is bfloat16.
     discrepancies : ndarray of shape (batch, n_students)
         z_f, the blocks in ascending order: mean over tokens and channels of
         (S_j(h_{j-1}) - h_j)^2 (Transformaly, section 3).
@@ -47,7 +47,7 @@ def extract_batches(
         if call.index in students:
             difference = call.replay(students[call.index]) - call.output
             error = difference.square().mean(dim=2)  # (batch, tokens, dim) -> (batch, tokens)
-            column = error.mean(dim=1).cpu().numpy()
+            column = to_numpy(error.mean(dim=1))
         if observer is not None:
             observer.observe(call, error)
         # Last, when the device cannot run out of memory any more.
@@ -56,7 +56,7 @@ def extract_batches(
 
     blocks = {*students, *(observer.blocks if observer is not None else ())}
     for batch in teacher_pass(blocks, visit):
-        features = batch.cpu().numpy()
+        features = to_numpy(batch)
         columns = [np.concatenate(column) for column in errors.values()]
         none = np.empty((len(features), 0), features.dtype)
         for column in errors.values():

@@ -12,7 +12,7 @@ import torch
 from sklearn.covariance import ledoit_wolf
 
 from skanomaly_vit._digests import combine
-from skanomaly_vit._teacher import BlockCall, Teacher
+from skanomaly_vit._teacher import BlockCall, Teacher, to_numpy
 
 #: Patches of normal images that are looked at, at most: enough for a covariance of their tokens.
 N_PATCHES = 4096
@@ -148,10 +148,10 @@ class PatchSample:
         values = self.layout.patches(errors).flatten()[rows].cpu() if errors is not None else None
         if call.index == self.layout.block:
             tokens = self.layout.tokens_of(call).flatten(0, 1)[rows]
-            self._tokens.append(tokens.cpu().numpy())
+            self._tokens.append(to_numpy(tokens))
         # Last, when the device cannot run out of memory any more.
         if values is not None:
-            self._errors.setdefault(call.index, []).append(values.numpy())
+            self._errors.setdefault(call.index, []).append(to_numpy(values))
         self._passed[call.index] = stop
 
     def part(self, start: int, stop: int) -> PatchSample:
@@ -322,7 +322,7 @@ class MapCollector:
         return whitened.square().mean(dim=2)  # (batch, patches, dim) -> (batch, patches)
 
     def _standardise(self, column: int, values: torch.Tensor) -> np.ndarray:
-        deviation = _log(values.cpu().numpy()) - self._normal.location[column]
+        deviation = _log(to_numpy(values)) - self._normal.location[column]
         return deviation / self._normal.scale[column]
 
     def maps(self) -> np.ndarray:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -299,6 +300,13 @@ def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
             "one pooled feature vector per image, (batch, dim)."
         )
     return features
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Bring what a teacher gave to numpy, which has no bfloat16: that becomes float32."""
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    return tensor.cpu().numpy()
 
 
 @contextmanager

@@ -156,7 +156,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         Returns
         -------
         Z : ndarray of shape (n_images, dim)
-            In the floating type of the backbone, as a rule float32.
+            In the floating type of the backbone, as a rule float32; of bfloat16 in float32.
 
         Raises
         ------

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from backbones import family
 from conftest import blobs
 from PIL import Image
 from sklearn.base import clone
@@ -109,6 +110,20 @@ def test_default_recipe_is_what_the_parts_do_alone():
     assert {name: getattr(part, name) for name in PAPER} == {
         name: getattr(alone, name) for name in PAPER
     }
+
+
+@pytest.mark.parametrize("student", ["ridge", "block"])
+def test_a_backbone_in_bfloat16_gives_float32(make_detector, images, odd_images, student, tmp_path):
+    network = family("class token").to(torch.bfloat16)
+    detector = make_detector(backbone=network, student=student, memory=str(tmp_path)).fit(images)
+    scores, maps = detector.score_samples(odd_images, return_map=True)
+    assert scores.max() < detector.score_samples(images).min()
+    assert np.isfinite(maps).all()
+    for part in (detector.features_, detector.distillation_):
+        values = part.transform(odd_images)
+        assert values.dtype == np.float32
+        rounded = torch.from_numpy(values).bfloat16().float().numpy()
+        np.testing.assert_array_equal(values, rounded)  # widened, nothing else
 
 
 def test_contract_of_scikit_learns_outlier_detectors(fitted, images, odd_images):
