@@ -226,8 +226,14 @@ def split_validation(
     ValueError
         If fewer would be left to train on, or held out.
     """
-    if groups is not None and fraction > 0:
-        return _split_groups(n_samples, fraction, rng, groups)
+    if groups is not None:
+        values = np.asarray(groups)
+        if values.shape != (n_samples,):
+            raise ValueError(
+                f"groups has shape {values.shape}; pass one group for each of {n_samples}"
+            )
+        if fraction > 0:
+            return _split_groups(values, fraction, rng, min_train)
     n_validation = math.ceil(fraction * n_samples)
     if n_samples - n_validation < min_train:
         raise ValueError(
@@ -246,16 +252,24 @@ def split_validation(
 
 
 def _split_groups(
-    n_samples: int, fraction: float, rng: np.random.RandomState, groups: Any
+    groups: np.ndarray, fraction: float, rng: np.random.RandomState, min_train: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    values = np.asarray(groups)
-    if values.shape != (n_samples,):
-        raise ValueError(f"groups has shape {values.shape}; pass one group for each of {n_samples}")
-    if len(np.unique(values)) < 2:
+    n_groups = len(np.unique(groups))
+    if n_groups < 2:
         raise ValueError(
-            f"all {n_samples} images are of one group, {str(values[0])!r}, so none can be held "
+            f"all {len(groups)} images are of one group, {str(groups[0])!r}, so none can be held "
             "out; pass groups=None, or validation_fraction=0"
         )
-    folds = GroupShuffleSplit(1, test_size=fraction, random_state=rng)
-    ((train, validation),) = folds.split(values, groups=values)
+    n_held_out = math.ceil(fraction * n_groups)
+    train, validation = np.arange(0), np.arange(len(groups))
+    if n_held_out < n_groups:
+        folds = GroupShuffleSplit(1, test_size=fraction, random_state=rng)
+        ((train, validation),) = folds.split(groups, groups=groups)
+    if len(train) < min_train:
+        raise ValueError(
+            f"Found {len(groups)} images of {n_groups} groups, of which validation_fraction="
+            f"{fraction} holds out {n_held_out}, and {len(validation)} images with them; at least "
+            f"{min_train} must be left to train on. Pass images of more groups, a smaller "
+            "validation_fraction, or validation_fraction=0."
+        )
     return train, validation

@@ -329,3 +329,22 @@ class TestGroups:
     def test_that_cannot_be_taken_apart_are_refused(self, make_detector, images, groups, message):
         with pytest.raises(ValueError, match=message):
             make_detector().fit(images, groups=groups)
+
+    @pytest.mark.parametrize(
+        ("groups", "fraction", "message"),
+        [
+            (["a"] * 10 + ["b"] * 10, 0.6, r"2 groups, .*=0\.6 holds out 2, and 20 images"),
+            (range(20), 0.95, r"20 groups, .*=0\.95 holds out 19, and 19 images"),
+        ],
+    )
+    def test_that_leave_too_few_images_are_refused_before_any_work(
+        self, make_detector, images, embedded, groups, fraction, message
+    ):
+        detector = make_detector(validation_fraction=fraction)
+        with pytest.raises(ValueError, match=f"{message}.*at least 2.*a smaller validation_fract"):
+            detector.fit(images, groups=groups)
+        assert embedded == []
+
+    def test_of_another_number_are_refused_though_none_is_held_out(self, make_detector, images):
+        with pytest.raises(ValueError, match=r"groups has shape \(2,\)"):
+            make_detector(validation_fraction=0).fit(images, groups=["a", "b"])
