@@ -30,8 +30,8 @@ def fill_scores(
     -------
     scores : dict of str to ndarray of shape (n_images,), float64
     """
-    gaps = sorted(source.unreadable)
-    warn_unreadable([source.unreadable[position] for position in gaps], len(source))
+    warn_gaps(source)
+    gaps = list(source.unreadable)
     filled = {}
     for space, values in scores.items():
         filled[space] = np.full(len(source), np.nan)
@@ -66,3 +66,9 @@ def fill_maps(
     for position, plane in zip(sizes, enlarged, strict=True):
         filled[position] = plane
     return filled
+
+
+def warn_gaps(source: ImageSource) -> None:
+    """Warn of the images that are unreadable, if there are any."""
+    gaps = sorted(source.unreadable)
+    warn_unreadable([source.unreadable[position] for position in gaps], len(source))

@@ -274,6 +274,11 @@ class MapCollector:
         self._passed: dict[int, int] = {}
 
     @property
+    def needs_students(self) -> bool:
+        """Whether maps show the errors of students."""
+        return self._method != FEATURES
+
+    @property
     def blocks(self) -> Collection[int]:
         """See `Observer`."""
         return set() if self._method == DISCREPANCY else {self._normal.layout.block}
@@ -331,7 +336,7 @@ class MapCollector:
         if not (self._errors or self._distances):
             return np.empty((0, layout.rows, layout.columns), np.float32)
         parts = []
-        if self._method != FEATURES:
+        if self.needs_students:
             mean_errors = np.stack(self._errors) / len(self._normal.blocks)
             parts.append(mean_errors / scale[DISCREPANCY])
         if self._method != DISCREPANCY:

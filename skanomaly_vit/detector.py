@@ -23,7 +23,7 @@ from skanomaly_vit._base import (
 from skanomaly_vit._calibrated import CalibratedMixin
 from skanomaly_vit._checkpoints import Checkpoints, check_checkpoint_dir
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
-from skanomaly_vit._gaps import fill_maps, fill_scores
+from skanomaly_vit._gaps import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._kept import KeptFeatures
 from skanomaly_vit._labels import AUTO, warn_about_labels
@@ -440,8 +440,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
             If the images are not as described, or one cannot be read (`on_error`).
         """
         if return_map:
-            spaces, maps = self._score_and_map(X, None)
-            return sum_spaces(spaces), maps
+            return self._score_and_map(X)
         return sum_spaces(self.score_spaces(X))
 
     def anomaly_map(self, X: Any, method: str | None = None) -> Any:
@@ -476,7 +475,18 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
             If the images are not as described, one cannot be decoded, `method` needs students
             that were not trained, or the backbone does not tell the size of its patches.
         """
-        return self._score_and_map(X, method)[1]
+        check_is_fitted(self)
+        source = self._open(X, reset=False, on_error=self.on_error)
+        collector = self._map_collector(method)
+        passes = self._passes(self._held_teacher(), source)
+        students: dict[int, torch.nn.Module] = {}
+        if collector.needs_students:
+            students = self._students_on(passes.teacher.device, self.distillation_)
+        for _ in passes.stream(np.arange(len(source)), students, collector):
+            pass  # the collector sees what a map is made of
+        maps = fill_maps(collector.maps(), source.readable(), source, enlarge)
+        warn_gaps(source)
+        return maps
 
     def score_spaces(self, X: Any) -> Bunch:
         """Score of images in each feature space; `score_samples` is their sum.
@@ -559,15 +569,15 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         """
         return load_detector(cls, path)
 
-    def _score_and_map(self, X: Any, method: str | None) -> tuple[Bunch, Any]:
+    def _score_and_map(self, X: Any) -> tuple[np.ndarray, Any]:
         check_is_fitted(self)
         source = self._open(X, reset=False, on_error=self.on_error)
-        collector = self._map_collector(method)
+        collector = self._map_collector(None)
         passes, students = self._scoring_passes(source)
         scores = self._score(passes.stream(np.arange(len(source)), students, collector))
         embedded_ones = source.readable()
         maps = fill_maps(collector.maps(), embedded_ones, source, enlarge)
-        return Bunch(**fill_scores(scores, embedded_ones, source)), maps
+        return sum_spaces(fill_scores(scores, embedded_ones, source)), maps
 
     def _map_collector(self, method: str | None) -> MapCollector:
         """What makes maps by the `method` of `anomaly_map`."""

@@ -17,6 +17,7 @@ from sklearn.metrics import auc, roc_auc_score, roc_curve
 
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._patches import N_PATCHES
+from skanomaly_vit._ridge import RidgeStudent
 from skanomaly_vit.maps import paste_defects, per_region_overlap, pixel_auroc
 
 METHODS = ["discrepancy", "features", "both"]
@@ -72,6 +73,23 @@ def test_a_map_comes_from_the_pass_that_gives_the_score(detector, defective, emb
     assert sum(embedded) == len(defective.images)
     np.testing.assert_array_equal(scores, detector.score_samples(defective.images))
     np.testing.assert_array_equal(maps, detector.anomaly_map(defective.images))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_map_alone_takes_no_more_work_than_it_needs(detector, defective, method, monkeypatch):
+    expected = detector.anomaly_map(defective.images, method)
+    without_densities = copy.copy(detector)
+    without_densities.density_ = dict.fromkeys(detector.density_)
+    n_imitated = []
+
+    def counting(self, tokens, *args, forward=RidgeStudent.forward, **kwargs):
+        n_imitated.append(len(tokens))
+        return forward(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(RidgeStudent, "forward", counting)
+    maps = without_densities.anomaly_map(defective.images, method)
+    np.testing.assert_array_equal(maps, expected)
+    assert sum(n_imitated) == (0 if method == "features" else 6 * len(defective.images))
 
 
 def test_a_map_does_not_hang_on_other_images(detector, defective):
