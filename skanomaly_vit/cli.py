@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from skanomaly_vit import __version__
-from skanomaly_vit._inputs import count_inputs, list_inputs
+from skanomaly_vit._inputs import STDIN, count_inputs, list_inputs
 from skanomaly_vit._program import (
     EXISTING_FILE,
     EXIT_CODES,
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 # Maps are as large as the images: fewer at a time than a pass of the backbone can take.
 _MAPS_AT_ONCE = 8
+
+# Batches of a pass: a device waits for the first one of each.
+_BATCHES_AT_ONCE = 16
 
 # Two to see a spread, one to hold out.
 _FEWEST = 3
@@ -217,8 +220,10 @@ def _score(
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
     detector = load(model, on_error="nan", **options)
-    from skanomaly_vit._running import chunked
+    from skanomaly_vit._running import score_batches
 
+    # Paths that still come are not waited for.
+    at_once = detector.batch_size * (1 if STDIN in images else _BATCHES_AT_ONCE)
     n_scored = n_flagged = 0
     with ExitStack() as stack:
         table = stack.enter_context(open_table(open_output(output, stack), kind))
@@ -226,25 +231,23 @@ def _score(
         shown = output is not None or not sys.stdout.isatty()
         bar = stack.enter_context(progress_bar("scoring", count_inputs(images), shown=shown))
         try:
-            for chunk in chunked(paths, detector.batch_size):
-                rows = _score_rows(detector, chunk, unreadable)
+            batches = score_batches(detector, paths, at_once, unreadable)
+            for n_images, scored in stack.enter_context(closing(batches)):
+                rows = [_row(detector, path, score) for path, score in scored]
                 with uninterrupted():
                     table.add(rows)
                     n_scored += len(rows)
                 n_flagged += sum(row.flag for row in rows)
-                bar.update(len(chunk))
+                bar.update(n_images)
         except KeyboardInterrupt:
             tell(f"Stopped after {n_scored} images, whose rows are complete.")
             raise
     finish(unreadable, f"{n_scored} images scored, {n_flagged} of them flagged")
 
 
-def _score_rows(detector: TransformalyDetector, paths: list[str], unreadable: Any) -> list[Row]:
-    from skanomaly_vit._running import compute_readable
-
-    scored = compute_readable(detector.score_samples, paths, unreadable)
-    decisions = [(path, float(score), float(score - detector.offset_)) for path, score in scored]
-    return [Row(path, score, decision, decision < 0) for path, score, decision in decisions]
+def _row(detector: TransformalyDetector, path: str, score: float) -> Row:
+    decision = float(score - detector.offset_)
+    return Row(path, score, decision, decision < 0)
 
 
 @main.command(

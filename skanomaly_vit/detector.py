@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from numbers import Real
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -608,6 +608,12 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     def _held_teacher(self) -> Teacher:
         self.features_.set_params(device=self.device)  # which may be another one since `fit`
         return self.features_._held_teacher()
+
+    def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
+        """Scores of the readable images of a source, a batch as soon as it is done."""
+        passes, students = self._scoring_passes(source)
+        for batch in passes.stream(np.arange(len(source)), students):
+            yield sum_spaces(self._score([batch]))
 
     def _score(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
         return score_shards(self.density_, self.fusion_, in_shards(batches))

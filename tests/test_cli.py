@@ -23,10 +23,12 @@ from click.testing import CliRunner
 from conftest import blobs
 from PIL import Image
 
-from skanomaly_vit import TransformalyDetector, _backbones
+from skanomaly_vit import TransformalyDetector, _backbones, _passes
+from skanomaly_vit._ahead import Reader
 from skanomaly_vit._listing import SUFFIXES
 from skanomaly_vit._overlays import TargetNames
 from skanomaly_vit._tables import Row, open_table
+from skanomaly_vit._teacher import Teacher
 from skanomaly_vit._terminal import uninterrupted
 from skanomaly_vit.cli import main
 from skanomaly_vit.onnx import OnnxDetector
@@ -198,7 +200,7 @@ def test_an_error_that_is_no_images_fault_is_not_hidden(model, paths, monkeypatc
     def fail(self, X):
         raise ValueError("another matter")
 
-    monkeypatch.setattr(TransformalyDetector, "score_samples", fail)
+    monkeypatch.setattr(TransformalyDetector, "_score_batches", fail)
     done = run("score", model, paths[0])
     assert isinstance(done.exception, ValueError)
 
@@ -641,6 +643,40 @@ def test_help_and_wrong_usage_import_nothing_heavy(model):
     assert done.stderr.decode().splitlines()[-1] == "[[0, 0, 0, 1], []]"
 
 
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_batches_of_a_list_are_read_ahead_of_a_device(is_listed, model, paths, broken, monkeypatch):
+    given = [*paths[:5], str(broken), *paths[5:]]
+    whole = run("score", model, *given, "--batch-size", 2)
+    monkeypatch.setattr(_passes, "batches_ahead", lambda device: 2)
+    expected, expect = [], Reader.expect
+
+    def noting(self, positions):
+        expected.append(len(positions))
+        expect(self, positions)
+
+    monkeypatch.setattr(Reader, "expect", noting)
+    arguments = given if is_listed else ["-"]
+    done = run("score", model, *arguments, "--batch-size", 2, stdin="\n".join(given))
+    assert done.stdout == whole.stdout
+    assert done.stderr == whole.stderr
+    assert any(expected) == is_listed
+
+
+def test_an_end_within_a_list_loses_no_batch(model, paths, embedded, monkeypatch, tmp_path):
+    run_teacher = Teacher.__call__
+
+    def stopping(self, images, **options):
+        if len(embedded) == 3:
+            raise KeyboardInterrupt
+        return run_teacher(self, images, **options)
+
+    monkeypatch.setattr(Teacher, "__call__", stopping)
+    done = run("score", model, *paths, "--batch-size", 2, "-o", tmp_path / "s.csv")
+    assert "Stopped after 6 images" in done.stderr
+    rows = read_csv((tmp_path / "s.csv").read_text())
+    assert [row["path"] for row in rows] == paths[:6]
+
+
 def test_rows_come_while_paths_still_do(model, paths):
     with start("score", model, "-", "--batch-size", "2") as process:
         process.stdin.write("\n".join(paths[:5]).encode())
@@ -806,7 +842,7 @@ def test_too_little_memory_is_told_in_a_line(model, paths, monkeypatch):
     def fail(self, paths):
         raise MemoryError("Out of memory on cuda:0 with a single image")
 
-    monkeypatch.setattr(TransformalyDetector, "score_samples", fail)
+    monkeypatch.setattr(TransformalyDetector, "_score_batches", fail)
     done = run("score", model, *paths)
     assert done.exit_code == 1
     assert done.stderr == "Error: Out of memory on cuda:0 with a single image\n"
