@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 from sklearn.utils import Bunch, check_array
 
-from skanomaly_vit._labels import as_labels, sorted_classes
+from skanomaly_vit._labels import as_labels, as_objects, sorted_classes
 from skanomaly_vit.density import GaussianDensity
 
 
@@ -88,6 +88,8 @@ def pretraining_confusion(
            [ 1., nan,  1.],
            [ 1.,  1., nan]])
     """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold!r} is no AUROC; pass one in [0, 1]")
     Z = _as_features(features)
     found = as_labels(labels, "labels")
     if len(found) != len(Z):
@@ -101,7 +103,7 @@ def pretraining_confusion(
     missed = _missed(classes, auroc, threshold)
     if missed:
         _warn(missed, threshold)
-    return Bunch(classes=np.array(classes), auroc=auroc, missed=missed)
+    return Bunch(classes=as_objects(classes), auroc=auroc, missed=missed)
 
 
 def _as_features(features: Any) -> np.ndarray:

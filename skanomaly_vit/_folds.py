@@ -13,9 +13,8 @@ from sklearn.utils import check_random_state, indexable
 
 from skanomaly_vit._labels import (
     AUTO,
-    as_label_list,
+    absent_labels,
     as_labels,
-    is_auto,
     show_labels,
     which_are_anomalies,
 )
@@ -162,11 +161,10 @@ class NormalOnlyKFold(BaseCrossValidator):
         n_normal, n_anomalies = np.bincount(is_anomaly, minlength=2)
         if n_anomalies == 0:
             raise ValueError(f"{found}: no sample is an anomaly. {NO_ANOMALIES}")
-        if not is_auto(self.anomaly_label):
-            # A misspelt label of several would leave its anomalies among the normal samples.
-            absent = set(as_label_list(self.anomaly_label)) - set(labels)
-            if absent:
-                raise ValueError(f"{found}: no sample is labelled {show_labels(absent)}")
+        # A misspelt label of several would leave its anomalies among the normal samples.
+        absent = absent_labels(labels, self.anomaly_label)
+        if absent:
+            raise ValueError(f"{found}: no sample is labelled {show_labels(absent)}")
         if n_normal == 0:
             raise ValueError(f"{found}: no sample is normal, so there is nothing to train on")
         if min(n_normal, n_anomalies) < self.n_splits:

@@ -106,6 +106,16 @@ def as_label_list(anomaly_label: Any) -> list[Any]:
     return [anomaly_label]
 
 
+def absent_labels(labels: Iterable[Any], anomaly_label: Any) -> set[Any]:
+    """What is to mark anomalies and is not among the labels: misspelt, as a rule."""
+    return set() if is_auto(anomaly_label) else set(as_label_list(anomaly_label)) - set(labels)
+
+
+def as_objects(labels: list[Any]) -> np.ndarray:
+    """Labels as an array of objects; numpy would make strings of some, and rows of tuples."""
+    return np.fromiter(labels, dtype=object, count=len(labels))
+
+
 def sorted_classes(labels: Iterable[Any]) -> list[Any]:
     """Distinct labels in order, numbers before strings."""
     return sorted(set(labels), key=lambda label: (isinstance(label, str), label))

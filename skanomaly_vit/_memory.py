@@ -33,6 +33,8 @@ class Memory:
     def __init__(self, keeper: Any) -> None:
         if isinstance(keeper, str | PathLike):
             keeper = DiskCache(keeper)
+        if not (keeper is None or isinstance(keeper, DiskCache) or hasattr(keeper, "cache")):
+            raise ValueError(f"memory={keeper!r} is no folder, DiskCache or object with .cache")
         self.disk: DiskCache | None = keeper if isinstance(keeper, DiskCache) else None
         self._remembering = None if keeper is None or self.disk else keeper.cache(_follow)
 

@@ -24,11 +24,13 @@ def require_normality(estimator: Any) -> None:
     # High is abnormal in other libraries, and classes_[1] for a classifier: only scikit-learn's
     # outlier detectors are known to mean normal.
     is_known = hasattr(estimator, "__sklearn_tags__") and is_outlier_detector(estimator)
-    if hasattr(estimator, "score_samples") or is_known:
+    has_decision = is_known and hasattr(estimator, "decision_function")
+    if hasattr(estimator, "score_samples") or has_decision:
         return
+    remedy = "; pass novelty=True" if getattr(estimator, "novelty", None) is False else ""
     raise ValueError(
         f"{type(estimator).__name__} is no outlier detector of scikit-learn's kind: it has no "
-        "score_samples, and its decision_function, if any, may be high for anomalies"
+        f"score_samples, and its decision_function, if any, may be high for anomalies{remedy}"
     )
 
 

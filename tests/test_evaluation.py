@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import ClassVar
 
 import joblib
@@ -10,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.ensemble import IsolationForest
+from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 
 from skanomaly_vit import GaussianDensity, ViTFeatures
+from skanomaly_vit.calibration import CalibrationWarning
 from skanomaly_vit.evaluation import (
     ConfusionWarning,
     evaluate,
@@ -64,9 +67,8 @@ TEST_LABELS = ["dark", "grey", "light", "light"]
 
 def run(estimator=None, **options):
     given = {"test_images": TEST, "test_labels": TEST_LABELS} | options
-    return one_vs_rest(
-        estimator or Brightness(), given.pop("images", TRAIN), given.pop("labels", LABELS), **given
-    )
+    detector = Brightness() if estimator is None else estimator
+    return one_vs_rest(detector, given.pop("images", TRAIN), given.pop("labels", LABELS), **given)
 
 
 def test_unimodal_fits_on_the_class_alone_and_takes_the_rest_for_anomalies():
@@ -229,6 +231,63 @@ def test_tables_of_features_are_remembered_as_arrays_are(tmp_path, rng):
     assert not table.equals(one_vs_rest(forest, X, labels, **options))
 
 
+@pytest.mark.parametrize("parameter", ["n_jobs", "verbose", "memory"])
+def test_what_no_figure_depends_on_is_not_measured_again(tmp_path, parameter):
+    forest = IsolationForest(random_state=0, n_estimators=5)
+    options = {"test_images": TEST.reshape(4, -1), "memory": tmp_path / "figures"}
+    rows = TRAIN.reshape(6, -1)
+    if parameter == "memory":
+        first, again = (make_pipeline(clone(forest), memory=m) for m in (None, str(tmp_path)))
+    else:
+        first, again = forest, clone(forest).set_params(**{parameter: 1})
+    table = run(first, images=rows, **options)
+    assert table.equals(run(again, images=rows, **options))  # their seconds too
+
+
+def test_labels_that_are_tuples():
+    labels = np.fromiter([("a", 1), ("a", 2)] * 3, dtype=object)
+    test_labels = np.fromiter([("a", 1), ("a", 2)] * 2, dtype=object)
+    table = run(labels=labels, test_labels=test_labels)
+    assert table.index.tolist() == [("a", 1), ("a", 2), "mean"]
+
+
+def test_an_unreadable_image_is_told_by_its_place_among_all(tiny, images):
+    labels = np.repeat(["a", "b"], 10)
+    broken = [*images[:15], np.full((32, 32, 3), np.nan), *images[16:]]
+    pipeline = make_pipeline(ViTFeatures(backbone=tiny), GaussianDensity())
+    with pytest.raises(ValueError, match="sample 5") as caught:
+        one_vs_rest(pipeline, broken, labels, test_images=images, test_labels=labels)
+    assert caught.value.__notes__ == [
+        "Of the images of all classes: sample 15.",
+        "This happened in the turn of class 'b' (unimodal).",
+    ]
+
+
+def test_a_detector_gives_one_score_an_image():
+    class Columns(Brightness):
+        def score_samples(self, X):
+            return super().score_samples(X)[:, None]
+
+    with pytest.raises(ValueError, match=r"Columns gave scores of shape \(4, 1\) for 4 test"):
+        run(Columns())
+
+
+@pytest.mark.parametrize("anomaly_label", ["carck", ["crack", "carck"], None])
+def test_a_misspelt_anomaly_label_is_refused(anomaly_label):
+    message = r"\[('carck'|None)\] is not among .* \['crack', 'good'\]"
+    with pytest.raises(ValueError, match=message):
+        evaluate(Brightness(), TRAIN, TEST[:2], ["good", "crack"], anomaly_label=anomaly_label)
+
+
+def test_the_threshold_is_not_warned_of(make_detector, images):
+    labels = np.repeat(["a", "b"], 10)
+    detector = make_detector(n_blocks=1, contamination=0.01)
+    with pytest.warns(CalibrationWarning):
+        clone(detector).fit(images)
+    with warnings.catch_warnings(action="error", category=CalibrationWarning):
+        one_vs_rest(detector, images, labels, test_images=images, test_labels=labels)
+
+
 class Opened(Brightness):
     """`Brightness` of files."""
 
@@ -264,6 +323,11 @@ class NoPandas:
         ({"classes": ["dark", "blue"]}, r"\['blue'\] is not among .* \['dark', 'grey', 'light'\]"),
         ({"classes": []}, "nothing is not among the labels"),
         ({"classes": "dark"}, "is one label; pass a list"),
+        ({"classes": 3}, "classes=3 is one label; pass a list"),
+        ({"classes": ["dark", "grey", "dark"]}, "names a class twice"),
+        ({"images": iter(TRAIN)}, "images is of type .*iterator; pass a list or an array"),
+        ({"memory": 3}, "memory=3 is no folder"),
+        ({"estimator": LocalOutlierFactor()}, "no score_samples.*; pass novelty=True"),
         ({"labels": [None, *LABELS[1:]]}, "sample 0 has no label: labels holds None"),
         ({"test_labels": ["grey"] * 4}, "class 'dark' in the unimodal .* no normal test images"),
         ({"test_labels": ["dark"] * 4}, "'dark' .* has no anomalies among the test images"),
@@ -375,3 +439,15 @@ def test_own_images_are_scored_by_a_density_that_has_not_seen_them():
 def test_confusion_needs_classes_of_some_size(Z, labels, message):
     with pytest.raises(ValueError, match=message):
         pretraining_confusion(Z, labels)
+
+
+@pytest.mark.parametrize("names", [[1, "b"], [("a", 1), ("a", 2)]], ids=["mixed", "tuples"])
+def test_confusion_gives_labels_back_as_they_are(names):
+    Z, labels = clusters(0.0, 9.0)
+    labels = np.fromiter([names[label == labels[-1]] for label in labels], dtype=object)
+    assert pretraining_confusion(Z, labels).classes.tolist() == names
+
+
+def test_a_threshold_in_percent_is_refused():
+    with pytest.raises(ValueError, match="threshold=90 is no AUROC; pass one in"):
+        pretraining_confusion(*clusters(0.0, 9.0), threshold=90)
