@@ -270,6 +270,13 @@ def _create(name: str, size: tuple[int, int] | None, **options: Any) -> nn.Modul
         raise ValueError(
             f"backbone={name!r} cannot be built for image_size={size}. Leave image_size=None."
         ) from error
+    except RuntimeError as error:
+        if "sizes should be greater than 0" not in str(error):  # of a grid of no patches
+            raise
+        raise ValueError(
+            f"image_size={size} is smaller than a patch of backbone={name!r}. Pass a larger one, "
+            "or leave image_size=None."
+        ) from error
     if size is not None:
         _require_divisible(model, size)
     kept: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from numbers import Integral
 from typing import Any, ClassVar, Self
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -20,6 +22,7 @@ from skanomaly_vit._base import (
 )
 from skanomaly_vit._compat import Interval, _fit_context
 from skanomaly_vit._images import ImageSource
+from skanomaly_vit._labels import warn_about_labels
 from skanomaly_vit._progress import Progress
 from skanomaly_vit._ranks import agreed
 from skanomaly_vit._remembered import RememberedPasses
@@ -70,7 +73,7 @@ class TunedFeatures(
         X : images
             Any images that `TransformalyDetector.fit` takes.
         y : None
-            Ignored.
+            Ignored. Labels that show anomalies among the images give a `LabelWarning`.
 
         Returns
         -------
@@ -84,7 +87,14 @@ class TunedFeatures(
             finite.
         WeightsUnavailableError
             If the weights cannot be had.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If no epoch brought a gain on the held-out images, so that the features are those of
+            the backbone as it was.
         """
+        warn_about_labels(y, stacklevel=4)  # past the two decorators
         source = self._open(X, reset=True)
         rng = agreed(check_random_state(self.random_state))
         split = split_validation(
@@ -102,6 +112,14 @@ class TunedFeatures(
         self._hold(teacher, teacher_seed)
         self._held_tuned()  # here, since `transform` is to leave the attributes alone
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
+        if self.history_ and self.n_epochs_ == 0:
+            warnings.warn(
+                f"{len(self.history_)} epochs brought no gain on {len(split[1])} held-out images: "
+                "the features are those of the backbone before tuning. Pass more images or another "
+                "learning_rate.",
+                ConvergenceWarning,
+                stacklevel=4,  # past the two decorators
+            )
         return self
 
     def transform(self, X: Any) -> np.ndarray:

@@ -158,6 +158,8 @@ def make_baseline(name: str, **parameters: Any) -> Pipeline:
         ``"gaussian"``: one Gaussian on them, without PCA; ``"ocsvm"``: a one-class SVM
         (``nu=0.1``) on them, standardised; ``"isolation_forest"``; ``"panda"``: as ``"dn2"`` on
         `CompactFeatures` [2]_; ``"msad"``: likewise on `MeanShiftedFeatures`, by cosine [3]_.
+        With a few hundred images or fewer the last two are close to ``"dn2"``: at their authors'
+        learning rates so few steps hardly move the features.
     **parameters : dict
         Parameters of the features, such as `backbone`, `memory` and `random_state`.
 

@@ -92,7 +92,7 @@ class DiskCache:
     def __init__(self, location: str | os.PathLike[str], max_bytes: int = 10 * 2**30) -> None:
         if max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes} must be at least 1")
-        self.location = Path(location)
+        self.location = Path(location).expanduser()
         # Not Path.exists: it raises where a folder above may not be looked into.
         if os.path.exists(self.location) and not os.path.isdir(self.location):
             raise ValueError(f"{str(self.location)!r} is a file; a cache needs a folder")

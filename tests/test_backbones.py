@@ -83,6 +83,8 @@ def test_unknown_name_suggests_close_ones():
 def test_size_that_the_patches_do_not_divide_names_the_nearest():
     with pytest.raises(ValueError, match=r"not a multiple of.*\(14, 14\).*image_size=\(98, 98\)"):
         load("embedded", image_size=100)
+    with pytest.raises(ValueError, match=r"image_size=\(7, 7\) is smaller than a patch"):
+        load("embedded", image_size=7)
     with pytest.raises(ValueError, match=r"not a multiple of.*\(16, 16\).*image_size=\(48, 48\)"):
         load(family("class token"), image_size=45)
 

@@ -950,3 +950,10 @@ def test_a_cache_that_is_off_has_let_go_of_its_file(folder, monkeypatch):
     with pytest.warns(CacheWarning, match="no such table: entries"):
         cache.get([b"a"])
     assert not (folder / "cache.sqlite-wal").exists()
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    with DiskCache("~/cache") as cache:
+        assert cache.location == tmp_path / "cache"

@@ -17,6 +17,7 @@ import torch
 from backbones import FAMILIES, family
 from conftest import meeting
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import make_pipeline
 from torchvision.transforms import v2
 
@@ -29,6 +30,7 @@ from skanomaly_vit import (
     _base,
 )
 from skanomaly_vit._images import open_images
+from skanomaly_vit._labels import LabelWarning
 from skanomaly_vit._objectives import Compactness, MeanShiftedContrast, info_nce
 from skanomaly_vit._teacher import Teacher, load_teacher
 from skanomaly_vit._tuning import TunedNetwork, tuned_copy
@@ -249,12 +251,23 @@ def test_tuning_ends_without_a_gain_and_keeps_the_best(cls, make, images, monkey
 
 @BOTH
 def test_without_a_gain_the_pretrained_features_are_kept(cls, make, tiny, images):
-    features = make(cls, learning_rate=1e-30, patience=1).fit(images)
+    with pytest.warns(
+        ConvergenceWarning, match="1 epochs brought no gain on .* held-out"
+    ) as caught:
+        features = make(cls, learning_rate=1e-30, patience=1).fit(images)
+    assert caught[0].filename == __file__
     plain = ViTFeatures(backbone=tiny).fit_transform(images)
     if cls is MeanShiftedFeatures:
         plain = unit(plain)
     assert features.n_epochs_ == 0
     np.testing.assert_allclose(features.transform(images), plain, rtol=1e-6, atol=1e-7)
+
+
+@BOTH
+def test_labels_of_anomalies_are_warned_of(cls, make, images):
+    with pytest.warns(LabelWarning, match="labels of several kinds") as caught:
+        make(cls, max_epochs=1).fit(images, [1, -1] * (len(images) // 2))
+    assert caught[0].filename == __file__
 
 
 @BOTH
