@@ -66,6 +66,12 @@ def list_images(folder: Path, expected: str) -> list[str]:
 def list_classes(folder: Path, expected: str) -> Classes:
     """Images of each class of a tree ``folder/<class>/<image>``."""
     classes = {each.name: list_images(each, expected) for each in subfolders(folder)}
+    loose = [entry.name for entry in visible_entries(folder) if _is_image(entry)]
+    if classes and loose:
+        raise ValueError(
+            f"{str(folder)!r} holds images beside its class folders ({show(loose)}), which are of "
+            f"no class. Expected {expected}"
+        )
     if classes:
         return classes
     raise ValueError(
@@ -120,4 +126,5 @@ def show_entries(folder: Path) -> str:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return has_image_suffix(entry.name) and entry.is_file()
+    # A broken link too: whoever opens the image is to say that it cannot be read.
+    return has_image_suffix(entry.name) and not entry.is_dir()

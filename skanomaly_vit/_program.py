@@ -146,6 +146,12 @@ batch_size_option = click.option(
     metavar="N",
     help="Images that are worked on at once.",
 )
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images of more pixels, which fill the memory, are refused.  [default: the model's; 2^27]",
+)
 null_option = click.option(
     "-0", "--null", is_flag=True, help="Paths on standard input end in null bytes, not newlines."
 )

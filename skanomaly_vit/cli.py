@@ -31,6 +31,7 @@ from skanomaly_vit._program import (
     given,
     images_argument,
     jobs_option,
+    max_pixels_option,
     model_argument,
     null_option,
     require,
@@ -131,6 +132,7 @@ def main() -> None:
 @device_option
 @jobs_option
 @batch_size_option
+@max_pixels_option
 def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> None:
     """Learn from normal IMAGES: files, and folders with all images below them.
 
@@ -202,6 +204,7 @@ def _how_to_go_on(detector: TransformalyDetector) -> str:
 @device_option
 @jobs_option
 @batch_size_option
+@max_pixels_option
 def _score(
     model: str,
     images: tuple[str, ...],
@@ -294,6 +297,7 @@ def _row(detector: TransformalyDetector, path: str, score: float) -> Row:
 @device_option
 @jobs_option
 @batch_size_option
+@max_pixels_option
 def _map(
     model: str,
     images: tuple[str, ...],
@@ -353,6 +357,7 @@ def _map(
 @device_option
 @jobs_option
 @batch_size_option
+@max_pixels_option
 def _report(model: str, images: tuple[str, ...], output: str, null: bool, **options: Any) -> None:
     """Write a page on IMAGES, to look at and hand on: files, folders, or - for standard input.
 

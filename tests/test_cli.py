@@ -100,6 +100,18 @@ def test_fit_gives_what_the_detector_fits(normal, paths, detector, tmp_path):
     assert os.listdir(tmp_path) == ["a.model"]
 
 
+def test_large_images_can_be_let_in(normal, model, tmp_path):
+    few = tmp_path / "few.model"
+    done = run("fit", normal, "-o", few, *SMALL, "--max-pixels", 10)
+    assert done.exit_code == 2
+    assert "max_pixels=10" in done.stderr
+    assert run("score", model, normal, "--max-pixels", 10).exit_code == 2
+    output = tmp_path / "all.model"
+    assert run("fit", normal, "-o", output, *SMALL, "--max-pixels", 10**6).exit_code == 0
+    assert TransformalyDetector.load(output).max_pixels == 10**6
+    assert run("score", output, normal).exit_code == 0
+
+
 def test_options_of_fit_are_parameters(normal, tmp_path):
     output = tmp_path / "a.model"
     options = ("--contamination", 0.2, "--batch-size", 5, "--seed", 7, "--memory", tmp_path / "c")

@@ -122,6 +122,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     ("names", "found"),
     [
         (["1.png", "2.png"], r"no class folders; found '1.png', '2.png' there"),
+        (["a/1.png", "b/1.png", "2.png"], r"images beside its class folders \('2.png'\)"),
         (["a/1.png", "b/1.txt"], r"b' holds no images; found '1.txt' there"),
         (["a/1.png", "a/more/1.png"], r"a' holds folders among its images \('more'\)"),
         (["train/a/1.png", "val/a/1.png"], r"in 'train', but not both .*; found 'train/', 'val/'"),
@@ -725,3 +726,12 @@ def test_paths_go_straight_into_a_detector(make_detector, images, tmp_path):
     np.testing.assert_array_equal(
         detector.score_samples(load_image_folder(tmp_path).images), detector.score_samples(images)
     )
+
+
+def test_broken_links_are_listed_for_whoever_opens_them(tmp_path):
+    write(tmp_path, "data/a/1.png")
+    (tmp_path / "data/a/2.png").symlink_to(tmp_path / "gone.png")
+    assert below(tmp_path, load_image_folder(tmp_path / "data").images) == [
+        "data/a/1.png",
+        "data/a/2.png",
+    ]
