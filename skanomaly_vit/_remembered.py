@@ -35,7 +35,7 @@ from skanomaly_vit._training import Schedule, train_students
 from skanomaly_vit.cache import DiskCache
 
 #: Part of every key: raised whenever what is computed changes.
-FORMAT = 3
+FORMAT = 4
 
 
 class StoredActivations(Activations):
