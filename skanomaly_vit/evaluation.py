@@ -312,7 +312,7 @@ class _Keys:
     def __init__(self, estimator: Any, images: Any, test_images: Any) -> None:
         self._context = combine(
             "turn",
-            *surroundings(resolve_device(first_of(estimator, "device"))),
+            *surroundings(_device_of(estimator)),
             version("scikit-learn"),
             joblib.hash(_without_bookkeeping(estimator)),
             *_digest_checkpoints(estimator),
@@ -323,6 +323,12 @@ class _Keys:
     def __call__(self, is_normal: np.ndarray, is_anomaly: np.ndarray) -> bytes:
         normal = [digest for digest, mask in zip(self._train, is_normal, strict=True) if mask]
         return combine(self._context, *normal, "tested on", *self._test, is_anomaly.tobytes())
+
+
+def _device_of(estimator: Any) -> torch.device:
+    """Where a network runs, if there is one: what others call a device may be anything."""
+    has_network = first_of(estimator, "backbone") is not None
+    return resolve_device(first_of(estimator, "device") if has_network else "cpu")
 
 
 def _without_bookkeeping(estimator: Any) -> Any:

@@ -220,6 +220,12 @@ def test_another_checkpoint_under_the_same_path_is_measured_again(tmp_path):
     assert len(Brightness.seen) == 6  # three classes, two checkpoints
 
 
+def test_what_another_detector_calls_a_device_is_its_own_affair(tmp_path):
+    detector = Weighed()
+    detector.device = "auto"
+    assert len(run(detector, memory=tmp_path)) == 4
+
+
 def test_tables_of_features_are_remembered_as_arrays_are(tmp_path, rng):
     X = pd.DataFrame(rng.normal(size=(60, 4)) + np.repeat([0, 5], 30)[:, None])
     labels = np.repeat(["a", "b"], 30)
