@@ -474,7 +474,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         return 1 if self.student == "ridge" else self.max_epochs
 
     def _students_on(self, device: torch.device) -> dict[int, torch.nn.Module]:
-        self.students_ = [on_device(student, device) for student in self.students_]
+        self.students_[:] = [on_device(student, device) for student in self.students_]
         return dict(zip(self.block_indices_, self.students_, strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
