@@ -16,7 +16,6 @@ from sklearn.utils import Bunch
 
 from skanomaly_vit._folders import (
     StrPath,
-    as_objects,
     check_same_classes,
     find_file,
     find_folder,
@@ -25,6 +24,7 @@ from skanomaly_vit._folders import (
     show_entries,
     subfolders,
 )
+from skanomaly_vit._labels import as_objects
 
 _TREE = (
     "DIOR's layout: JPEGImages-trainval/*.jpg, JPEGImages-test/*.jpg, "

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from sklearn.utils import Bunch
 
+from skanomaly_vit._labels import as_objects
 from skanomaly_vit._listing import SUFFIXES, has_image_suffix, visible_entries
 
 #: Paths of the images of each class, in the order of their names.
@@ -97,10 +98,6 @@ def as_bunch(train: Classes, test: Classes | None = None) -> Bunch:
     if test is not None:
         bunch.update(test_images=as_objects(flatten(test)), test_labels=_labels(test))
     return Bunch(**bunch, target_names=np.array(sorted(train)))
-
-
-def as_objects(values: Sequence[str | None]) -> np.ndarray:
-    return np.array(values, dtype=object)
 
 
 def flatten(classes: Classes) -> list[str]:

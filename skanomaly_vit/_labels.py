@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,9 +111,9 @@ def absent_labels(labels: Iterable[Any], anomaly_label: Any) -> set[Any]:
     return set() if is_auto(anomaly_label) else set(as_label_list(anomaly_label)) - set(labels)
 
 
-def as_objects(labels: list[Any]) -> np.ndarray:
-    """Labels as an array of objects; numpy would make strings of some, and rows of tuples."""
-    return np.fromiter(labels, dtype=object, count=len(labels))
+def as_objects(values: Sequence[Any]) -> np.ndarray:
+    """An array of objects, such as labels; numpy would make strings of some, rows of tuples."""
+    return np.fromiter(values, dtype=object, count=len(values))
 
 
 def sorted_classes(labels: Iterable[Any]) -> list[Any]:

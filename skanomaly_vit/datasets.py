@@ -38,7 +38,6 @@ from skanomaly_vit._folders import (
     Classes,
     StrPath,
     as_bunch,
-    as_objects,
     check_same_classes,
     find_file,
     find_folder,
@@ -51,6 +50,7 @@ from skanomaly_vit._folders import (
     subfolders,
 )
 from skanomaly_vit._idx import FASHION_MNIST_CLASSES, load_fashion_mnist, load_idx
+from skanomaly_vit._labels import as_objects
 
 __all__ = [
     "FASHION_MNIST_CLASSES",

@@ -101,11 +101,12 @@ def evaluate(
     """
     require_normality(estimator)
     is_anomaly = which_are_anomalies(test_y, anomaly_label)
-    absent = absent_labels(as_labels(test_y), anomaly_label)
+    labels = as_labels(test_y)
+    absent = absent_labels(labels, anomaly_label)
     if absent:
         raise ValueError(
             f"anomaly_label={anomaly_label!r}: {show_labels(absent)} is not among the labels of "
-            f"test_y, {show_labels(as_labels(test_y))}"
+            f"test_y, {show_labels(labels)}"
         )
     _check_length("test_images", test_images, "test_y", is_anomaly)
     if is_anomaly.all() or not is_anomaly.any():
