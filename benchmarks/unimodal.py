@@ -112,7 +112,6 @@ def make_parser() -> argparse.ArgumentParser:
         default="ridge",
         help="kind of student; default: ridge",
     )
-    add("--token-fraction", type=float, default=1.0, help="for block students; default: 1.0")
     add("--seed", type=not_negative, default=0, help="default: 0")
     add("--jobs", type=int, default=1, help="threads that decode images, -1 = all; default: 1")
     add("--csv", type=Path, metavar="FILE", help="append the rows to FILE")
@@ -162,7 +161,6 @@ def make_detector(args: argparse.Namespace) -> TransformalyDetector:
         image_size=args.image_size,
         n_blocks=args.n_blocks,
         student=args.student,
-        token_fraction=args.token_fraction,
         n_jobs=args.jobs,
         random_state=args.seed,
     )
@@ -187,7 +185,7 @@ def mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what else a line of the CSV file says."""
-    names = ["backbone", "image_size", "n_blocks", "student", "token_fraction", "seed", "jobs"]
+    names = ["backbone", "image_size", "n_blocks", "student", "seed", "jobs"]
     settings = {name: getattr(args, name) for name in names}
     return {**settings, "weights": args.pretrained, "version": __version__}
 

@@ -183,7 +183,6 @@ TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
     "learning_rate": [Interval(Real, 0, None, closed="neither")],
     "validation_fraction": [Interval(Real, 0, 1, closed="left")],
     "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
-    "token_fraction": [Interval(Real, 0, 1, closed="right")],
     "activation_cache": [Interval(Integral, 0, None, closed="left")],
     "student_dtype": [StrOptions({"float16", "bfloat16"}), None],
     "patience": [Interval(Integral, 1, None, closed="left")],

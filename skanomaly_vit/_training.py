@@ -16,12 +16,6 @@ from torch import nn
 from skanomaly_vit._checkpoints import Checkpoints, Part
 from skanomaly_vit._extraction import Pass
 from skanomaly_vit._progress import Progress, log
-from skanomaly_vit._sampled_queries import (
-    draw_queries,
-    forward_queries,
-    require_plain_call,
-    require_sampling,
-)
 from skanomaly_vit._students import Trained, below
 from skanomaly_vit._teacher import BlockCall
 
@@ -39,7 +33,6 @@ class Schedule:
     max_epochs: int
     learning_rate: float
     learning_rate_schedule: str
-    token_fraction: float
     patience: int
     batch_size: int
 
@@ -57,8 +50,6 @@ class Student:
     block: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    generator: torch.Generator
-    token_fraction: float
     best_loss: float = math.inf
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     epochs_without_gain: int = 0
@@ -66,13 +57,12 @@ class Student:
     train_loss: list[float] = field(default_factory=list)
     valid_loss: list[float] = field(default_factory=list)
     _n_seen: int = field(default=0, init=False)
-    _queries: torch.Tensor | None = field(default=None, init=False)
 
     def learn(self, call: BlockCall) -> float:
         """Take the gradient of mean (S(h_{j-1}) - h_j)^2 of a batch, or of a part of it."""
         learning = list(self.block.parameters())
         with torch.enable_grad():
-            loss = self._sampled_loss(call)
+            loss = nn.functional.mse_loss(call.replay(self.block), call.output)
             # Not backward: if memory runs out in it, some parameters have got their share.
             gradients = torch.autograd.grad(loss, learning, allow_unused=True)
         n_images = len(call.output)
@@ -89,7 +79,7 @@ class Student:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._n_seen, self._queries = 0, None
+        self._n_seen = 0
 
     def loss(self, call: BlockCall) -> float:
         """Mean (S(h_{j-1}) - h_j)^2 of a batch, without learning from it."""
@@ -107,7 +97,7 @@ class Student:
     def part(self) -> Part:
         """All of it, for a checkpoint."""
         adam = self.optimizer.state_dict()
-        tensors = {"generator": self.generator.get_state()}
+        tensors = {}
         for kind, state in {"block": self.block.state_dict(), "best": self.best}.items():
             tensors |= {f"{kind}/{name}": value for name, value in state.items()}
         for number, state in adam["state"].items():
@@ -134,7 +124,6 @@ class Student:
         groups = [group | {"betas": tuple(group["betas"])} for group in values["groups"]]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.scheduler.load_state_dict(values["scheduler"])
-        self.generator.set_state(tensors["generator"])
         self.epochs_without_gain, self.stopped = values["epochs_without_gain"], values["stopped"]
         self.train_loss, self.valid_loss = values["train_loss"], values["valid_loss"]
         self.best_loss = min(self.valid_loss, default=math.inf)
@@ -145,15 +134,6 @@ class Student:
             self.block.load_state_dict(self.best)
         return Trained(self.block.requires_grad_(False), self.train_loss, self.valid_loss)
 
-    def _sampled_loss(self, call: BlockCall) -> torch.Tensor:
-        if self.token_fraction == 1.0:
-            return nn.functional.mse_loss(call.replay(self.block), call.output)
-        require_plain_call(call.args, call.kwargs)
-        if self._queries is None:
-            n_tokens = call.tokens.shape[1]
-            self._queries = draw_queries(n_tokens, self.token_fraction, self.generator)
-        imitated = forward_queries(self.block, call.tokens, self._queries)
-        return nn.functional.mse_loss(imitated, call.output[:, self._queries])
 
 
 def new_student(block: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -218,7 +198,7 @@ def train_students(
         Indices of the images to learn from, and to choose the best student by.
     schedule : Schedule
     seed : int
-        Seed of the initial weights, of the order of images and of the tokens sampled. A student
+        Seed of the initial weights, and of the order of images. A student
         depends on the seed and on its block, not on which other students there are.
     progress : Progress
         Gets an ``epoch`` task per epoch with a ``batch`` task per batch.
@@ -235,7 +215,7 @@ def train_students(
     Raises
     ------
     ValueError
-        If a student's loss is not finite, or tokens of a block cannot be sampled.
+        If a student's loss is not finite.
     """
     n_batches = math.ceil(len(train) / schedule.batch_size)
     n_valid_batches = math.ceil(len(validation) / schedule.batch_size)
@@ -287,8 +267,6 @@ def _generator(*entropy: int) -> torch.Generator:
 def _in_training(
     block: nn.Module, generator: torch.Generator, schedule: Schedule, n_batches: int
 ) -> Student:
-    if schedule.token_fraction < 1:
-        require_sampling(block)
     student = new_student(block, generator)
     optimizer = torch.optim.Adam(student.parameters(), lr=schedule.learning_rate)
     scheduler: torch.optim.lr_scheduler.LRScheduler
@@ -300,7 +278,7 @@ def _in_training(
         )
     else:
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return Student(student, optimizer, scheduler, generator, schedule.token_fraction)
+    return Student(student, optimizer, scheduler)
 
 
 def _run_epoch(

@@ -115,10 +115,6 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`, while
         Adam's beta1 falls from 0.95 to 0.85 and rises again; a single step is taken at
         `learning_rate`. ``"auto"`` is ``"one_cycle"``; in the paper's recipe ``"constant"``.
-    token_fraction : float, default=1.0
-        Share in (0, 1] of an image's tokens, drawn anew in each step, on which block students
-        learn; the tokens that they attend to are always all. 0.25 trains a block in less than
-        half of the time. Only for plain Vision Transformer blocks; no matter to ridge students.
     validation_fraction : float, default=0.2
         Share of the images in [0, 1) that neither students nor densities learn from. They set
         the threshold and choose each block student's best epoch. With 0 the threshold comes
@@ -271,7 +267,6 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         max_epochs: int | str = "auto",
         learning_rate: float | str = "auto",
         learning_rate_schedule: str = "auto",
-        token_fraction: float = 1.0,
         validation_fraction: float = 0.2,
         patience: int | str = "auto",
         activation_cache: int = 2**30,
@@ -303,7 +298,6 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         self.max_epochs = max_epochs
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
-        self.token_fraction = token_fraction
         self.validation_fraction = validation_fraction
         self.patience = patience
         self.activation_cache = activation_cache

@@ -79,10 +79,6 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`, while
         Adam's beta1 falls from 0.95 to 0.85 and rises again; a single step is taken at
         `learning_rate`.
-    token_fraction : float, default=1.0
-        Share in (0, 1] of an image's tokens, drawn anew in each step, on which block students
-        learn; the tokens that they attend to are always all. 0.25 trains a block in less than
-        half of the time. Only for plain Vision Transformer blocks; no matter to ridge students.
     validation_fraction : float, default=0.2
         Share of the images in [0, 1) that students do not learn from; the epoch with the
         smallest error on them is kept, block student by block student. With 0 the last epoch
@@ -186,7 +182,6 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         max_epochs: int = 3,
         learning_rate: float = 1e-3,
         learning_rate_schedule: str = "one_cycle",
-        token_fraction: float = 1.0,
         validation_fraction: float = 0.2,
         patience: int = 3,
         activation_cache: int = 2**30,
@@ -211,7 +206,6 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.max_epochs = max_epochs
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
-        self.token_fraction = token_fraction
         self.validation_fraction = validation_fraction
         self.patience = patience
         self.activation_cache = activation_cache
@@ -498,7 +492,6 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             max_epochs=self.max_epochs,
             learning_rate=self.learning_rate,
             learning_rate_schedule=self.learning_rate_schedule,
-            token_fraction=self.token_fraction,
             patience=self.patience,
             batch_size=self.batch_size,
         )

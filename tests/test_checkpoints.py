@@ -384,7 +384,7 @@ def test_distillation_alone_goes_on_too(tiny, images, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"token_fraction": 0.5}, {"learning_rate_schedule": "constant"}, {"validation_fraction": 0},
+    [{"learning_rate_schedule": "constant"}, {"validation_fraction": 0},
      {"patience": 1, "learning_rate": 0.05, "learning_rate_schedule": "constant", "max_epochs": 9},
      {"learning_rate": 0.5, "learning_rate_schedule": "constant"}],  # the first epoch is the best
     ids=str,

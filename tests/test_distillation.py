@@ -186,31 +186,6 @@ def test_history_is_finite_and_counted(make, images):
     assert all(record["seconds"] > 0 for record in history)
 
 
-def test_students_learn_on_a_sample_of_the_tokens(make, images):
-    fraction = make(token_fraction=0.4, max_epochs=20, learning_rate=5e-3).fit(images)
-    first, last = (fraction.history_[epoch]["valid_loss"] for epoch in (0, -1))
-    assert (np.array(last) < 0.8 * np.array(first)).all()
-    whole = make(max_epochs=20, learning_rate=5e-3).fit(images)
-    assert (fraction.transform(images) != whole.transform(images)).all()
-
-
-def test_the_sample_of_tokens_follows_the_seed_and_the_block_alone(make, images):
-    few, many = (make(token_fraction=0.4, n_blocks=n).fit(images) for n in (1, 3))
-    np.testing.assert_array_equal(few.transform(images)[:, 0], many.transform(images)[:, 2])
-    other = make(token_fraction=0.4, n_blocks=1, random_state=1).fit(images)
-    assert (few.transform(images) != other.transform(images)).all()
-
-
-@pytest.mark.parametrize(
-    "name", ["rotary embeddings (EVA-02)", "shared relative position bias (relpos)"]
-)
-def test_tokens_of_other_blocks_are_not_sampled(name, images):
-    options = {"backbone": family(name), "n_blocks": 1, "token_fraction": 0.5}
-    with pytest.raises(ValueError, match=r"Pass token_fraction=1\.0 or student='ridge'"):
-        BlockDistillation(student="block", **options).fit(images)
-    BlockDistillation(student="ridge", **options).fit(images)  # of no matter there
-
-
 @pytest.mark.parametrize("student", ["ridge", "block"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_students_in_half_precision_take_half_the_bytes_and_keep_their_scores(

@@ -105,9 +105,8 @@ def test_a_fit_goes_on_with_smaller_parts(limit, student, options, make, images)
 
 
 @pytest.mark.parametrize("where", ["forward", "learning", "backward"])
-@pytest.mark.parametrize("token_fraction", [1.0, 0.5])
-def test_a_step_of_training_in_parts_is_the_same_step(where, token_fraction, make, images):
-    options = {"student": "block", "token_fraction": token_fraction, "batch_size": 7}
+def test_a_step_of_training_in_parts_is_the_same_step(where, make, images):
+    options = {"student": "block", "batch_size": 7}
     expected = make(**options).fit(images).distillation_
     with pytest.warns(OutOfMemoryWarning, match="of 3 at most"):
         found = make(4, where, **options).fit(images).distillation_

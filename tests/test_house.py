@@ -99,7 +99,6 @@ ROOMS = [
     "_tuning",
     "_training",
     "_ridge",
-    "_sampled_queries",
     "_extraction",
     "_patches",
     "_memory",

@@ -193,7 +193,7 @@ def test_students_follow_what_they_are_trained_with(change, make_detector, image
 @pytest.mark.parametrize(
     "change",
     [{"learning_rate": 1e-2}, {"learning_rate_schedule": "constant"}, {"max_epochs": 3},
-     {"token_fraction": 0.5}, {"random_state": 1}, {"patience": 1}],
+     {"random_state": 1}, {"patience": 1}],
     ids=str,
 )  # fmt: skip
 def test_block_students_follow_their_schedule(change, make_detector, images, cache):

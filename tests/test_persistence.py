@@ -111,7 +111,7 @@ IGNORED = {*MACHINE_PARAMETERS, "_teacher"}
 KINDS = {
     "default": {},
     "paper": {"recipe": "paper"},
-    "block students": {"student": "block", "token_fraction": 0.5},
+    "block students": {"student": "block"},
     "block students that stop": {
         "student": "block",
         "max_epochs": 4,
