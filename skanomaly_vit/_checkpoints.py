@@ -153,7 +153,7 @@ class Checkpoints:
             path = _file_of(folder, name)
             if not path.exists():
                 raise refusal(str(path), f"it has no part {name!r}")
-            whole, tensors = read(str(path))
+            whole, tensors, _ = read(str(path))
             if (whole.get("fit"), whole.get("step")) != (self._key, step):
                 raise refusal(str(path), f"its part {name!r} is of another one")
             parts[name] = whole["values"], tensors

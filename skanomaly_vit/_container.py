@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 KEY = "skanomaly_vit"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 #: Bytes of the header, at most: what claims to have a longer one is refused unread.
 HEADER_LIMIT = 32 * 2**20
@@ -90,11 +90,11 @@ def read_values(path: str) -> dict[str, Any]:
     ModelFileError
         If the file is not as `write` left it.
     """
-    return _read(path, lambda block: None)
+    return _read(path, lambda block: None)[0]
 
 
-def read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The values and tensors of a file.
+def read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], int]:
+    """The values and tensors of a file, and the version of its format.
 
     Raises
     ------
@@ -102,12 +102,12 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         If the file is not as `write` left it.
     """
     blocks: list[bytes] = []
-    values = _read(path, blocks.append)
+    values, version = _read(path, blocks.append)
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        return values, load(b"".join(blocks))
+        return values, load(b"".join(blocks)), version
     except (SafetensorError, KeyError, ValueError, RuntimeError, MemoryError) as error:
         raise refusal(path, f"its tensors cannot be read ({error})") from error
 
@@ -127,7 +127,7 @@ def check_regular(path: str) -> os.stat_result:
     return found
 
 
-def check_version(path: str, values: dict[str, Any], newest: int, expected: str) -> None:
+def check_version(path: str, values: dict[str, Any], newest: int, expected: str) -> int:
     """Take the version of its format out of what a file says, and refuse one beyond `newest`."""
     version, writer = values.pop("format_version", None), values.pop("written_by", None)
     if type(version) is not int or version < 1:
@@ -138,22 +138,23 @@ def check_version(path: str, values: dict[str, Any], newest: int, expected: str)
             f"it has format {version}, written by {writer}; skanomaly-vit {__version__}, which is "
             f"installed here, reads formats up to {newest}. Install a newer skanomaly-vit.",
         )
+    return version
 
 
-def _read(path: str, keep: Callable[[bytes], None]) -> dict[str, Any]:
+def _read(path: str, keep: Callable[[bytes], None]) -> tuple[dict[str, Any], int]:
     """Check a file as a whole, handing on its bytes as they were checked."""
     try:
         check_regular(path)
         with open(path, "rb") as stream:
             head = _read_head(path, stream)
             values = _parse(path, head)
-            check_version(path, values, FORMAT_VERSION, _EXPECTED)
+            version = check_version(path, values, FORMAT_VERSION, _EXPECTED)
             keep(head)
             _check_body(path, stream, head, values, keep)
     except (OSError, MemoryError) as error:
         cause = getattr(error, "strerror", None) or str(error) or "it does not fit into memory"
         raise refusal(path, cause) from error
-    return values
+    return values, version
 
 
 def _read_head(path: str, stream: BinaryIO) -> bytes:

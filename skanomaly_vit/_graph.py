@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from skanomaly_vit._density_graphs import density_graph
+from skanomaly_vit._discrepancy import DISCREPANCY as DISCREPANCY_SPACE
+from skanomaly_vit._discrepancy import PRETRAINED
 from skanomaly_vit._patches import BOTH, DISCREPANCY, FEATURES, SMALLEST_ERROR, NormalPatches
-from skanomaly_vit._recipes import DISCREPANCY as DISCREPANCY_SPACE
-from skanomaly_vit._recipes import PRETRAINED
 from skanomaly_vit._ridge import RidgeStudent
 from skanomaly_vit._teacher import BlockCall, penultimate
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from skanomaly_vit._discrepancy import Embedded
 from skanomaly_vit._samples import RowSample, draw_keys
-from skanomaly_vit._spool import Embedded, FeatureSpool, by_space
+from skanomaly_vit._spool import FeatureStore, in_float64
 from skanomaly_vit._statistics import SHARD, Statistics
 
 #: Images whose features are kept, at most: so many that densities learned from, and so many others.
@@ -20,66 +22,85 @@ N_KEPT = 2048
 _SALT = b"kept"
 _HELD_OUT_SALT = b"held out"
 
+#: Space -> features of some images, the same ones in each space.
+ImageSample: TypeAlias = dict[str, RowSample]
+
 
 @dataclass(frozen=True)
-class KeptFeatures:
-    """Features of some images, both spaces side by side, in the type of the backbone.
+class FitSummary:
+    """Features of some images, in the type of the backbone.
 
     The scores that scale and threshold rest on are those of a density; once it has learned from
     more images, they have to be computed again.
 
     Attributes
     ----------
-    learned, held_out : RowSample
+    learned, held_out : dict of str to RowSample
         Of images that the densities learned from, and of those that calibrate.
-    n_pretrained : int
-        How many of the features are pre-trained ones.
     statistics : Statistics or None
         Of the pre-trained features of all images learned from, if there is a PCA of them.
     """
 
-    learned: RowSample
-    held_out: RowSample
-    n_pretrained: int
+    learned: ImageSample
+    held_out: ImageSample
     statistics: Statistics | None
 
     @classmethod
     def of(
         cls,
-        spool: FeatureSpool,
+        store: FeatureStore,
         learned: np.ndarray,
         held_out: np.ndarray,
         statistics: Statistics | None,
-    ) -> KeptFeatures:
+    ) -> FitSummary:
         """Keep some of the rows that two masks choose."""
-        samples = [_sample(spool.raw(mask), spool.empty()) for mask in (learned, held_out)]
-        return cls(samples[0], samples[1], spool.n_pretrained, statistics)
+        return cls(_sample(store, learned), _sample(store, held_out), statistics)
 
-    def merge(self, other: KeptFeatures, statistics: Statistics | None) -> KeptFeatures:
+    def merge(self, other: FitSummary, statistics: Statistics | None) -> FitSummary:
         """What is kept of the images of both, with the statistics of both."""
-        return KeptFeatures(
-            self.learned.merge(other.learned),
-            self.held_out.merge(other.held_out),
-            self.n_pretrained,
-            statistics,
+        return FitSummary(
+            _merge(self.learned, other.learned), _merge(self.held_out, other.held_out), statistics
         )
 
-    def embedded(self, sample: RowSample) -> Iterator[Embedded]:
-        """Shards of a sample's rows, space by space."""
-        for start in range(0, len(sample), SHARD):
-            yield by_space(sample.rows[start : start + SHARD], self.n_pretrained)
+
+def n_images(sample: ImageSample) -> int:
+    """Number of images whose features a sample holds."""
+    return min(map(len, sample.values()))
 
 
-def draw_held_out(spool: FeatureSpool, fraction: float) -> np.ndarray:
+def shards_of_sample(sample: ImageSample) -> Iterator[Embedded]:
+    """Features of the images of a sample, in float64."""
+    for start in range(0, n_images(sample), SHARD):
+        yield in_float64({s: each.rows[start : start + SHARD] for s, each in sample.items()})
+
+
+def draw_held_out(store: FeatureStore, fraction: float) -> np.ndarray:
     """A mask of the images that are held out, each with a probability of `fraction`.
 
     It is the features of an image that decide, not what else comes with it: the same image is
     never on both sides, and the parts in which images come do not matter.
     """
-    everyone = np.ones(len(spool), dtype=bool)
-    keys = [draw_keys(rows, _HELD_OUT_SALT) for rows in spool.raw(everyone)]
+    everyone = np.ones(len(store), dtype=bool)
+    keys = [_keys(embedded, _HELD_OUT_SALT) for embedded in store.stored(everyone)]
     return np.concatenate(keys) < fraction * 2.0**64
 
 
-def _sample(shards: Iterable[np.ndarray], none: np.ndarray) -> RowSample:
-    return RowSample.of_shards(itertools.chain([none], shards), N_KEPT, _SALT)
+def _sample(store: FeatureStore, chosen: np.ndarray) -> ImageSample:
+    sample = _smallest(store.empty())
+    for embedded in store.stored(chosen):
+        sample = _merge(sample, _smallest(embedded))
+    return sample
+
+
+def _smallest(embedded: Embedded) -> ImageSample:
+    keys = _keys(embedded, _SALT)
+    return {space: RowSample.smallest(rows, keys, N_KEPT) for space, rows in embedded.items()}
+
+
+def _merge(sample: ImageSample, other: ImageSample) -> ImageSample:
+    return {space: each.merge(other[space]) for space, each in sample.items()}
+
+
+def _keys(embedded: Mapping[str, np.ndarray], salt: bytes) -> NDArray[np.uint64]:
+    """A number for each image, which its features in all spaces determine."""
+    return draw_keys(np.concatenate(list(embedded.values()), axis=1), salt)

@@ -38,8 +38,8 @@ class Compactness(Objective[BlockCall]):
 
     def batches(self, indices: np.ndarray, seed: int, track: Track) -> Iterator[BlockCall]:
         calls: list[BlockCall] = []
-        whole = self._passes.over(indices, track, in_parts=False)
-        for _ in whole([self._network.first], calls.append):
+        first = [self._network.first]
+        for _ in self._passes.run(indices, first, calls.append, track=track, in_parts=False):
             yield calls.pop()
 
     def n_batches(self, n_images: int) -> int:

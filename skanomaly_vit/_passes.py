@@ -12,7 +12,6 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from skanomaly_vit._ahead import Reader, batches_ahead
-from skanomaly_vit._extraction import Pass
 from skanomaly_vit._halving import run_in_parts
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._teacher import BlockCall, Teacher, Visitor, look_away
@@ -198,22 +197,35 @@ class TeacherPasses:
         """In how many batches a pass sees so many images."""
         return math.ceil(n_images / self._batch_size)
 
-    def over(
+    def run(
         self,
         indices: np.ndarray,
-        track: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+        blocks: Collection[int],
+        visit: Visitor,
         *,
+        track: Callable[[Iterator[Any]], Iterator[Any]] = iter,
         in_parts: bool = True,
-    ) -> Pass:
-        """A pass over some of the images, in order; `track` is shown every batch.
+    ) -> Iterator[torch.Tensor]:
+        """Run the teacher over some of the images, in order, batch by batch.
 
-        Without `in_parts` a visitor sees each batch whole, or the device runs out of memory.
+        Parameters
+        ----------
+        indices : ndarray of int
+        blocks : collection of int
+            Those that `visit` sees at work.
+        visit : callable
+        track : callable
+            Is shown every batch.
+        in_parts : bool
+            Whether a batch may be worked on in parts. If not, `visit` sees each batch whole, or the
+            device runs out of memory.
+
+        Yields
+        ------
+        features : torch.Tensor of shape (batch, dim)
+            Pooled features of a batch.
         """
-
-        def teacher_pass(blocks: Collection[int], visit: Visitor) -> Iterator[torch.Tensor]:
-            return track(self._read(indices, sorted(blocks), visit, in_parts))
-
-        return teacher_pass
+        return track(self._read(indices, sorted(blocks), visit, in_parts))
 
     def _read(
         self, indices: np.ndarray, blocks: Sequence[int], visit: Visitor, in_parts: bool

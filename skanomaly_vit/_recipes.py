@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from skanomaly_vit._discrepancy import DISCREPANCY, PRETRAINED
 from skanomaly_vit._labels import is_auto
 from skanomaly_vit.density import ExcessDensity, GaussianDensity
-
-PRETRAINED, DISCREPANCY = "pretrained", "discrepancy"
 
 #: Recipe -> parameter -> value; the value of `density` is one for each feature space.
 RECIPES: dict[str, dict[str, Any]] = {

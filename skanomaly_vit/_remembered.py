@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,9 +13,8 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from skanomaly_vit._checkpoints import Checkpoints
 from skanomaly_vit._digests import combine
-from skanomaly_vit._extraction import concatenate, extract_batches
+from skanomaly_vit._discrepancy import DISCREPANCY, PRETRAINED, Embedded, concatenate, embed
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._memory import Memory, surroundings
 from skanomaly_vit._passes import (
@@ -24,15 +24,36 @@ from skanomaly_vit._passes import (
     Level,
     TeacherPasses,
     Tokens,
-    shards_of,
 )
 from skanomaly_vit._patches import NormalPatches, Observer, PatchSample
-from skanomaly_vit._progress import Progress
-from skanomaly_vit._ridge import RidgeSums, sum_tokens
-from skanomaly_vit._students import Tensors, Trained
+from skanomaly_vit._students import Tensors
 from skanomaly_vit._teacher import Teacher
-from skanomaly_vit._training import Schedule, train_students
 from skanomaly_vit.cache import DiskCache
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a pass.
+
+    Attributes
+    ----------
+    indices : ndarray of int
+        Its images.
+    blocks : sequence of int
+        Those that are looked at.
+    start : int
+        The place of the first image in the pass.
+    arguments : tuple
+        What else the function that is mapped needs to know of the part.
+    """
+
+    indices: np.ndarray
+    blocks: Sequence[int]
+    start: int = 0
+    arguments: tuple[Any, ...] = ()
+
 
 #: Part of every key: raised whenever what is computed changes.
 FORMAT = 4
@@ -90,6 +111,11 @@ class StoredActivations(Activations):
 class RememberedPasses:
     """Passes of one teacher over one set of images, and what is remembered of them.
 
+    Attributes
+    ----------
+    n_workers : int
+        Processes or threads that share the work.
+
     Parameters
     ----------
     teacher : Teacher
@@ -106,6 +132,8 @@ class RememberedPasses:
     n_jobs : int or None
     """
 
+    n_workers = 1
+
     def __init__(
         self,
         teacher: Teacher,
@@ -121,7 +149,7 @@ class RememberedPasses:
         self.teacher = teacher
         self.memory = memory
         self._source = source
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._n_jobs = n_jobs
         if memory:
             self._digests  # noqa: B018, here, so that what is unreadable is found before any work
@@ -154,7 +182,7 @@ class RememberedPasses:
         return {
             "images": combine(*self._digests.values()),
             "backbone": bytes.fromhex(self.teacher.fingerprint),
-            "batch_size": self._batch_size,
+            "batch_size": self.batch_size,
             "number of threads": torch.get_num_threads(),
             "versions and processor": surroundings(self.teacher.device),
         }
@@ -164,20 +192,20 @@ class RememberedPasses:
         images = b"".join(self._digests[index] for index in indices)
         # The number of threads can change the order of a sum.
         threads = torch.get_num_threads()
-        return combine(kind, self._context, threads, self._batch_size, images, *parts)
+        return combine(kind, self._context, threads, self.batch_size, images, *parts)
 
     def extract(
         self,
         indices: np.ndarray,
         students: Mapping[int, nn.Module],
         track: Callable[..., Any] = iter,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n_images, dim) and discrepancies (n_images, n_students), block by block.
+    ) -> Embedded:
+        """Features of images in both spaces, all in one: see `embed`.
 
-        Of a source that skips what is unreadable, both are about those of the images that are in
+        Of a source that skips what is unreadable, they are those of the images that are in
         ``source.readable(indices)`` afterwards.
         """
-        return _features_and_discrepancies(self._extract(indices, students, track, None), students)
+        return _by_space(self._extract(indices, students, track, None), students)
 
     def stream(
         self,
@@ -185,7 +213,7 @@ class RememberedPasses:
         students: Mapping[int, nn.Module],
         observer: Observer | None = None,
         track: Callable[..., Any] = iter,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[Embedded]:
         """As `extract`, batch by batch, so that no more than one is held.
 
         With `memory` all come in one, since they are remembered in one; with an `observer`, which
@@ -195,76 +223,64 @@ class RememberedPasses:
             yield self.extract(indices, students, track)
             return
         readable = self._source.readable(indices)
-        yield from self.run(readable, students, observer, track)
+        yield from self.embed(readable, students, observer, track)
 
     def extract_normal(
         self,
         indices: np.ndarray,
         students: Mapping[int, nn.Module],
         sample: PatchSample | None,
-        keep: Callable[[np.ndarray, np.ndarray], None],
+        keep: Callable[[Embedded], None],
         track: Callable[..., Any] = iter,
     ) -> NormalPatches | None:
-        """Hand features and discrepancies to `keep`; what a sample of patches looks like."""
+        """Hand features to `keep`, and summarise the patches of a sample."""
         if not self.memory:
-            for features, discrepancies in self.stream(indices, students, sample, track):
-                keep(features, discrepancies)
+            for embedded in self.stream(indices, students, sample, track):
+                keep(embedded)
             if sample is None:
                 return None
             of_blocks = {index: sample.of_block(index) for index in students}
             return sample.summarise(of_blocks, sample.of_tokens())
         found = self._extract(indices, students, track, sample)
-        keep(*_features_and_discrepancies(found, students))
+        keep(_by_space(found, students))
         if sample is None:
             return None
         return sample.summarise({index: found[index] for index in students}, found[FEATURES])
 
-    def run(
+    def embed(
         self,
         indices: np.ndarray,
         students: Mapping[int, nn.Module],
         observer: Observer | None,
         track: Callable[..., Any] = iter,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """`extract_batches` for some of the images, past what is remembered."""
-        return extract_batches(self.passes.over(indices, track), students, observer)
+    ) -> Iterator[Embedded]:
+        """`embed` some of the images, whatever is remembered of them."""
+        return embed(self.passes, indices, students, observer, track)
 
-    def sum_shards(
+    def map(
         self,
-        indices: np.ndarray,
-        blocks: Sequence[int],
-        track: Callable[..., Any],
-        n_done: int = 0,
-    ) -> Iterator[RidgeSums]:
-        """Statistics for ridge students of some blocks, of one shard of images after the other.
-
-        The first `n_done` shards are left out.
-        """
-        for shard in shards_of(len(indices), self._batch_size, of_sums=True)[n_done:]:
-            yield sum_tokens(self.passes.over(indices[shard], track), blocks)
-
-    def train(
-        self,
-        blocks: Sequence[int],
-        split: tuple[np.ndarray, np.ndarray],
-        schedule: Schedule,
+        function: Callable[..., Result],
+        parts: Sequence[Part],
         *,
-        seed: int,
-        progress: Progress,
-        checkpoints: Checkpoints,
-        verbose: int,
-    ) -> tuple[dict[int, Trained], list[float]]:
-        """Block students, and the seconds of each epoch: see `train_students`."""
-        return train_students(
-            self.passes.over,
-            self.teacher.copy_blocks(blocks),
-            *split,
-            schedule=schedule,
-            seed=seed,
-            progress=progress,
-            checkpoints=checkpoints,
-            verbose=verbose,
-        )
+        shared: tuple[Any, ...] = (),
+        track: Callable[..., Any] = iter,
+        keeps_tokens: bool = False,
+    ) -> Iterator[Result]:
+        """Call a function with each part of a pass, in order.
+
+        Parameters
+        ----------
+        function : callable
+            Is called as ``function(passes, part, *shared, track=track)`` with `TeacherPasses`.
+        parts : sequence of Part
+        shared : tuple
+            Arguments that all calls have in common.
+        track : callable
+            Is shown every batch.
+        keeps_tokens : bool
+            Whether a worker is to keep tokens, since the function passes over its images again.
+        """
+        return (function(self.passes, part, *shared, track=track) for part in parts)
 
     def _extract(
         self,
@@ -280,11 +296,12 @@ class RememberedPasses:
 
         def compute(names: list[Level]) -> dict[Level, Tensors]:
             asked = {index: students[index] for index in sorted(names) if index != FEATURES}
-            features, discrepancies = concatenate(self.run(indices, asked, sample, track))
-            n_images = len(features)
-            # (n_images, n_students) -> (n_students, n_images); (0, 0) if none could be read
-            columns = np.ascontiguousarray(discrepancies.T).reshape(len(asked), n_images)
-            arrays = {FEATURES: features, **dict(zip(asked, columns, strict=True))}
+            batches = self.embed(indices, asked, sample, track)
+            embedded = concatenate(batches, len(asked))
+            arrays = {FEATURES: embedded[PRETRAINED]}
+            if asked:
+                columns = np.ascontiguousarray(embedded[DISCREPANCY].T)  # (n_students, n_images)
+                arrays |= dict(zip(asked, columns, strict=True))
             found = {name: {"values": torch.from_numpy(arrays[name])} for name in names}
             if sample is not None:
                 for name, tensors in found.items():
@@ -310,13 +327,13 @@ class RememberedPasses:
         return self.key("discrepancy", indices, drawn, name, _digest_student(students[name]))
 
 
-def _features_and_discrepancies(
-    found: Mapping[Level, Tensors], students: Collection[int]
-) -> tuple[np.ndarray, np.ndarray]:
+def _by_space(found: Mapping[Level, Tensors], students: Collection[int]) -> Embedded:
     arrays = {name: tensors["values"].numpy() for name, tensors in found.items()}
-    columns = [arrays[index] for index in sorted(students)]
-    none = np.empty((len(arrays[FEATURES]), 0), arrays[FEATURES].dtype)
-    return arrays[FEATURES], np.stack(columns, axis=1) if columns else none
+    embedded = {PRETRAINED: arrays[FEATURES]}
+    if students:
+        columns = [arrays[index] for index in sorted(students)]
+        embedded[DISCREPANCY] = np.stack(columns, axis=1)
+    return embedded
 
 
 #: Students do not change once they are fitted, and a search asks for the same ones often.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 
 from skanomaly_vit._checkpoints import Checkpoints, Part
-from skanomaly_vit._extraction import Pass
+from skanomaly_vit._passes import TeacherPasses
 from skanomaly_vit._progress import log
 from skanomaly_vit._students import Trained
 from skanomaly_vit._teacher import BlockCall
@@ -166,8 +167,13 @@ RidgeSums: TypeAlias = dict[int, RidgeStatistics]
 
 
 @torch.inference_mode()
-def sum_tokens(teacher_pass: Pass, blocks: Collection[int]) -> RidgeSums:
-    """Statistics of the tokens of each of `blocks` over the images of a pass."""
+def sum_tokens(
+    passes: TeacherPasses,
+    indices: np.ndarray,
+    blocks: Collection[int],
+    track: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+) -> RidgeSums:
+    """Statistics of the tokens of some images, before and after each of `blocks`."""
     sums: RidgeSums = {}
 
     def visit(call: BlockCall) -> None:
@@ -175,7 +181,7 @@ def sum_tokens(teacher_pass: Pass, blocks: Collection[int]) -> RidgeSums:
             sums[call.index] = RidgeStatistics.empty(call.tokens.shape[-1])
         sums[call.index].add(call)
 
-    for _ in teacher_pass(blocks, visit):
+    for _ in passes.run(indices, blocks, visit, track=track):
         pass
     return sums
 

@@ -29,7 +29,7 @@ class RowSample:
 
     Attributes
     ----------
-    rows : ndarray of shape (n_rows, n_features), float64
+    rows : ndarray of shape (n_rows, n_features)
         By ascending key.
     keys : ndarray of shape (n_rows,), uint64
     limit : int
@@ -42,7 +42,7 @@ class RowSample:
     @classmethod
     def of(cls, rows: FloatArray, limit: int, salt: bytes) -> RowSample:
         """Sample some rows."""
-        return cls._smallest(rows, draw_keys(rows, salt), limit)
+        return cls.smallest(rows, draw_keys(rows, salt), limit)
 
     @classmethod
     def of_shards(cls, shards: Iterable[FloatArray], limit: int, salt: bytes) -> RowSample:
@@ -57,9 +57,10 @@ class RowSample:
         if len(self) == self.limit and not (other.keys < self.keys[-1]).any():
             return self  # as most parts of many rows, without copying any
         rows = np.concatenate([self.rows, other.rows])
-        return self._smallest(rows, np.concatenate([self.keys, other.keys]), self.limit)
+        return self.smallest(rows, np.concatenate([self.keys, other.keys]), self.limit)
 
     @classmethod
-    def _smallest(cls, rows: FloatArray, keys: NDArray[np.uint64], limit: int) -> RowSample:
+    def smallest(cls, rows: FloatArray, keys: NDArray[np.uint64], limit: int) -> RowSample:
+        """Sample rows whose keys are known."""
         order = np.argsort(keys, kind="stable")[:limit]
         return cls(rows[order], keys[order], limit)

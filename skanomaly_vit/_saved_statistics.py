@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from skanomaly_vit._kept import KeptFeatures
+from skanomaly_vit._discrepancy import PRETRAINED
+from skanomaly_vit._kept import FitSummary, ImageSample
 from skanomaly_vit._record import Record, name_of, take_dtype
 from skanomaly_vit._samples import RowSample
 from skanomaly_vit._statistics import Kind, Statistics
@@ -76,25 +77,45 @@ def take_sample(part: Record, n_features: int) -> RowSample:
     return RowSample(rows, keys, limit)
 
 
-def put_kept(record: Record, kept: KeptFeatures | None) -> None:
+def put_kept(record: Record, kept: FitSummary | None) -> None:
     """Write what is kept of a detector's images as a part of `record`; nothing if nothing is."""
     if kept is None:
         return
     part = record.put_part("kept")
-    put_sample(part.put_part("learned"), kept.learned)
-    put_sample(part.put_part("held_out"), kept.held_out)
+    for side, sample in (("learned", kept.learned), ("held_out", kept.held_out)):
+        for space, rows in sample.items():
+            put_sample(part.put_part(side).put_part(space), rows)
     put_statistics(part, kept.statistics)
 
 
-def take_kept(record: Record, n_pretrained: int, n_blocks: int) -> KeptFeatures | None:
+def take_kept(record: Record, n_features: dict[str, int]) -> FitSummary | None:
     """The inverse of `put_kept`; files of format 1 hold nothing of the kind."""
     if "kept" not in record.values:
         return None
     part = record.take_part("kept")
     learned, held_out = (
-        take_sample(part.take_part(name), n_pretrained + n_blocks)
-        for name in ("learned", "held_out")
+        _take_images(part.take_part(side), n_features) for side in ("learned", "held_out")
     )
-    kept = KeptFeatures(learned, held_out, n_pretrained, take_statistics(part, n_pretrained))
+    kept = FitSummary(learned, held_out, take_statistics(part, n_features[PRETRAINED]))
     part.close()
     return kept
+
+
+def _take_images(part: Record, n_features: dict[str, int]) -> ImageSample:
+    if "n_rows" in part.values:  # format 2 has the features of all spaces side by side
+        return _cut(take_sample(part, sum(n_features.values())), n_features)
+    sample = {s: take_sample(part.take_part(s), n) for s, n in n_features.items() if n}
+    part.close()
+    if any(not np.array_equal(each.keys, sample[PRETRAINED].keys) for each in sample.values()):
+        raise ValueError(f"{part.name} holds other images in each feature space")
+    return sample
+
+
+def _cut(glued: RowSample, n_features: dict[str, int]) -> ImageSample:
+    sample, start = {}, 0
+    for space, n in n_features.items():
+        if n:
+            rows = np.ascontiguousarray(glued.rows[:, start : start + n])
+            sample[space] = RowSample(rows, glued.keys, glued.limit)
+        start += n
+    return sample

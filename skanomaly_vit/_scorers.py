@@ -18,12 +18,12 @@ from threadpoolctl import ThreadpoolController
 
 from skanomaly_vit._compat import validate_parameter_constraints
 from skanomaly_vit._digests import combine
-from skanomaly_vit._kept import KeptFeatures
+from skanomaly_vit._discrepancy import PRETRAINED, Embedded
+from skanomaly_vit._kept import FitSummary, n_images
 from skanomaly_vit._recent import RecentlyUsed
-from skanomaly_vit._recipes import PRETRAINED
 from skanomaly_vit._rows import MappedRows, Rows, gather
 from skanomaly_vit._shared import Shared
-from skanomaly_vit._spool import Embedded, FeatureSpool, SpooledRows
+from skanomaly_vit._spool import FeatureStore
 from skanomaly_vit._standardized import StandardizedDensity, SummarisedDensity
 from skanomaly_vit._statistics import Kind, Statistics
 from skanomaly_vit._whitening import axes_of, whiten
@@ -84,7 +84,7 @@ def _thread_pools() -> ThreadpoolController:
 
 
 def fit_scorers(
-    spool: FeatureSpool,
+    store: FeatureStore,
     spaces: Collection[str],
     split: tuple[np.ndarray, np.ndarray],
     *,
@@ -99,7 +99,7 @@ def fit_scorers(
 
     Parameters
     ----------
-    spool : FeatureSpool
+    store : FeatureStore
         Features of all images.
     spaces : collection of str
         Those that count.
@@ -118,28 +118,28 @@ def fit_scorers(
     remember : bool
         Whether the same features are likely to come again, in this process.
     """
-    train, held_out = map(spool.mask, split)
-    require_spread(SpooledRows(spool, PRETRAINED, train))
+    train, held_out = map(store.mask, split)
+    require_spread(store.rows(PRETRAINED, train))
     pca, statistics = None, None
     if pca_variance is not None and PRETRAINED in spaces:
-        rows = SpooledRows(spool, PRETRAINED, train)
+        rows = store.rows(PRETRAINED, train)
         statistics = Statistics.of_shards(rows, Kind.COVARIANCE)
         pca = _find_pca(statistics, pca_variance, remember)
     fitted = {}
     for space in spaces:
         fitted[space] = fit_density(
             density[space] if isinstance(density, dict) else density,
-            SpooledRows(spool, space, train),
+            store.rows(space, train),
             seed=seed,
             pca=pca if space == PRETRAINED else None,
             statistics=statistics,
         )
-    kept = KeptFeatures.of(spool, train, held_out, statistics)
+    kept = FitSummary.of(store, train, held_out, statistics)
     return judge(
         fitted,
         kept,
-        spool.embedded(train),
-        spool.embedded(held_out),
+        store.embedded(train),
+        store.embedded(held_out),
         fusion=fusion,
         contamination=contamination,
     )
@@ -158,19 +158,19 @@ class Scorers:
     calibration_scores : ndarray of shape (n_held_out,), float64, or None
         Without any held out, None.
     offset : float
-    kept : KeptFeatures
+    kept : FitSummary
     """
 
     density: dict[str, Any]
     fusion: dict[str, tuple[float, float]]
     calibration_scores: np.ndarray | None
     offset: float
-    kept: KeptFeatures
+    kept: FitSummary
 
 
 def judge(
     density: dict[str, Any],
-    kept: KeptFeatures,
+    kept: FitSummary,
     learned: Iterable[Embedded],
     unseen: Iterable[Embedded],
     *,
@@ -182,7 +182,7 @@ def judge(
     Parameters
     ----------
     density : dict of str to estimator
-    kept : KeptFeatures
+    kept : FitSummary
     learned, unseen : iterable of dict of str to ndarray
         Shards of features.
     fusion : {"product", "standardized"}
@@ -190,11 +190,11 @@ def judge(
     """
     scales = dict.fromkeys(density, (0.0, 1.0))
     raw = {}
-    if fusion == "standardized" or not len(kept.held_out):
+    if fusion == "standardized" or not n_images(kept.held_out):
         raw = score_shards(density, scales, learned)
     if fusion == "standardized":
         scales = {space: _location_and_scale(values) for space, values in raw.items()}
-    if not len(kept.held_out):
+    if not n_images(kept.held_out):
         total = sum_spaces({s: _scaled(values, scales[s]) for s, values in raw.items()})
         offset = float(np.percentile(total, 100.0 * contamination))
         return Scorers(density, scales, None, offset, kept)

@@ -1,35 +1,28 @@
-"""Passes over images that are shared out: shards of images, or students of different blocks."""
+"""Passes that an engine shares out among its workers, part by part."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from torch import nn
 
-from skanomaly_vit._checkpoints import Checkpoints
 from skanomaly_vit._digests import combine
+from skanomaly_vit._discrepancy import PRETRAINED, Embedded, concatenate, embed
 from skanomaly_vit._engines import active_engine
-from skanomaly_vit._extraction import extract
 from skanomaly_vit._images import ImageSource, Preprocessing
 from skanomaly_vit._memory import Memory
 from skanomaly_vit._passes import HeldActivations, TeacherPasses, shards_of
 from skanomaly_vit._patches import Observer
 from skanomaly_vit._positions import positions_of, same_teacher
-from skanomaly_vit._progress import Progress, log
-from skanomaly_vit._remembered import RememberedPasses
-from skanomaly_vit._ridge import RidgeSums, sum_tokens
-from skanomaly_vit._students import Trained
+from skanomaly_vit._remembered import Part, RememberedPasses, Result
 from skanomaly_vit._tasks import Engine, Luggage
 from skanomaly_vit._teacher import Origin, Teacher, load_teacher, on_device, resolve_device
-from skanomaly_vit._training import Schedule, train_students
-
-Result = TypeVar("Result")
 
 _CPU = torch.device("cpu")
 
@@ -140,130 +133,70 @@ class Company:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Some of the images of a pass.
+class PartTask:
+    """A function that a worker calls with a part of a pass.
 
     Attributes
     ----------
+    function : callable
+        See `RememberedPasses.map`.
     source : ImageSource
-        Of these images alone.
-    start, stop : int
-        Their place in the pass.
-    blocks : sequence of int
-        Those that are looked at.
+        Of the images of the part alone.
+    part : Part
+        Its indices are those in `source`.
     batch_size, n_jobs
         See `RememberedPasses`.
+    activation_cache : int
+        Bytes of tokens that the worker may keep.
     """
 
+    function: Callable[..., Any]
     source: ImageSource
-    start: int
-    stop: int
-    blocks: Sequence[int]
+    part: Part
     batch_size: int
     n_jobs: int | None
+    activation_cache: int
 
     def signature(self) -> bytes:
         """See `Task`."""
         names = [self.source.name(i) for i in range(len(self.source))]
-        return combine(names, self.start, self.stop, list(self.blocks), self.batch_size)
+        part = (self.part.start, list(self.part.blocks), joblib.hash(self.part.arguments))
+        return combine(self.function.__name__, names, *part, self.batch_size)
 
-    def passes(self, teacher: Teacher, activations: int = 0) -> TeacherPasses:
-        """Passes over these images, with so many bytes of tokens kept in between."""
+    def passes(self, teacher: Teacher) -> TeacherPasses:
+        """Passes over the images of the part."""
         return TeacherPasses(
             teacher,
             self.source,
-            activations=HeldActivations(activations),
-            kept_blocks=self.blocks,
+            activations=HeldActivations(self.activation_cache),
+            kept_blocks=self.part.blocks,
             batch_size=self.batch_size,
             n_jobs=self.n_jobs,
         )
 
 
-@dataclass(frozen=True)
-class Extracted:
-    """What `extract` gave for a shard.
-
-    Attributes
-    ----------
-    features, discrepancies
-        See `extract`.
-    observed : tuple
-        What the observer of the shard has collected.
-    told : ImageSource
-        What was found out about the images.
-    """
-
-    features: np.ndarray
-    discrepancies: np.ndarray
-    observed: tuple[Any, ...]
-    told: ImageSource
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """The training of the students of some blocks.
-
-    Attributes
-    ----------
-    shard : Shard
-        All images of the training, and the blocks.
-    train, validation : ndarray of int
-        Positions in the shard.
-    schedule : Schedule
-    seed : int
-    activation_cache : int
-        Bytes of tokens that may be kept between epochs.
-    """
-
-    shard: Shard
-    train: np.ndarray
-    validation: np.ndarray
-    schedule: Schedule
-    seed: int
-    activation_cache: int
-
-    def signature(self) -> bytes:
-        """See `Task`."""
-        parts = (self.train.tobytes(), self.validation.tobytes(), self.schedule, self.seed)
-        return combine(self.shard.signature(), *parts)
-
-
 # What is done with it, where it arrives
 
 
-def extract_shard(luggage: Luggage, shard: Shard) -> Extracted:
-    """`extract` for one shard."""
-    teacher, company = luggage[0].teacher, luggage[1]
-    part = company.observer.part(shard.start, shard.stop) if company.observer else None
-    students = {index: company.students[index].to(teacher.device) for index in shard.blocks}
-    teacher_pass = shard.passes(teacher).over(np.arange(len(shard.source)))
-    features, discrepancies = extract(teacher_pass, students, part)
-    observed = part.collected() if part is not None else ()
-    return Extracted(features, discrepancies, observed, shard.source.without_pixels())
+def run_task(luggage: Luggage, task: PartTask) -> tuple[Any, ImageSource]:
+    """Result of a task, and what was found out about its images."""
+    traveller, *shared = luggage
+    result = task.function(task.passes(traveller.teacher), task.part, *shared)
+    return result, task.source.without_pixels()
 
 
-def sum_shard(luggage: Luggage, shard: Shard) -> RidgeSums:
-    """`sum_tokens` for one shard."""
-    teacher_pass = shard.passes(luggage[0].teacher).over(np.arange(len(shard.source)))
-    return sum_tokens(teacher_pass, shard.blocks)
-
-
-def train_blocks(luggage: Luggage, lesson: Lesson) -> tuple[dict[int, Trained], list[float]]:
-    """`train_students` for some of the blocks."""
-    teacher = luggage[0].teacher
-    trained, seconds = train_students(
-        lesson.shard.passes(teacher, lesson.activation_cache).over,
-        teacher.copy_blocks(lesson.shard.blocks),
-        lesson.train,
-        lesson.validation,
-        schedule=lesson.schedule,
-        seed=lesson.seed,
-        progress=Progress(),
-        checkpoints=Checkpoints(),
-    )
-    for record in trained.values():
-        record.student.cpu()
-    return trained, seconds
+def embed_part(
+    passes: TeacherPasses, part: Part, company: Company, track: Callable[..., Any] = iter
+) -> tuple[Embedded, tuple[Any, ...]]:
+    """Features of the images of a part, and what the observer has seen of them."""
+    observer = company.observer
+    if observer is not None:
+        observer = observer.part(part.start, part.start + len(part.indices))
+    device = passes.teacher.device
+    students = {index: company.students[index].to(device) for index in part.blocks}
+    batches = embed(passes, part.indices, students, observer, track)
+    embedded = concatenate(batches, len(students))
+    return embedded, observer.collected() if observer is not None else ()
 
 
 # Who shares it out
@@ -282,7 +215,7 @@ class ShardedPasses(RememberedPasses):
     whole : bool
         Whether the backbone itself travels, and not its name.
     activation_cache : int
-        Bytes of tokens that each worker may keep while it trains students.
+        Bytes of tokens that each worker may keep where it passes over its images again.
     *args, **options
         Of `RememberedPasses`.
     """
@@ -297,104 +230,73 @@ class ShardedPasses(RememberedPasses):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
+        self.n_workers = engine.n_workers
         self._engine = engine
         self._activation_cache = activation_cache
         self._backbone = Traveller(self.teacher, device, whole)
 
-    def run(
+    def embed(
         self,
         indices: np.ndarray,
         students: Mapping[int, nn.Module],
         observer: Observer | None,
         track: Callable[..., Any] = iter,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[Embedded]:
         """See `RememberedPasses`; a shard is a batch."""
-        shards = shards_of(len(indices), self._batch_size)
+        shards = shards_of(len(indices), self.batch_size)
         if len(shards) < 2:
-            yield from super().run(indices, students, observer, track)
+            yield from super().embed(indices, students, observer, track)
             return
-        luggage = (self._backbone, Company(students, observer))
-        found = self._run(extract_shard, luggage, indices, shards, sorted(students), track)
-        for shard, result in zip(shards, found, strict=True):
-            self._source.learn(indices[shard], result.told)
+        parts = [Part(indices[shard], sorted(students), shard.start) for shard in shards]
+        company = Company(students, observer)
+        for embedded, observed in self.map(embed_part, parts, shared=(company,), track=track):
             if observer is not None:
-                observer.absorb(result.observed)
-            if len(result.features):
-                yield result.features, result.discrepancies
+                observer.absorb(observed)
+            if len(embedded[PRETRAINED]):
+                yield embedded
 
-    def sum_shards(
+    def map(
         self,
-        indices: np.ndarray,
-        blocks: Sequence[int],
-        track: Callable[..., Any],
-        n_done: int = 0,
-    ) -> Iterator[RidgeSums]:
-        """See `RememberedPasses`."""
-        shards = shards_of(len(indices), self._batch_size, of_sums=True)[n_done:]
-        if len(shards) < 2:
-            return super().sum_shards(indices, blocks, track, n_done)
-        return self._run(sum_shard, (self._backbone,), indices, shards, blocks, track)
-
-    def train(
-        self,
-        blocks: Sequence[int],
-        split: tuple[np.ndarray, np.ndarray],
-        schedule: Schedule,
+        function: Callable[..., Result],
+        parts: Sequence[Part],
         *,
-        seed: int,
-        progress: Progress,
-        checkpoints: Checkpoints,
-        verbose: int,
-    ) -> tuple[dict[int, Trained], list[float]]:
-        """See `RememberedPasses`; progress is told when the students of some blocks are done."""
-        checkpoints.warn_of_workers()
-        groups = np.array_split(blocks, min(self._engine.n_workers, len(blocks)))
-        train, validation = split
-        images = np.concatenate([train, validation])
-        source = self._source.alone(images)
-        positions = np.arange(len(images))
-
-        def lessons() -> Iterator[Lesson]:
-            for group in groups:
-                whole = slice(0, len(images))
-                shard = self._shard(source, whole, group.tolist())
-                order = (positions[: len(train)], positions[len(train) :])
-                yield Lesson(shard, *order, schedule, seed, self._activation_cache)
-
-        trained: dict[int, Trained] = {}
-        seconds: list[list[float]] = []
-        with progress.task("epoch", len(groups)) as task:
-            results = self._engine.run(train_blocks, (self._backbone,), lessons())
-            for students, taken in task.track(results):
-                trained |= students
-                seconds.append(taken)
-                log(verbose, "students of blocks %s: %d epochs", sorted(students), len(taken))
-        return trained, [max(column) for column in itertools.zip_longest(*seconds, fillvalue=0.0)]
-
-    def _run(
-        self,
-        function: Callable[[Luggage, Shard], Result],
-        luggage: Luggage,
-        indices: np.ndarray,
-        places: Sequence[slice],
-        blocks: Sequence[int],
-        track: Callable[..., Any],
+        shared: tuple[Any, ...] = (),
+        track: Callable[..., Any] = iter,
+        keeps_tokens: bool = False,
     ) -> Iterator[Result]:
-        """Have something done with each shard of some images; `track` sees as many batches."""
-        tasks = (self._shard(self._source.alone(indices[at]), at, blocks) for at in places)
+        """See `RememberedPasses`."""
+        if len(parts) < 2:
+            return super().map(function, parts, shared=shared, track=track)
+        activation_cache = self._activation_cache if keeps_tokens else 0
+        tasks = (self._task(function, part, activation_cache) for part in parts)
+        outcomes = self._engine.run(run_task, (self._backbone, *shared), tasks)
+        return self._results(outcomes, parts, track)
 
-        def tick() -> Iterator[Result | None]:
-            for place, result in zip(
-                places, self._engine.run(function, luggage, tasks), strict=True
-            ):
-                n_batches = math.ceil((place.stop - place.start) / self._batch_size)
+    def _results(
+        self,
+        outcomes: Iterator[tuple[Any, ImageSource]],
+        parts: Sequence[Part],
+        track: Callable[..., Any],
+    ) -> Iterator[Any]:
+        """Results of parts; `track` sees as many batches as a pass in this process has."""
+
+        def tick() -> Iterator[tuple[Any, ImageSource] | None]:
+            for part, outcome in zip(parts, outcomes, strict=True):
+                n_batches = math.ceil(len(part.indices) / self.batch_size)
                 yield from [None] * (n_batches - 1)
+                yield outcome
+
+        done = iter(parts)
+        for outcome in track(tick()):
+            if outcome is not None:
+                result, findings = outcome
+                self._source.learn(next(done).indices, findings)
                 yield result
 
-        return (result for result in track(tick()) if result is not None)
-
-    def _shard(self, source: ImageSource, place: slice, blocks: Sequence[int]) -> Shard:
-        return Shard(source, place.start, place.stop, blocks, self._batch_size, self._n_jobs)
+    def _task(self, function: Callable[..., Any], part: Part, activation_cache: int) -> PartTask:
+        own = replace(part, indices=np.arange(len(part.indices)))
+        source = self._source.alone(part.indices)
+        return PartTask(function, source, own, self.batch_size, self._n_jobs, activation_cache)
 
 
 def passes_of(

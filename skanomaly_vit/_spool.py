@@ -1,26 +1,23 @@
-"""Features of any number of images, in memory as far as they are few, else in a temporary file."""
+"""Features of any number of images, in memory while they are few, then in temporary files."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self
 
 import numpy as np
 
-from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED
+from skanomaly_vit._discrepancy import PRETRAINED, Embedded
 from skanomaly_vit._statistics import SHARD, FloatArray
 
-#: Bytes that are held in memory; more go to the folder for temporary files.
+#: Bytes of a space that are held in memory; more go to the folder for temporary files.
 MAX_BYTES = 2**23
 
-#: Space -> features (n_images, n_features), float64, of one set of images.
-Embedded: TypeAlias = dict[str, FloatArray]
 
-
-class FeatureSpool:
-    """Features of images in both spaces, kept in order until all are there.
+class FeatureStore:
+    """Features of images in each space, kept in order until all are there.
 
     They are written and read, not mapped into memory: pages of a mapped file count as the
     memory of the process until the system wants them back.
@@ -31,10 +28,8 @@ class FeatureSpool:
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=max_bytes)  # noqa: SIM115
-        self._dtype: np.dtype | None = None
-        self._width = 0
-        self.n_pretrained = 0
+        self._max_bytes = max_bytes
+        self._columns: dict[str, _Columns] = {}
         self._n_rows = 0
 
     def __enter__(self) -> Self:
@@ -46,7 +41,8 @@ class FeatureSpool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        for columns in self._columns.values():
+            columns.file.close()
 
     def __len__(self) -> int:
         return self._n_rows
@@ -54,10 +50,10 @@ class FeatureSpool:
     @property
     def n_values(self) -> int:
         """How many numbers it holds."""
-        return self._n_rows * self._width
+        return self._n_rows * sum(columns.width for columns in self._columns.values())
 
-    def append(self, features: np.ndarray, discrepancies: np.ndarray) -> None:
-        """Keep the features (b, dim) and discrepancies (b, n_blocks) of more images.
+    def append(self, embedded: Embedded) -> None:
+        """Keep the features of more images.
 
         Raises
         ------
@@ -66,29 +62,16 @@ class FeatureSpool:
         OSError
             If they do not fit into the folder for temporary files.
         """
-        rows = np.concatenate([features, discrepancies.astype(features.dtype)], axis=1)
-        if not np.isfinite(rows).all():
+        if not all(np.isfinite(rows).all() for rows in embedded.values()):
             raise ValueError(
                 "the backbone gives features that contain NaN or infinity for one of the images "
                 f"from the {self._n_rows + 1}th on; check its weights"
             )
-        self._dtype, self._width = rows.dtype, rows.shape[1]
-        self.n_pretrained = features.shape[1]
-        self._file.seek(0, 2)
-        try:
-            self._file.write(rows.tobytes())
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"the features of the images (some {rows[0].nbytes} bytes each) do not fit into "
-                f"the folder for temporary files, {tempfile.gettempdir()!r} ({error.strerror}); "
-                "name another one by the environment variable TMPDIR",
-            ) from error
-        self._n_rows += len(rows)
-
-    def empty(self) -> np.ndarray:
-        """No rows, in the type and width of those that there are."""
-        return np.empty((0, self._width), self._dtype)
+        for space, rows in embedded.items():
+            if space not in self._columns:
+                self._columns[space] = _Columns(rows.shape[1], rows.dtype, self._max_bytes)
+            self._columns[space].write(rows)
+        self._n_rows += len(embedded[PRETRAINED])
 
     def mask(self, positions: np.ndarray) -> np.ndarray:
         """Whether each row is at one of some positions, bool of shape (n_rows,)."""
@@ -96,67 +79,102 @@ class FeatureSpool:
         chosen[positions] = True
         return chosen
 
-    def raw(self, chosen: np.ndarray) -> Iterator[np.ndarray]:
-        """The chosen rows of both spaces side by side, in the type in which they came.
+    def empty(self) -> Embedded:
+        """No rows, in the types and widths of those that there are."""
+        return {space: columns.read(0, 0) for space, columns in self._columns.items()}
+
+    def stored(self, chosen: np.ndarray) -> Iterator[Embedded]:
+        """The chosen rows of all spaces, in the types in which they came.
 
         Shards are those of a number of rows, chosen ones or not: which these are does not depend
         on the batches in which they came.
         """
-        for start in range(0, self._n_rows, SHARD):
-            of_shard = chosen[start : start + SHARD]
-            if of_shard.any():
-                yield self._read(start, len(of_shard))[of_shard]
+        for start, of_shard in _shards(chosen):
+            yield {
+                space: columns.read(start, len(of_shard))[of_shard]
+                for space, columns in self._columns.items()
+            }
 
     def embedded(self, chosen: np.ndarray) -> Iterator[Embedded]:
-        """The chosen rows, space by space."""
-        return (by_space(rows, self.n_pretrained) for rows in self.raw(chosen))
+        """The chosen rows of all spaces, in float64."""
+        return map(in_float64, self.stored(chosen))
 
-    def _read(self, start: int, n_rows: int) -> np.ndarray:
-        dtype = np.dtype(self._dtype)
-        row_bytes = self._width * dtype.itemsize
-        self._file.seek(start * row_bytes)
-        content = self._file.read(n_rows * row_bytes)
-        return np.frombuffer(content, dtype).reshape(n_rows, self._width)
+    def rows(self, space: str, chosen: np.ndarray) -> StoredRows:
+        """The chosen rows of one space, in float64; see `Rows`."""
+        return StoredRows(self._columns[space], chosen)
 
 
-class SpooledRows:
+class StoredRows:
     """The features of some images in one space; see `Rows`.
 
     Parameters
     ----------
-    spool : FeatureSpool
-    space : str
+    columns : _Columns
     chosen : ndarray of bool of shape (n_images,)
     """
 
-    def __init__(self, spool: FeatureSpool, space: str, chosen: np.ndarray) -> None:
-        self._spool = spool
-        self._space = space
+    def __init__(self, columns: _Columns, chosen: np.ndarray) -> None:
+        self._columns = columns
         self._chosen = chosen
-        n_pretrained = spool.n_pretrained
-        width = n_pretrained if space == PRETRAINED else spool._width - n_pretrained
-        self.shape = (int(chosen.sum()), width)
+        self.shape = (int(chosen.sum()), columns.width)
 
     def __iter__(self) -> Iterator[FloatArray]:
         """Begin a pass over the rows, some at a time."""
-        return (shard[self._space] for shard in self._spool.embedded(self._chosen))
+        for start, of_shard in _shards(self._chosen):
+            yield self._columns.read(start, len(of_shard))[of_shard].astype(np.float64)
 
 
-def by_space(rows: np.ndarray, n_pretrained: int) -> Embedded:
-    """Part rows of both spaces side by side, in float64."""
-    values = rows.astype(np.float64)
-    return {PRETRAINED: values[:, :n_pretrained], DISCREPANCY: values[:, n_pretrained:]}
+class _Columns:
+    """The features of all images in one space."""
+
+    def __init__(self, width: int, dtype: np.dtype, max_bytes: int) -> None:
+        self.width = width
+        self._dtype = dtype
+        self.file = tempfile.SpooledTemporaryFile(max_size=max_bytes)  # noqa: SIM115
+
+    def write(self, rows: np.ndarray) -> None:
+        self.file.seek(0, 2)
+        try:
+            self.file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the features of the images (some {rows[0].nbytes} bytes each) do not fit into "
+                f"the folder for temporary files, {tempfile.gettempdir()!r} ({error.strerror}); "
+                "name another one by the environment variable TMPDIR",
+            ) from error
+
+    def read(self, start: int, n_rows: int) -> np.ndarray:
+        row_bytes = self.width * self._dtype.itemsize
+        self.file.seek(start * row_bytes)
+        content = self.file.read(n_rows * row_bytes)
+        return np.frombuffer(content, self._dtype).reshape(n_rows, self.width)
 
 
-def in_shards(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Embedded]:
-    """Features and discrepancies that come batch by batch, by space, in larger parts."""
-    waiting: list[np.ndarray] = []
-    n_pretrained = 0
-    for features, discrepancies in batches:
-        n_pretrained = features.shape[1]
-        waiting.append(np.concatenate([features, discrepancies], axis=1))
-        if sum(map(len, waiting)) >= SHARD:
-            yield by_space(np.concatenate(waiting), n_pretrained)
+def _shards(chosen: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Start of each shard that has chosen rows, and which of its rows those are."""
+    for start in range(0, len(chosen), SHARD):
+        of_shard = chosen[start : start + SHARD]
+        if of_shard.any():
+            yield start, of_shard
+
+
+def in_float64(embedded: Embedded) -> Embedded:
+    """Features in the type that densities compute in."""
+    return {space: rows.astype(np.float64) for space, rows in embedded.items()}
+
+
+def in_shards(batches: Iterable[Embedded]) -> Iterator[Embedded]:
+    """Features that come batch by batch, in larger parts and in float64."""
+    waiting: list[Embedded] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(len(each[PRETRAINED]) for each in waiting) >= SHARD:
+            yield _joined(waiting)
             waiting = []
     if waiting:
-        yield by_space(np.concatenate(waiting), n_pretrained)
+        yield _joined(waiting)
+
+
+def _joined(batches: list[Embedded]) -> Embedded:
+    return in_float64({s: np.concatenate([batch[s] for batch in batches]) for s in batches[0]})

@@ -5,25 +5,22 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from skanomaly_vit._checkpoints import Checkpoints, Part
-from skanomaly_vit._extraction import Pass
+from skanomaly_vit._passes import TeacherPasses
 from skanomaly_vit._progress import Progress, log
 from skanomaly_vit._students import Trained, below
 from skanomaly_vit._teacher import BlockCall
 
 #: What of a checkpoint is about all students.
 _ALL = "all"
-
-#: (indices of images, what to show each batch) -> a pass of the teacher over them, in that order
-PassOver: TypeAlias = Callable[[np.ndarray, Callable[..., Any]], Pass]
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class Student:
     def part(self) -> Part:
         """All of it, for a checkpoint."""
         adam = self.optimizer.state_dict()
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for kind, state in {"block": self.block.state_dict(), "best": self.best}.items():
             tensors |= {f"{kind}/{name}": value for name, value in state.items()}
         for number, state in adam["state"].items():
@@ -133,7 +130,6 @@ class Student:
         if self.best:
             self.block.load_state_dict(self.best)
         return Trained(self.block.requires_grad_(False), self.train_loss, self.valid_loss)
-
 
 
 def new_student(block: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -172,8 +168,8 @@ def _initial(name: str, parameter: torch.Tensor, generator: torch.Generator) -> 
 
 
 def train_students(
-    pass_over: PassOver,
-    blocks: Mapping[int, nn.Module],
+    passes: TeacherPasses,
+    blocks: Collection[int],
     train: np.ndarray,
     validation: np.ndarray,
     *,
@@ -190,10 +186,9 @@ def train_students(
 
     Parameters
     ----------
-    pass_over : callable
-        A pass of the teacher over an array of image indices.
-    blocks : mapping of int to nn.Module
-        Copies of the teacher's blocks to be imitated, by index: see `Teacher.copy_blocks`.
+    passes : TeacherPasses
+    blocks : collection of int
+        Indices of the blocks to be imitated.
     train, validation : ndarray of int
         Indices of the images to learn from, and to choose the best student by.
     schedule : Schedule
@@ -221,7 +216,7 @@ def train_students(
     n_valid_batches = math.ceil(len(validation) / schedule.batch_size)
     students = {
         index: _in_training(block, _generator(seed, 1 + index), schedule, n_batches)
-        for index, block in blocks.items()
+        for index, block in passes.teacher.copy_blocks(blocks).items()
     }
     shuffler = _generator(seed, 0)
     seconds: list[float] = []
@@ -238,10 +233,9 @@ def train_students(
         started = time.perf_counter()
         with progress.task("epoch", n_batches + n_valid_batches) as task:
             order = train[torch.randperm(len(train), generator=shuffler).numpy()]
-            _run_epoch(pass_over(order, task.track), active, Student.learn, "train_loss", schedule)
+            _run_epoch(passes, order, active, schedule, task.track, learning=True)
             if len(validation):
-                held_out = pass_over(validation, task.track)
-                _run_epoch(held_out, active, Student.loss, "valid_loss", schedule)
+                _run_epoch(passes, validation, active, schedule, task.track, learning=False)
                 for student in active.values():
                     student.judge(schedule.patience)
         seconds.append(time.perf_counter() - started)
@@ -282,13 +276,16 @@ def _in_training(
 
 
 def _run_epoch(
-    teacher_pass: Pass,
+    passes: TeacherPasses,
+    indices: np.ndarray,
     students: Mapping[int, Student],
-    loss_of: Callable[[Student, BlockCall], float],
-    kind: str,
     schedule: Schedule,
+    track: Callable[[Iterator[Any]], Iterator[Any]],
+    *,
+    learning: bool,
 ) -> None:
-    """One pass of the teacher; append the mean over images of each student's loss to `kind`."""
+    """One pass of the teacher; append the mean over images of each student's loss."""
+    loss_of = Student.learn if learning else Student.loss
     totals = dict.fromkeys(students, 0.0)
     n_images = 0
 
@@ -297,9 +294,9 @@ def _run_epoch(
 
     # Not inference_mode: autograd refuses to save its tensors for a student's backward pass.
     with torch.no_grad():
-        for features in teacher_pass(students.keys(), visit):
+        for features in passes.run(indices, students.keys(), visit, track=track):
             n_images += len(features)
-            if kind == "train_loss":
+            if learning:
                 for student in students.values():
                     student.step()
     for index, total in totals.items():
@@ -309,7 +306,8 @@ def _run_epoch(
                 f"learning_rate={schedule.learning_rate}. Pass a smaller learning_rate, or check "
                 "the backbone's weights for NaN."
             )
-        getattr(students[index], kind).append(total / n_images)
+        student = students[index]
+        (student.train_loss if learning else student.valid_loss).append(total / n_images)
 
 
 def _report(

@@ -21,6 +21,7 @@ from skanomaly_vit._base import (
     split_validation,
 )
 from skanomaly_vit._compat import Interval, _fit_context
+from skanomaly_vit._discrepancy import PRETRAINED
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._labels import warn_about_labels
 from skanomaly_vit._progress import Progress
@@ -179,7 +180,7 @@ class TunedFeatures(
         return self._passes(teacher, source)
 
     def _features_of(self, passes: RememberedPasses, n_images: int) -> np.ndarray:
-        return passes.extract(np.arange(n_images), {})[0]
+        return passes.extract(np.arange(n_images), {})[PRETRAINED]
 
     @abstractmethod
     def _objective(

@@ -8,17 +8,17 @@ from typing import Any
 
 from sklearn.pipeline import Pipeline
 
-from skanomaly_vit._kept import KeptFeatures, draw_held_out
-from skanomaly_vit._recipes import PRETRAINED
+from skanomaly_vit._discrepancy import PRETRAINED
+from skanomaly_vit._kept import FitSummary, draw_held_out, shards_of_sample
 from skanomaly_vit._rows import Rows
 from skanomaly_vit._scorers import Scorers, judge
-from skanomaly_vit._spool import FeatureSpool, SpooledRows
+from skanomaly_vit._spool import FeatureStore
 from skanomaly_vit._standardized import SummarisedDensity, UpdatableDensity
 from skanomaly_vit._statistics import Kind, Statistics
 from skanomaly_vit._whitening import axes_of, whiten
 
 
-def require_updatable(densities: Mapping[str, Any], kept: KeptFeatures | None) -> KeptFeatures:
+def require_updatable(densities: Mapping[str, Any], kept: FitSummary | None) -> FitSummary:
     """What a detector has kept, if its densities can learn from more images.
 
     Raises
@@ -48,8 +48,8 @@ def require_updatable(densities: Mapping[str, Any], kept: KeptFeatures | None) -
 
 def update_scorers(
     densities: Mapping[str, Any],
-    kept: KeptFeatures,
-    spool: FeatureSpool,
+    kept: FitSummary,
+    store: FeatureStore,
     *,
     validation_fraction: float,
     fusion: str,
@@ -61,29 +61,29 @@ def update_scorers(
     ----------
     densities : mapping of str to estimator
         The scorer of each space; they stay as they are.
-    kept : KeptFeatures
-    spool : FeatureSpool
+    kept : FitSummary
+    store : FeatureStore
         Features of the new images.
     validation_fraction : float
         Share of the new images that no density learns from.
     fusion, contamination
         See `judge`.
     """
-    held_out = draw_held_out(spool, validation_fraction)
+    held_out = draw_held_out(store, validation_fraction)
     updated, statistics = dict(densities), kept.statistics
     if not held_out.all():
-        rows = {space: SpooledRows(spool, space, ~held_out) for space in densities}
+        rows = {space: store.rows(space, ~held_out) for space in densities}
         if statistics is not None:
             statistics += Statistics.of_shards(rows[PRETRAINED], Kind.COVARIANCE)
         updated = {
             space: _update(scorer, rows[space], statistics) for space, scorer in densities.items()
         }
-    all_kept = kept.merge(KeptFeatures.of(spool, ~held_out, held_out, None), statistics)
+    all_kept = kept.merge(FitSummary.of(store, ~held_out, held_out, None), statistics)
     return judge(
         updated,
         all_kept,
-        all_kept.embedded(all_kept.learned),
-        all_kept.embedded(all_kept.held_out),
+        shards_of_sample(all_kept.learned),
+        shards_of_sample(all_kept.held_out),
         fusion=fusion,
         contamination=contamination,
     )

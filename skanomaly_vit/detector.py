@@ -23,15 +23,16 @@ from skanomaly_vit._base import (
 from skanomaly_vit._calibrated import CalibratedMixin
 from skanomaly_vit._checkpoints import Checkpoints, check_checkpoint_dir
 from skanomaly_vit._compat import HasMethods, Interval, StrOptions, _fit_context
+from skanomaly_vit._discrepancy import DISCREPANCY, PRETRAINED, Embedded
 from skanomaly_vit._gaps import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images import ImageSource
-from skanomaly_vit._kept import KeptFeatures
+from skanomaly_vit._kept import FitSummary
 from skanomaly_vit._labels import AUTO, warn_about_labels
 from skanomaly_vit._patches import METHODS, MapCollector, PatchSample, enlarge, layout_of
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._progress import Progress, log
 from skanomaly_vit._ranks import agreed
-from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED, RECIPES, resolve
+from skanomaly_vit._recipes import RECIPES, resolve
 from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit._scorers import (
     DENSITIES,
@@ -41,7 +42,7 @@ from skanomaly_vit._scorers import (
     score_shards,
     sum_spaces,
 )
-from skanomaly_vit._spool import FeatureSpool, in_shards
+from skanomaly_vit._spool import FeatureStore, in_shards
 from skanomaly_vit._teacher import Teacher
 from skanomaly_vit._updates import require_updatable, update_scorers
 from skanomaly_vit.distillation import BlockDistillation
@@ -609,7 +610,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         for batch in passes.stream(np.arange(len(source)), students):
             yield sum_spaces(self._score([batch]))
 
-    def _score(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    def _score(self, batches: Iterable[Embedded]) -> dict[str, np.ndarray]:
         return score_shards(self.density_, self.fusion_, in_shards(batches))
 
     def _max_subtasks(self) -> int:
@@ -644,16 +645,16 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
             )
             distillation._hold(teacher, teacher_seed)
         values = resolve(self)
-        with FeatureSpool() as spool:
+        with FeatureStore() as store:
             with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
                 students = self._students_on(teacher.device, distillation)
                 sample = PatchSample(layout, len(source), split[1]) if layout else None
                 normal_patches = passes.extract_normal(
-                    np.arange(len(source)), students, sample, spool.append, task.track
+                    np.arange(len(source)), students, sample, store.append, task.track
                 )
-            with one_blas_thread(spool.n_values):
+            with one_blas_thread(store.n_values):
                 scorers = fit_scorers(
-                    spool,
+                    store,
                     SPACES[self.feature_spaces],
                     (split[0], calibrating),
                     density=values["density"],
@@ -670,16 +671,16 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         self._normal_patches = normal_patches
         checkpoints.discard()
 
-    def _update(self, source: ImageSource, kept: KeptFeatures) -> None:
+    def _update(self, source: ImageSource, kept: FitSummary) -> None:
         passes, students = self._scoring_passes(source)
-        with FeatureSpool() as spool:
-            for features, discrepancies in passes.stream(np.arange(len(source)), students):
-                spool.append(features, discrepancies)
-            with one_blas_thread(spool.n_values):
+        with FeatureStore() as store:
+            for embedded in passes.stream(np.arange(len(source)), students):
+                store.append(embedded)
+            with one_blas_thread(store.n_values):
                 scorers = update_scorers(
                     self.density_,
                     kept,
-                    spool,
+                    store,
                     validation_fraction=self.validation_fraction,
                     fusion=resolve(self)["fusion"],
                     contamination=self.contamination,
@@ -690,7 +691,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     def _set_scorers(self, scorers: Scorers) -> None:
         self.density_, self.fusion_ = scorers.density, scorers.fusion
         self.calibration_scores_, self.offset_ = scorers.calibration_scores, scorers.offset
-        self._kept: KeptFeatures | None = scorers.kept
+        self._kept: FitSummary | None = scorers.kept
 
     def _share_out(self, held_out: np.ndarray, groups: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Held-out images that block students choose their epochs by, and those that calibrate.

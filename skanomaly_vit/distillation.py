@@ -26,6 +26,7 @@ from skanomaly_vit._base import (
 from skanomaly_vit._checkpoints import Checkpoints, check_checkpoint_dir, open_checkpoints
 from skanomaly_vit._compat import _fit_context
 from skanomaly_vit._digests import combine
+from skanomaly_vit._discrepancy import DISCREPANCY
 from skanomaly_vit._images import ImageSource
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._progress import Progress
@@ -33,6 +34,7 @@ from skanomaly_vit._ranks import agreed
 from skanomaly_vit._recent import RecentlyUsed
 from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit._ridge import RidgeStudent, RidgeSums, fit_ridge_students
+from skanomaly_vit._sharing import sum_shards, train_blocks
 from skanomaly_vit._students import Tensors, Trained, history_of
 from skanomaly_vit._teacher import Teacher, on_device
 from skanomaly_vit._training import Schedule
@@ -281,7 +283,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         check_is_fitted(self)
         source = self._open(X, reset=False)
         passes = self._passes(self._held_teacher(), source)
-        return passes.extract(np.arange(len(source)), self._students_on(passes.teacher.device))[1]
+        students = self._students_on(passes.teacher.device)
+        return passes.extract(np.arange(len(source)), students)[DISCREPANCY]
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the features: the block each is about, counted from 0.
@@ -397,7 +400,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         with progress.task("epoch", math.ceil(len(train) / self.batch_size)) as task:
 
             def sums_after(n_shards: int) -> Iterator[RidgeSums]:
-                return passes.sum_shards(train, blocks, task.track, n_shards)
+                return sum_shards(passes, train, blocks, task.track, n_shards)
 
             trained = fit_ridge_students(
                 sums_after,
@@ -419,7 +422,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         checkpoints: Checkpoints,
         seconds: list[float],
     ) -> dict[int, Trained]:
-        trained, taken = passes.train(
+        trained, taken = train_blocks(
+            passes,
             blocks,
             split,
             self._schedule(),

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._base import ImageEstimator, draw_seed
 from skanomaly_vit._compat import _fit_context
+from skanomaly_vit._discrepancy import PRETRAINED
 from skanomaly_vit._pillow import MAX_PIXELS
 from skanomaly_vit._ranks import agreed
 from skanomaly_vit._remembered import RememberedPasses
@@ -166,9 +167,9 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         check_is_fitted(self)
         source = self._open(X, reset=False)
         passes = self._passes(self._held_teacher(), source)
-        return passes.extract(np.arange(len(source)), {})[0]
+        return passes.extract(np.arange(len(source)), {})[PRETRAINED]
 
     def _adopt(self, passes: RememberedPasses, seed: int) -> ViTFeatures:
-        self._n_features_out = passes.extract(np.arange(1), {})[0].shape[1]
+        self._n_features_out = passes.extract(np.arange(1), {})[PRETRAINED].shape[1]
         self._hold(passes.teacher, seed)
         return self

@@ -17,11 +17,12 @@ from sklearn.utils.validation import check_is_fitted
 from skanomaly_vit._backbones import load_backbone
 from skanomaly_vit._card import make_card, model_card
 from skanomaly_vit._container import ModelFileError, read, refusal, write
+from skanomaly_vit._discrepancy import DISCREPANCY, PRETRAINED
 from skanomaly_vit._files import check_target
 from skanomaly_vit._images import Preprocessing
+from skanomaly_vit._old_formats import upgrade
 from skanomaly_vit._patches import FEATURES, METHODS, NormalPatches, PatchLayout
 from skanomaly_vit._positions import positions_of
-from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED
 from skanomaly_vit._record import Record, name_of, put_parameters, take_dtype, take_parameters
 from skanomaly_vit._saved_densities import (
     build_density,
@@ -126,8 +127,9 @@ def load_detector(detector_class: type[Any], path: str | os.PathLike[str]) -> An
         If the file is no model, or not a whole one.
     """
     name = os.path.expanduser(os.fsdecode(path))
-    values, tensors = read(name)
+    values, tensors, version = read(name)
     try:
+        upgrade(values, version)
         root = Record(values, tensors, "model")
         root.take("card", dict)
         record = root.take_part("detector")
@@ -183,7 +185,7 @@ def _build(detector_class: type[Any], record: Record) -> Any:
     n_features = {PRETRAINED: features._n_features_out, DISCREPANCY: len(blocks)}
     density = _take_densities(record, n_features)
     fusion = _take_fusion(record, density)
-    detector._kept = take_kept(record, n_features[PRETRAINED], n_features[DISCREPANCY])
+    detector._kept = take_kept(record, n_features)
     n_samples, n_held_out = record.take_int("n_samples_fit", 1), record.take_int("n_held_out")
     held_out = record.take_array("validation_indices", n_held_out, dtype=np.int64)
     if ((held_out < 0) | (held_out >= n_samples)).any():

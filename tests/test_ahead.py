@@ -156,7 +156,7 @@ def test_a_pass_that_is_left_early_leaves_no_thread(make_detector, loaded):
     detector = make_detector(batch_size=3, n_jobs=2).fit(IMAGES)
     loaded.clear()
     passes = detector._passes(detector.features_._held_teacher(), open_images(IMAGES))
-    batches = passes.passes.over(np.arange(20))([], lambda call: None)
+    batches = passes.passes.run(np.arange(20), [], lambda call: None)
     next(batches)
     assert readers()
     batches.close()

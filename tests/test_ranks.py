@@ -24,20 +24,20 @@ import os, sys
 import numpy as np
 import torch.distributed as dist
 from test_ranks import BACKBONE, fit_both, make_images
-from skanomaly_vit import TransformalyDetector, ViTFeatures, _passes, _shards
+from skanomaly_vit import TransformalyDetector, ViTFeatures, _passes, _shards, _sharing
 from skanomaly_vit._remembered import RememberedPasses
 from skanomaly_vit.engines import torchrun
 
 _passes.IMAGES_PER_SHARD, _passes.SHARDS_PER_SUM = 8, 1
 rank, trained, extracted = int(os.environ["RANK"]), [], []
-for name, seen, of in (
-    ("train_students", trained, lambda *a, **k: list(a[1])),
-    ("extract", extracted, lambda *a, **k: [1]),
+for place, name, seen, of in (
+    (_sharing, "train_students", trained, lambda *a, **k: list(a[1])),
+    (_shards, "embed", extracted, lambda *a, **k: [1]),
 ):
-    def noting(*args, run=getattr(_shards, name), seen=seen, of=of, **options):
+    def noting(*args, run=getattr(place, name), seen=seen, of=of, **options):
         seen.extend(of(*args))
         return run(*args, **options)
-    setattr(_shards, name, noting)
+    setattr(place, name, noting)
 
 X = make_images()
 with torchrun():
@@ -54,7 +54,7 @@ with torchrun():
         RememberedPasses.extract_normal = extract_normal
     found["stopped"] = sorted(os.listdir(checked["checkpoint_dir"]))
     summed = []
-    _shards.sum_shard = lambda *args: summed.append(args)
+    _sharing.sum_part = lambda *args: summed.append(args)
     found["resumed"] = TransformalyDetector(**BACKBONE | checked).fit(X).score_samples(X)
     found["summed"] = len(summed)
     try:

@@ -118,7 +118,8 @@ def shared_out(monkeypatch):
     run = JoblibEngine.run
 
     def noting(self, function, luggage, tasks):
-        names.append(function.__name__)
+        tasks = list(tasks)
+        names.append(tasks[0].function.__name__)
         return run(self, function, luggage, tasks)
 
     monkeypatch.setattr(JoblibEngine, "run", noting)
@@ -151,8 +152,8 @@ def test_no_bit_depends_on_who_does_the_work(make, many, odd_images, student, ba
         together = make(student=student).fit(many)
         scores, maps = together.score_samples(new, return_map=True)
         spaces = together.score_spaces(new)
-    fitting = "sum_shard" if student == "ridge" else "train_blocks"
-    assert shared_out == [fitting, "extract_shard", "extract_shard", "extract_shard"]
+    fitting = "sum_part" if student == "ridge" else "train_part"
+    assert shared_out == [fitting, "embed_part", "embed_part", "embed_part"]
     assert_same_detector(together, alone)
     np.testing.assert_array_equal(scores, alone.score_samples(new))
     np.testing.assert_array_equal(maps, alone.anomaly_map(new))
@@ -196,7 +197,7 @@ def test_the_transformers_are_shared_out_too(estimator, options, tiny, many, sha
     assert not shared_out
     with joblib.parallel_config(backend="elsewhere", n_jobs=2):
         np.testing.assert_array_equal(estimator(**options).fit_transform(many), alone)
-    assert "extract_shard" in shared_out
+    assert "embed_part" in shared_out
 
 
 @pytest.mark.parametrize("kind", ["paths", "PIL", "tensor", "rows", "floats"])

@@ -14,8 +14,9 @@ from sklearn.neighbors import KernelDensity
 
 from skanomaly_vit import GaussianDensity, KNNDensity, TransformalyDetector
 from skanomaly_vit import _kept as kept_room
-from skanomaly_vit._recipes import DISCREPANCY, PRETRAINED
-from skanomaly_vit._spool import FeatureSpool, SpooledRows
+from skanomaly_vit._discrepancy import DISCREPANCY, PRETRAINED
+from skanomaly_vit._kept import n_images
+from skanomaly_vit._spool import FeatureStore
 from skanomaly_vit._statistics import SHARD, Kind, Statistics
 from skanomaly_vit._whitening import axes_of, whiten
 
@@ -28,17 +29,18 @@ def test_a_spool_gives_back_what_it_got_in_memory_and_from_a_file(rng, max_bytes
     features, errors = rng.normal(size=(n, 3)), rng.normal(size=(n, 2))
     chosen = rng.random(n) < 0.5
     chosen[SHARD : 2 * SHARD] = False
-    with FeatureSpool(max_bytes) as spool:
+    with FeatureStore(max_bytes) as spool:
         for start in range(0, n, 77):
-            spool.append(features[start : start + 77], errors[start : start + 77])
-        assert spool._file._rolled == (max_bytes == 1)
+            part = slice(start, start + 77)
+            spool.append({PRETRAINED: features[part], DISCREPANCY: errors[part]})
+        assert spool._columns[PRETRAINED].file._rolled == (max_bytes == 1)
         for _ in range(2):
             parts = list(spool.embedded(chosen))
             assert len(parts) == 2
             for space, values in ((PRETRAINED, features), (DISCREPANCY, errors)):
                 found = np.concatenate([part[space] for part in parts])
                 np.testing.assert_array_equal(found, values[chosen])
-        rows = SpooledRows(spool, PRETRAINED, chosen)
+        rows = spool.rows(PRETRAINED, chosen)
         assert rows.shape == (chosen.sum(), 3)
         # Two passes at once do not disturb each other.
         for one, other in zip(rows, rows, strict=True):
@@ -46,12 +48,13 @@ def test_a_spool_gives_back_what_it_got_in_memory_and_from_a_file(rng, max_bytes
 
 
 def test_a_spool_in_a_full_folder_says_where(rng):
-    with FeatureSpool(1) as spool:
-        spool.append(np.ones((1, 2)), np.ones((1, 1)))
-        spool._file.close()
-        spool._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    with FeatureStore(1) as spool:
+        spool.append({PRETRAINED: np.ones((1, 2))})
+        columns = spool._columns[PRETRAINED]
+        columns.file.close()
+        columns.file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
         with pytest.raises(OSError, match=r"features of the images .*TMPDIR"):
-            spool.append(np.ones((9, 2)), np.ones((9, 1)))
+            spool.append({PRETRAINED: np.ones((9, 2))})
 
 
 def test_features_that_are_not_finite_are_refused(make_detector, images, tiny):
@@ -90,7 +93,7 @@ def memory_of(work) -> int:
 def test_memory_of_an_image_is_a_fraction_of_its_features(make_detector, images, monkeypatch):
     """4,000 images more take some 60 to 100 bytes each; features alone would be 100 more."""
     monkeypatch.setattr("skanomaly_vit._spool.MAX_BYTES", 1)
-    monkeypatch.setattr(FeatureSpool.__init__, "__defaults__", (1,))
+    monkeypatch.setattr(FeatureStore.__init__, "__defaults__", (1,))
     monkeypatch.setattr(kept_room, "N_KEPT", 16)
     detector = make_detector(n_blocks=1, batch_size=512, activation_cache=0, contamination=0.2)
     detector.fit(images)  # what is made once is made
@@ -146,7 +149,7 @@ def test_densities_are_those_of_all_images(make_detector, images, more, odd_imag
         known, new, odd = (
             part.transform(X).astype(np.float64) for X in (images[learned], more, odd_images)
         )
-        kept = {row.tobytes() for row in rows_of(detector._kept.learned, detector, space)}
+        kept = {row.tobytes() for row in rows_of(detector._kept.learned, space)}
         is_learned = [row.tobytes() in kept for row in new]
         new_held_out = len(new) - sum(is_learned)
         rows = np.concatenate([known, new[is_learned]])
@@ -163,17 +166,14 @@ def test_densities_are_those_of_all_images(make_detector, images, more, odd_imag
     if detector.validation_fraction:
         assert 0 < new_held_out < 15
         scores = len(detector.calibration_scores_)
-        assert scores in (held_out + new_held_out, len(detector._kept.held_out))
+        assert scores in (held_out + new_held_out, n_images(detector._kept.held_out))
     else:
         assert new_held_out == 0
         assert detector.calibration_scores_ is None
 
 
-def rows_of(sample, detector, space) -> np.ndarray:
-    n = detector._kept.n_pretrained
-    return np.ascontiguousarray(
-        sample.rows[:, :n] if space == PRETRAINED else sample.rows[:, n:], dtype=np.float64
-    )
+def rows_of(sample, space) -> np.ndarray:
+    return np.ascontiguousarray(sample[space].rows, dtype=np.float64)
 
 
 @OPTIONS
@@ -199,8 +199,7 @@ def test_scale_and_threshold_are_those_of_the_images_kept(make_detector, images,
     everything = np.concatenate([images, more])
     scores = detector.score_samples(everything)
     features = densities_on(detector, everything)[PRETRAINED].astype(np.float32)
-    n = detector._kept.n_pretrained
-    kept = {row[:n].tobytes() for row in detector._kept.held_out.rows}
+    kept = {row.tobytes() for row in detector._kept.held_out[PRETRAINED].rows}
     held_out = np.array([row.tobytes() in kept for row in features])
     np.testing.assert_allclose(
         np.sort(detector.calibration_scores_), np.sort(scores[held_out]), rtol=1e-5, atol=1e-5
@@ -213,20 +212,20 @@ def test_scale_and_threshold_are_those_of_the_images_kept(make_detector, images,
 
 def test_the_same_image_is_never_on_both_sides(make_detector, images, more):
     detector = make_detector().fit(images).partial_fit(more)
-    before = [len(detector._kept.learned), len(detector._kept.held_out)]
+    before = [n_images(detector._kept.learned), n_images(detector._kept.held_out)]
     detector.partial_fit(more)
     kept = detector._kept
-    assert [len(kept.learned), len(kept.held_out)] == [
+    assert [n_images(kept.learned), n_images(kept.held_out)] == [
         2 * n - m for n, m in zip(before, (16, 4), strict=True)
     ]
-    assert not set(kept.learned.keys) & set(kept.held_out.keys)
+    assert not set(kept.learned[PRETRAINED].keys) & set(kept.held_out[PRETRAINED].keys)
 
 
 def test_what_is_kept_is_bounded(make_detector, images, more, monkeypatch):
     monkeypatch.setattr(kept_room, "N_KEPT", 8)
     detector = make_detector(contamination=0.2).fit(images).partial_fit(more)
-    assert len(detector._kept.learned) == 8
-    assert len(detector._kept.held_out) == len(detector.calibration_scores_) == 8
+    assert n_images(detector._kept.learned) == 8
+    assert n_images(detector._kept.held_out) == len(detector.calibration_scores_) == 8
     assert np.isfinite(detector.score_samples(more)).all()
 
 

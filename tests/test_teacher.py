@@ -18,7 +18,8 @@ from conftest import meeting
 
 from skanomaly_vit import ViTFeatures
 from skanomaly_vit._backbones import load_backbone
-from skanomaly_vit._extraction import extract
+from skanomaly_vit._discrepancy import DISCREPANCY, PRETRAINED, concatenate
+from skanomaly_vit._discrepancy import embed as embed_batches
 from skanomaly_vit._onnx_writing import _graph_of
 from skanomaly_vit._positions import positions_of, same_teacher
 from skanomaly_vit._teacher import Teacher, load_teacher, look_away, resolve_device
@@ -40,14 +41,17 @@ def noise(teacher: Teacher, n: int = N_IMAGES) -> torch.Tensor:
     return torch.randn(n, 3, *teacher.preprocessing.image_size, generator=generator)
 
 
-def embed(teacher, students, batches) -> tuple[np.ndarray, np.ndarray]:
+def embed(teacher, students, batches) -> tuple[np.ndarray, np.ndarray | None]:
     """Features and discrepancies (n, k) for students of the last k blocks."""
     first = len(teacher.blocks) - len(students)
 
-    def teacher_pass(blocks, visit):
-        return (teacher(batch, blocks=blocks, visit=visit) for batch in batches)
+    class Passes:
+        def run(self, indices, blocks, visit, track):
+            return (teacher(batch, blocks=blocks, visit=visit) for batch in batches)
 
-    return extract(teacher_pass, dict(enumerate(students, start=first)))
+    of_blocks = dict(enumerate(students, start=first))
+    embedded = concatenate(embed_batches(Passes(), np.arange(0), of_blocks), len(students))
+    return embedded[PRETRAINED], embedded.get(DISCREPANCY)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -82,7 +86,7 @@ def test_features_are_the_networks_own_output_with_or_without_students(name):
     with_students, _ = embed(teacher, copy.deepcopy(teacher.blocks), [batch])
     np.testing.assert_array_equal(alone, expected)
     np.testing.assert_array_equal(with_students, expected)
-    assert none.shape == (N_IMAGES, 0)
+    assert none is None
 
 
 def test_discrepancy_is_the_mean_squared_error_over_tokens_and_channels(tiny):
