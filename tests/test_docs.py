@@ -18,9 +18,11 @@ DOCS = ROOT / "docs"
 
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the package is not run from a checkout")
 
+SITE = sorted([*DOCS.glob("*.md"), *DOCS.glob("[a-z]*/*.md")])
+HUBS = ["index", "how_to/index", "explanation/index", "reference/index"]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md")),
-    *sorted(DOCS.glob("*.md")),
+    *SITE,
 ]
 EXAMPLES = sorted(ROOT.glob("examples/plot_*.py"))
 FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.M | re.S)
@@ -48,9 +50,15 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def in_toctree(page: Path) -> list[str]:
+    """Entries as paths from the folder of the page, without suffix."""
     lines = "".join(TOCTREE.findall(page.read_text())).splitlines()
     entries = [line for line in lines if line and not line.startswith(":")]
     return [re.sub(r".*<(.*)>", r"\1", entry) for entry in entries]
+
+
+def docname(path: Path) -> str:
+    """As Sphinx names a page: from docs/, without suffix."""
+    return path.relative_to(DOCS).with_suffix("").as_posix()
 
 
 def public_modules() -> dict[str, list[str]]:
@@ -80,38 +88,42 @@ def test_links_between_files_lead_somewhere(path):
 
 def test_pages_that_docstrings_and_programs_name_exist():
     sources = [
-        *ROOT.glob("skanomaly_vit/*.py"), *ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")
+        path for room in ("skanomaly_vit", "examples", "benchmarks")
+        for path in (ROOT / room).rglob("*.py")
     ]  # fmt: skip
     named_pages = {
-        page for path in sources for page in re.findall(r"\bdocs/\w+\.md\b", path.read_text())
+        page for path in sources for page in re.findall(r"\bdocs/[\w/]+\.md\b", path.read_text())
     }
     assert [page for page in sorted(named_pages) if not (ROOT / page).exists()] == []
 
 
 def test_every_page_is_in_one_table_of_contents():
-    pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
-    listed = [entry for path in sorted(DOCS.glob("*.md")) for entry in in_toctree(path)]
+    pages = {docname(path) for path in SITE} - {"index"}
+    listed = [docname(path.parent / entry) for path in SITE for entry in in_toctree(path)]
     assert sorted(listed) == sorted({*pages, "auto_examples/index"})
 
 
-@pytest.mark.parametrize("hub", ["index", "how_to", "explanation", "reference"])
+@pytest.mark.parametrize("hub", HUBS)
 def test_what_a_page_lists_for_the_site_it_links_to_for_other_readers(hub):
     page = DOCS / f"{hub}.md"
-    linked = {target for target, _ in LINK.findall(prose(page))}
-    included = {
-        path.stem: found[1]
-        for path in DOCS.glob("*.md")
-        if (found := re.match(r"```\{include\} (\S+)\n", path.read_text()))
-    } | {"auto_examples/index": "../examples"}
-    missing = [e for e in in_toctree(page) if included.get(e, f"{e}.md") not in linked]
-    assert missing == []
+    linked = {(page.parent / target).resolve() for target, _ in LINK.findall(prose(page))}
+    listed = [page.parent / f"{entry}.md" for entry in in_toctree(page)]
+    assert [path for path in listed if shown(path) not in linked] == []
+
+
+def shown(page: Path) -> Path:
+    """What a reader of the repository has in place of a page of the site alone."""
+    if page == DOCS / "auto_examples/index.md":
+        return ROOT / "examples"
+    found = re.match(r"```\{include\} (\S+)\n", page.read_text())
+    return (page.parent / found[1]).resolve() if found else page
 
 
 # --- names
 
 
 def test_the_reference_has_each_public_name_under_its_module():
-    sections = re.split(r"^## ", (DOCS / "api.md").read_text(), flags=re.M)[1:]
+    sections = re.split(r"^## ", (DOCS / "reference/api.md").read_text(), flags=re.M)[1:]
     listed = {}
     for section in sections:
         module, _, body = section.partition("\n")
@@ -123,7 +135,7 @@ def test_the_reference_has_each_public_name_under_its_module():
 
 
 def test_the_site_describes_each_public_module():
-    text = (DOCS / "api.md").read_text()
+    text = (DOCS / "reference/api.md").read_text()
     (listing,) = re.findall(r"autosummary::\n.*?\n\n(.*?)^```", text, re.M | re.S)
     assert listing.split() == sorted(public_modules())
 

@@ -39,7 +39,7 @@ mpl.use("Agg")
 
 
 def pages_with_code():
-    pages = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+    pages = [ROOT / "README.md", *sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("docs/[a-z]*/*.md")])]
     return [page for page in pages if BLOCK.search(page.read_text())]
 
 
@@ -113,7 +113,7 @@ def names(folder, fitted_on_parts, monkeypatch):
     plt.close("all")
 
 
-@pytest.mark.parametrize("page", pages_with_code(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", pages_with_code(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_runs(page, names):
     text = page.read_text()
     with warnings.catch_warnings():

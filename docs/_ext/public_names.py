@@ -21,7 +21,7 @@ from sphinx.transforms import SphinxTransform
 
 import skanomaly_vit
 
-_API_PAGE = "api"
+_API_PAGE = "reference/api"
 
 
 def public_modules() -> list[str]:
