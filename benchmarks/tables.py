@@ -1,4 +1,4 @@
-"""Print the tables of docs/benchmarks.md from the CSV files that compare.py wrote."""
+"""Print the tables of docs/explanation/benchmarks.md from the CSV files that compare.py wrote."""
 
 from __future__ import annotations
 

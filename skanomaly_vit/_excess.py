@@ -35,7 +35,7 @@ class ExcessDensity(SummarisedDensity):
     -----
     With z = (x - location) / scale, the log-density of a feature x >= 0 is
     ``-max(z, 0)^2 / 2 - log(location + scale * sqrt(pi / 2))``; a negative x counts as 0, and a
-    negative location, in the last term, too. It is not from a paper; docs/benchmarks.md says what
+    negative location, in the last term, too. It is not from a paper; docs/explanation/benchmarks.md says what
     it brings.
 
     Examples

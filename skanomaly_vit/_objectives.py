@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
 from torchvision.transforms import v2
 
 from skanomaly_vit._images import ImageSource, Preprocessing
@@ -97,7 +96,7 @@ class MeanShiftedContrast(Objective[torch.Tensor]):
         return len(self._starts(n_images))
 
     def losses(self, batch: torch.Tensor) -> torch.Tensor:
-        features = normalize(self._network.features(batch.flatten(0, 1)))  # (2 * images, dim)
+        features = torch.nn.functional.normalize(self._network.features(batch.flatten(0, 1)))  # (2 * images, dim)
         first, second = (features - self._center).chunk(2)
         return info_nce(first, second, self._temperature)
 
@@ -131,7 +130,7 @@ def info_nce(first: torch.Tensor, second: torch.Tensor, temperature: float) -> t
         Mean of both views.
     """
     n_images = len(first)
-    directions = normalize(torch.cat([first, second]))  # (2 * images, dim)
+    directions = torch.nn.functional.normalize(torch.cat([first, second]))  # (2 * images, dim)
     similarity = directions @ directions.T / temperature  # (2 * images, 2 * images)
     similarity.fill_diagonal_(-torch.inf)
     partner = torch.arange(2 * n_images, device=first.device).roll(n_images)

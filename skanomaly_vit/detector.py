@@ -202,7 +202,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     -----
     ``recipe="paper"`` is the method as published: block students, a whitening PCA, a Gaussian in
     each space, the product of likelihoods. The default is faster and was more accurate on the data
-    that we measured (docs/benchmarks.md).
+    that we measured (docs/explanation/benchmarks.md).
 
     Unlike the code released with the paper, students are chosen on held-out training images and
     not on test images, the teacher is in eval mode, a batch goes through the teacher once for

@@ -1,6 +1,6 @@
 """Work on many processes: the ranks of torchrun, whose GPUs a fit shares.
 
-Joblib's backends, Dask among them, need nothing from here: see `docs/engines.md`.
+Joblib's backends, Dask among them, need nothing from here: see `docs/how_to/distributed.md`.
 """
 
 from __future__ import annotations

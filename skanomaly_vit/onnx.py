@@ -1,7 +1,7 @@
 """Detectors that score without torch: one ONNX file, and what reads it.
 
 `export_onnx` writes a fitted `TransformalyDetector` as one graph, `OnnxDetector` scores images with
-it through ONNX Runtime. Needs ``pip install 'skanomaly-vit[onnx]'``; docs/onnx.md tells what a
+it through ONNX Runtime. Needs ``pip install 'skanomaly-vit[onnx]'``; docs/how_to/onnx.md tells what a
 graph takes and gives, how to call it from other languages, and what it costs.
 """
 

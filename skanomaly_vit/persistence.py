@@ -1,6 +1,6 @@
 """Fitted detectors in files that hold numbers and text only, and run no code when loaded.
 
-`TransformalyDetector.save` and `TransformalyDetector.load` are what to call; docs/saving.md tells
+`TransformalyDetector.save` and `TransformalyDetector.load` are what to call; docs/how_to/saving.md tells
 how, and what is in a file.
 """
 
