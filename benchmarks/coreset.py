@@ -16,7 +16,8 @@ from harness import append_csv, find_classes, positive, print_circumstances, sam
 from scipy.stats import spearmanr
 from sklearn.metrics import pairwise_distances_argmin_min, roc_auc_score
 
-from skanomaly_vit import KNNDensity, ViTFeatures, _coreset
+from skanomaly_vit import KNNDensity, ViTFeatures
+from skanomaly_vit.density import _knn as _coreset
 
 
 def main() -> None:

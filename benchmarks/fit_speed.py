@@ -34,8 +34,9 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from skanomaly_vit import GaussianDensity, TransformalyDetector
-from skanomaly_vit._images import Preprocessing, open_images
-from skanomaly_vit._teacher import load_teacher
+from skanomaly_vit._backbone.teacher import load_teacher
+from skanomaly_vit._images.preprocessing import Preprocessing
+from skanomaly_vit._images.source import open_images
 
 BATCH_SIZE = 32
 N_SCORED_BLOCKS = 10

@@ -35,10 +35,12 @@ from harness import Columns, append_csv, positive, print_circumstances, print_ro
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-from skanomaly_vit import TransformalyDetector, _passes
-from skanomaly_vit._ahead import Reader
-from skanomaly_vit._decode import decode_image
-from skanomaly_vit._images import Preprocessing, open_images, prepare
+from skanomaly_vit import TransformalyDetector
+from skanomaly_vit._backbone import passes as _passes
+from skanomaly_vit._images.decoding import decode_image
+from skanomaly_vit._images.prefetching import Reader
+from skanomaly_vit._images.preprocessing import Preprocessing, prepare
+from skanomaly_vit._images.source import open_images
 
 COLUMNS: Columns = {
     "size": ("<10", ""),

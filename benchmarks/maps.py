@@ -19,9 +19,11 @@ from sklearn.decomposition import PCA
 from sklearn.utils import Bunch
 
 from skanomaly_vit import TransformalyDetector, datasets
-from skanomaly_vit._images import open_images
-from skanomaly_vit._patches import enlarge, layout_of
-from skanomaly_vit.maps import paste_defects, per_region_overlap, pixel_auroc
+from skanomaly_vit._backbone.anomaly_maps import enlarge
+from skanomaly_vit._backbone.patches import layout_of
+from skanomaly_vit._images.source import open_images
+from skanomaly_vit.datasets import paste_defects
+from skanomaly_vit.evaluation import per_region_overlap, pixel_auroc
 
 KEY = ("dataset", "image_size", "n_blocks", "method", "kind", "seed")
 

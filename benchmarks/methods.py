@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import make_pipeline
 
 from skanomaly_vit import TransformalyDetector, ViTFeatures
-from skanomaly_vit.baselines import BASELINES, make_baseline
+from skanomaly_vit.evaluation import BASELINES, make_baseline
 
 #: The densities of the paper, which the ablations of the paper vary.
 GAUSSIANS: dict[str, Any] = {"density": "gaussian", "pca_variance": 0.9, "fusion": "product"}

@@ -31,9 +31,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from skanomaly_vit import TransformalyDetector, _onnx_file
-from skanomaly_vit._images import open_images
+from skanomaly_vit import TransformalyDetector
+from skanomaly_vit._images.source import open_images
 from skanomaly_vit.onnx import OnnxDetector, export_onnx
+from skanomaly_vit.onnx import _file as _onnx_file
 
 COLUMNS: harness.Columns = {
     "class": ("<12", ""),

@@ -15,8 +15,8 @@ from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from skanomaly_vit._images import open_images
-from skanomaly_vit._teacher import BlockCall, Teacher, load_teacher
+from skanomaly_vit._backbone.teacher import BlockCall, Teacher, load_teacher
+from skanomaly_vit._images.source import open_images
 
 
 class PatchMaps(nn.Module):

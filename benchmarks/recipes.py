@@ -27,9 +27,9 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from skanomaly_vit import ExcessDensity, GaussianDensity, KNNDensity
-from skanomaly_vit._images import open_images
-from skanomaly_vit._ridge import RidgeStatistics, RidgeStudent
-from skanomaly_vit._teacher import BlockCall, Teacher, load_teacher
+from skanomaly_vit._backbone.teacher import BlockCall, Teacher, load_teacher
+from skanomaly_vit._images.source import open_images
+from skanomaly_vit.distillation._ridge import RidgeStatistics, RidgeStudent
 
 N_FOLDS = 5
 N_SEEN = 2000  # training images of the multimodal setting whose discrepancies are computed

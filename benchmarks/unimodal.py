@@ -33,7 +33,8 @@ from harness import (
 )
 from sklearn.metrics import roc_auc_score
 
-from skanomaly_vit import TransformalyDetector, WeightsUnavailableError, __version__
+from skanomaly_vit import TransformalyDetector, __version__
+from skanomaly_vit.exceptions import WeightsUnavailableError
 
 SETTINGS = {"unimodal": ["unimodal"], "multimodal": ["multimodal"]}
 SETTINGS["both"] = [*SETTINGS["unimodal"], *SETTINGS["multimodal"]]

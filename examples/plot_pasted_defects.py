@@ -4,10 +4,10 @@ How good is a map? Defects put in place
 =======================================
 
 Maps look convincing, right or wrong. To measure them takes masks that say where the defects are,
-and mostly nobody has drawn any. :func:`~skanomaly_vit.maps.paste_defects` puts scratches, stains
-and foreign pieces on normal images, and says where; with that,
-:func:`~skanomaly_vit.maps.pixel_auroc` and :func:`~skanomaly_vit.maps.per_region_overlap` tell the
-three kinds of map apart.
+and mostly nobody has drawn any. :func:`~skanomaly_vit.datasets.paste_defects` puts scratches,
+stains and foreign pieces on normal images, and says where; with that,
+:func:`~skanomaly_vit.evaluation.pixel_auroc` and
+:func:`~skanomaly_vit.evaluation.per_region_overlap` tell the three kinds of map apart.
 
 The images are solar cells of the ELPV dataset [1]_. Pasted defects are no real ones: a map that
 misses them will hardly find those, but the reverse is not true.
@@ -29,9 +29,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from skanomaly_vit import TransformalyDetector
-from skanomaly_vit.datasets import load_elpv
+from skanomaly_vit.datasets import load_elpv, paste_defects
 from skanomaly_vit.display import AnomalyMapDisplay
-from skanomaly_vit.maps import paste_defects, per_region_overlap, pixel_auroc
+from skanomaly_vit.evaluation import per_region_overlap, pixel_auroc
 
 N_TRAIN, N_TEST = 150, 30
 

@@ -30,7 +30,8 @@ from sklearn.manifold import TSNE
 
 from skanomaly_vit import ViTFeatures
 from skanomaly_vit.datasets import load_image_folder
-from skanomaly_vit.evaluation import ConfusionWarning, pretraining_confusion
+from skanomaly_vit.evaluation import pretraining_confusion
+from skanomaly_vit.exceptions import ConfusionWarning
 
 # %%
 # The images

@@ -15,17 +15,9 @@ import numpy as np
 from scipy.stats import false_discovery_control, ks_2samp
 from sklearn.utils import Bunch
 
-__all__ = [
-    "CalibrationWarning",
-    "benjamini_hochberg",
-    "conformal_p_values",
-    "conformal_threshold",
-    "drift_test",
-]
+from skanomaly_vit.exceptions import CalibrationWarning
 
-
-class CalibrationWarning(UserWarning):
-    """There are too few calibration scores for what was asked."""
+__all__ = ["benjamini_hochberg", "conformal_p_values", "conformal_threshold", "drift_test"]
 
 
 def conformal_p_values(calibration_scores: Any, scores: Any) -> np.ndarray:

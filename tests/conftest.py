@@ -13,7 +13,7 @@ import torch
 from backbones import family
 
 from skanomaly_vit import TransformalyDetector
-from skanomaly_vit._teacher import Teacher
+from skanomaly_vit._backbone.teacher import Teacher
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from backbones import family
 
-from skanomaly_vit import TransformalyDetector, _checkpoints, _passes
+from skanomaly_vit import TransformalyDetector
+from skanomaly_vit._backbone import passes as _passes
+from skanomaly_vit.distillation import _checkpoints as _checkpoints
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
 

@@ -11,10 +11,11 @@ import torch
 from conftest import blobs
 from PIL import Image
 
-from skanomaly_vit import UnreadableImageWarning, _passes
-from skanomaly_vit._ahead import BATCHES_AHEAD, Reader, batches_ahead, count_threads
-from skanomaly_vit._images import ImageSource, Preprocessing, open_images
-from skanomaly_vit._unreadable import UnreadableImageError
+from skanomaly_vit._backbone import passes as _passes
+from skanomaly_vit._images.prefetching import BATCHES_AHEAD, Reader, batches_ahead, count_threads
+from skanomaly_vit._images.preprocessing import Preprocessing
+from skanomaly_vit._images.source import ImageSource, open_images
+from skanomaly_vit.exceptions import UnreadableImageError, UnreadableImageWarning
 
 IMAGES = blobs(np.random.default_rng(0), 20)
 PREPROCESSING = Preprocessing((24, 40), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -113,7 +114,7 @@ def test_an_error_comes_with_its_batch_and_names_its_images(tmp_path, loaded):
 
 
 def test_other_errors_come_as_they_are(monkeypatch):
-    monkeypatch.setattr("skanomaly_vit._ahead.prepare", lambda *_: 1 / 0)
+    monkeypatch.setattr("skanomaly_vit._images.prefetching.prepare", lambda *_: 1 / 0)
     reading = reader()
     with pytest.raises(ZeroDivisionError):
         reading.load([0])
@@ -172,7 +173,7 @@ def test_an_error_in_the_network_leaves_no_thread(make_detector, monkeypatch, er
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr("skanomaly_vit._teacher.penultimate", fail)
+    monkeypatch.setattr("skanomaly_vit._backbone.teacher.penultimate", fail)
     with pytest.raises(error):
         detector.score_samples(IMAGES)
     assert not readers()

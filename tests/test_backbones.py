@@ -15,8 +15,9 @@ import torch
 from backbones import family
 from safetensors.torch import save_file
 
-from skanomaly_vit import WeightsUnavailableError, _backbones
-from skanomaly_vit._backbones import load_backbone
+from skanomaly_vit._backbone import loading as _backbones
+from skanomaly_vit._backbone.loading import load_backbone
+from skanomaly_vit.exceptions import WeightsUnavailableError
 
 HUB_MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
@@ -56,7 +57,7 @@ def test_damaged_embedded_weights_are_refused(monkeypatch):
 
 
 def test_embedded_weights_have_card_and_licences():
-    folder = Path(_backbones.__file__).parent / "weights"
+    folder = Path(_backbones.__file__).parents[1] / "weights"
     assert _backbones.EMBEDDED_SHA256 in (folder / "CARD.md").read_text()
     assert "Apache License" in (folder / "LICENSE-APACHE-2.0.txt").read_text()
     assert "MIT" in (folder / "NOTICE.md").read_text()
@@ -241,7 +242,8 @@ def test_without_weights_the_error_comes_within_seconds_and_names_the_ways_out(t
     code = f"""
         import time
         import timm
-        from skanomaly_vit._backbones import WeightsUnavailableError, load_backbone
+        from skanomaly_vit._backbone.loading import load_backbone
+        from skanomaly_vit.exceptions import WeightsUnavailableError
         started = time.monotonic()
         try:
             load_backbone({HUB_MODEL!r}, pretrained=True, image_size=None, seed=0)

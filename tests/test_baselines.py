@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skanomaly_vit.baselines import BASELINES, NeighborDistance, make_baseline
-from skanomaly_vit.evaluation import evaluate
+from skanomaly_vit.evaluation import BASELINES, NeighborDistance, evaluate, make_baseline
 
 
 @parametrize_with_checks([NeighborDistance(), NeighborDistance(metric="cosine", n_neighbors=1)])

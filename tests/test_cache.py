@@ -28,8 +28,9 @@ from hypothesis import strategies as st
 from joblib import Parallel, delayed
 from sklearn.base import BaseEstimator, clone
 
-import skanomaly_vit.cache as cache_module
-from skanomaly_vit import CacheWarning, DiskCache
+import skanomaly_vit._caching.disk_cache as cache_module
+from skanomaly_vit import DiskCache
+from skanomaly_vit.exceptions import CacheWarning
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
@@ -97,7 +98,7 @@ def value(key: bytes, size: int = 1000) -> bytes:
 
 PRELUDE = """
 import hashlib, os, random, signal, sys, threading, time
-from skanomaly_vit.cache import DiskCache
+from skanomaly_vit import DiskCache
 def value(key, size=1000):
     return (hashlib.sha256(key).digest() * (size // 32 + 1))[:size]
 """

@@ -14,14 +14,13 @@ from sklearn import config_context
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skanomaly_vit import UnreadableImageWarning
 from skanomaly_vit.calibration import (
-    CalibrationWarning,
     benjamini_hochberg,
     conformal_p_values,
     conformal_threshold,
     drift_test,
 )
+from skanomaly_vit.exceptions import CalibrationWarning, UnreadableImageWarning
 
 finite = st.floats(-1e6, 1e6)
 scores_of = st.lists(finite, min_size=1, max_size=40)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skanomaly_vit import BlockDistillation, CheckpointWarning
-from skanomaly_vit._checkpoints import kept_checkpoints, sealed_steps
+from skanomaly_vit import BlockDistillation
+from skanomaly_vit.distillation._checkpoints import kept_checkpoints, sealed_steps
+from skanomaly_vit.exceptions import CheckpointWarning
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 

@@ -23,14 +23,16 @@ from click.testing import CliRunner
 from conftest import blobs
 from PIL import Image
 
-from skanomaly_vit import TransformalyDetector, _backbones, _passes
-from skanomaly_vit._ahead import Reader
-from skanomaly_vit._listing import SUFFIXES
-from skanomaly_vit._overlays import TargetNames
-from skanomaly_vit._tables import Row, open_table
-from skanomaly_vit._teacher import Teacher
-from skanomaly_vit._terminal import uninterrupted
+from skanomaly_vit import TransformalyDetector
+from skanomaly_vit._backbone import loading as _backbones
+from skanomaly_vit._backbone import passes as _passes
+from skanomaly_vit._backbone.teacher import Teacher
+from skanomaly_vit._images.listing import SUFFIXES
+from skanomaly_vit._images.prefetching import Reader
 from skanomaly_vit.cli import main
+from skanomaly_vit.cli._map_files import TargetNames
+from skanomaly_vit.cli._tables import Row, open_table
+from skanomaly_vit.cli._terminal import uninterrupted
 from skanomaly_vit.onnx import OnnxDetector
 
 SMALL = ("--image-size", "56", "--n-blocks", "2")
@@ -419,7 +421,7 @@ def test_a_pickle_is_refused_unread(tmp_path):
 
 
 def test_a_missing_extra_is_named(model, paths, tmp_path, monkeypatch):
-    monkeypatch.setattr("skanomaly_vit._program.find_spec", lambda name: None)
+    monkeypatch.setattr("skanomaly_vit.cli._options.find_spec", lambda name: None)
     done = run("score", model, paths[0], "-o", tmp_path / "a.parquet")
     assert done.exit_code == 1
     assert "pip install pyarrow" in done.stderr
@@ -469,8 +471,8 @@ def mapping(monkeypatch):
     """Maps of a kind: the images' own sizes, high in the middle; a file that is none is refused."""
 
     def anomaly_map(self, X, method=None):
-        from skanomaly_vit._images import open_images
-        from skanomaly_vit._unreadable import warn_unreadable
+        from skanomaly_vit._images.source import open_images
+        from skanomaly_vit._images.unreadable import warn_unreadable
 
         asked.append(method)
         source = open_images(X, on_error=self.on_error)
@@ -578,7 +580,7 @@ def test_info_needs_neither_students_nor_torch(paths, tmp_path):
 
 
 def test_what_a_model_says_does_not_steer_the_terminal(detector, tmp_path, monkeypatch):
-    monkeypatch.setattr("skanomaly_vit._card.versions", lambda: {"a": "\x1b[31m"})
+    monkeypatch.setattr("skanomaly_vit.persistence._card.versions", lambda: {"a": "\x1b[31m"})
     detector.save(tmp_path / "m")
     assert "\x1b" not in run("info", tmp_path / "m").stdout
 
@@ -608,7 +610,7 @@ def test_an_export_that_cannot_be_is_code_1_or_3(model, detector, broken, tmp_pa
     done = run("export", broken, "-o", target)
     assert (done.exit_code, "cannot be loaded as a model" in done.stderr) == (1, True)
     with monkeypatch.context() as patch:
-        patch.setattr("skanomaly_vit._program.find_spec", lambda name: None)
+        patch.setattr("skanomaly_vit.cli._options.find_spec", lambda name: None)
         done = run("export", model, "-o", target)
         assert (done.exit_code, "pip install onnx;" in done.stderr) == (1, True)
     with monkeypatch.context() as patch:

@@ -104,7 +104,7 @@ class RowMeanShifted(RowAdapter, MeanShiftedFeatures):
 
 
 # Some checks pass labels of several kinds, which the detector ignores and says so.
-@pytest.mark.filterwarnings("ignore::skanomaly_vit._labels.LabelWarning")
+@pytest.mark.filterwarnings("ignore::skanomaly_vit.exceptions.LabelWarning")
 @parametrize_with_checks(
     [
         RowDetector(),

@@ -15,9 +15,10 @@ from conftest import blobs
 from PIL import Image
 from sklearn.model_selection import GridSearchCV
 
-from skanomaly_vit import DiskCache, _passes
-from skanomaly_vit._engines import active_engine
-from skanomaly_vit._images import ImageSource
+from skanomaly_vit import DiskCache
+from skanomaly_vit._backbone import passes as _passes
+from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit.distributed._joblib import active_engine
 from skanomaly_vit.model_selection import NormalOnlyKFold, anomaly_scorer
 
 distributed = pytest.importorskip("distributed")

@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from skanomaly_vit import datasets
-from skanomaly_vit._decode import decode_image
-from skanomaly_vit._idx import _read_idx
+from skanomaly_vit._images.decoding import decode_image
 from skanomaly_vit.datasets import (
     FASHION_MNIST_CLASSES,
     crop_objects,
@@ -30,6 +28,7 @@ from skanomaly_vit.datasets import (
     load_image_folder,
     load_mvtec,
 )
+from skanomaly_vit.datasets._idx import _read_idx
 
 
 def write(root: Path, *names: str, content: bytes = b"pixels") -> Path:
@@ -698,7 +697,7 @@ def test_a_cell_that_is_missing_is_named(tmp_path):
 
 
 def test_without_the_package_of_cells_the_error_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(datasets, "find_spec", lambda name: None)
+    monkeypatch.setattr("skanomaly_vit.datasets._elpv.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install elpv-dataset") as error:
         load_elpv()
     assert error.value.name == "elpv_dataset"

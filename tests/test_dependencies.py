@@ -37,7 +37,7 @@ def declared():
 def imported_packages():
     """Top-level packages that a module of ours imports, wherever in it."""
     found = set()
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}

@@ -43,7 +43,8 @@ from skanomaly_vit import (
     TransformalyDetector,
     ViTFeatures,
 )
-from skanomaly_vit.model_selection import LabelWarning, NormalOnlyKFold, anomaly_scorer
+from skanomaly_vit.exceptions import LabelWarning
+from skanomaly_vit.model_selection import NormalOnlyKFold, anomaly_scorer
 
 # --- the score
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-import skanomaly_vit._digests as digests_module
-from skanomaly_vit._decode import decode_image
-from skanomaly_vit._digests import combine, digest_image
+import skanomaly_vit._images.digests as digests_module
+from skanomaly_vit._images.decoding import decode_image
+from skanomaly_vit._images.digests import digest_image
+from skanomaly_vit._utils.hashing import combine
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)

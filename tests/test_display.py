@@ -24,8 +24,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skanomaly_vit import CompactFeatures, TransformalyDetector
-from skanomaly_vit._colours import SEQUENTIAL
-from skanomaly_vit._pictures import Scale, overlay
 from skanomaly_vit.display import (
     AnomalyMapDisplay,
     BlockDiscrepancyDisplay,
@@ -33,6 +31,8 @@ from skanomaly_vit.display import (
     ScoreDisplay,
     TrainingDisplay,
 )
+from skanomaly_vit.display._overlay import Scale, overlay
+from skanomaly_vit.display._style import SEQUENTIAL
 
 mpl.use("Agg")
 

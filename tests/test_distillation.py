@@ -12,8 +12,8 @@ import torch
 from backbones import FAMILIES, family
 
 from skanomaly_vit import BlockDistillation
-from skanomaly_vit._base import split_validation
-from skanomaly_vit._training import new_student
+from skanomaly_vit._backbone.image_estimator import split_validation
+from skanomaly_vit.distillation._block_training import new_student
 
 
 @pytest.fixture

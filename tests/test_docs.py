@@ -65,7 +65,7 @@ def public_modules() -> dict[str, list[str]]:
     """Module -> what it exports that is not exported by the package itself."""
     modules = {"skanomaly_vit": [n for n in skanomaly_vit.__all__ if not n.startswith("_")]}
     for room in pkgutil.iter_modules(skanomaly_vit.__path__):
-        if not room.name.startswith("_"):
+        if not room.name.startswith("_") and room.name != "cli":
             exported = getattr(importlib.import_module(f"skanomaly_vit.{room.name}"), "__all__", [])
             own = [name for name in exported if name not in skanomaly_vit.__all__]
             if own:

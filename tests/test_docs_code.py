@@ -14,15 +14,9 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import skanomaly_vit
-from skanomaly_vit import (
-    BlockDistillation,
-    TransformalyDetector,
-    UnreadableImageWarning,
-    ViTFeatures,
-)
-from skanomaly_vit.calibration import CalibrationWarning
+from skanomaly_vit import BlockDistillation, TransformalyDetector, ViTFeatures
 from skanomaly_vit.datasets import load_elpv
-from skanomaly_vit.evaluation import ConfusionWarning
+from skanomaly_vit.exceptions import CalibrationWarning, ConfusionWarning, UnreadableImageWarning
 
 ROOT = Path(skanomaly_vit.__file__).parents[1]
 #: A page may mark what cannot be run: the comment is not seen, by no reader.

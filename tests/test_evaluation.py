@@ -17,13 +17,8 @@ from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 
 from skanomaly_vit import GaussianDensity, ViTFeatures
-from skanomaly_vit.calibration import CalibrationWarning
-from skanomaly_vit.evaluation import (
-    ConfusionWarning,
-    evaluate,
-    one_vs_rest,
-    pretraining_confusion,
-)
+from skanomaly_vit.evaluation import evaluate, one_vs_rest, pretraining_confusion
+from skanomaly_vit.exceptions import CalibrationWarning, ConfusionWarning
 
 
 class Brightness(OutlierMixin, BaseEstimator):

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from skanomaly_vit import UnreadableImageWarning, ViTFeatures
+from skanomaly_vit import ViTFeatures
+from skanomaly_vit.exceptions import UnreadableImageWarning
 
 pa = pytest.importorskip("pyarrow")
 ds = pytest.importorskip("pyarrow.dataset")

@@ -14,10 +14,10 @@ from skanomaly_vit import (
     BlockDistillation,
     CompactFeatures,
     DiskCache,
-    OutOfMemoryWarning,
     TransformalyDetector,
     ViTFeatures,
 )
+from skanomaly_vit.exceptions import OutOfMemoryWarning
 
 #: Of so many patches that the teacher need not fill up batches; see `Teacher`.
 SIZE = 128

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image, ImageFile
 
-from skanomaly_vit import UnreadableImageWarning
-from skanomaly_vit._images import Preprocessing, open_images
-from skanomaly_vit._pillow import MAX_PIXELS
-from skanomaly_vit._teacher import Teacher
+from skanomaly_vit._backbone.teacher import Teacher
+from skanomaly_vit._images.pillow_rules import MAX_PIXELS
+from skanomaly_vit._images.preprocessing import Preprocessing
+from skanomaly_vit._images.source import open_images
+from skanomaly_vit.exceptions import UnreadableImageWarning
 
 SMALL = Preprocessing((6, 5), (0.5,) * 3, (0.25,) * 3)
 RGB = np.random.default_rng(0).integers(0, 256, (11, 9, 3), dtype=np.uint8)
@@ -378,7 +379,7 @@ def test_what_was_remembered_of_all_is_not_mixed_with_what_is_left(
         source.digest = then_delete
         return source
 
-    from skanomaly_vit._remembered import StoredActivations
+    from skanomaly_vit._backbone.activations import StoredActivations
 
     monkeypatch.setattr(StoredActivations, "find", lambda self, positions, levels: {})
     monkeypatch.setattr(type(detector), "_open", opening)
@@ -533,7 +534,7 @@ def test_max_pixels_of_a_detector(make_detector, images, files):
 
 
 def test_good_images_are_decoded_once(make_detector, images, files, monkeypatch):
-    import skanomaly_vit._images as images_module
+    import skanomaly_vit._images.source as images_module
 
     detector = make_detector(on_error="nan", batch_size=3).fit(images)
     decoded, decode = [], images_module.decode_image

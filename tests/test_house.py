@@ -1,4 +1,4 @@
-"""The house: what may import what, and what an import costs."""
+"""The house: the map of the package, which way imports go, and what an import costs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,159 +16,111 @@ import skanomaly_vit
 
 PACKAGE = Path(skanomaly_vit.__file__).parent
 
-#: Top to bottom; a room imports only from rooms below it.
-ROOMS = [
-    "__init__",
-    "__main__",
-    "cli",
-    "_steps",
-    "_inputs",
-    "_program",
-    "_tables",
-    "_overlays",
-    "_running",
-    "_terminal",
-    "_machine",
-    "report",
-    "_report_page",
-    "_assessment",
-    "_histogram",
-    "_pictures",
-    "display",
-    "_display_blocks",
-    "_display_gallery",
-    "_display_maps",
-    "_display_scores",
-    "_display_training",
-    "_display_style",
-    "evaluation",
-    "baselines",
-    "_confusion",
-    "datasets",
-    "maps",
-    "_defects",
-    "_dior",
-    "_idx",
-    "_folders",
-    "_listing",
-    "onnx",
-    "_onnx_writing",
-    "_graph",
-    "_density_graphs",
-    "model_selection",
-    "_folds",
-    "_metrics",
-    "_pseudo_anomalies",
-    "engines",
-    "detector",
-    "_calibrated",
-    "_frames",
-    "persistence",
-    "_saved_students",
-    "_saved_densities",
-    "_saved_statistics",
-    "_old_formats",
-    "_record",
-    "_card",
-    "_onnx_file",
-    "_provenance",
-    "tuned_features",
-    "features",
-    "distillation",
-    "_sharing",
-    "_updates",
-    "_scorers",
-    "_kept",
-    "_spool",
-    "_whitening",
-    "calibration",
-    "_recipes",
-    "density",
-    "_excess",
-    "_ledoit_wolf",
-    "_neighbors",
-    "_standardized",
-    "_coreset",
-    "_samples",
-    "_rows",
-    "_statistics",
-    "_tuned_base",
-    "_gaps",
-    "_base",
-    "_shards",
-    "_remembered",
-    "_discrepancy",
-    "_objectives",
-    "_tuning",
-    "_training",
-    "_ridge",
-    "_passes",
-    "_ahead",
-    "_patches",
-    "_memory",
-    "_students",
-    "_checkpoints",
-    "_progress",
-    "_positions",
-    "_halving",
-    "_teacher",
-    "_backbones",
-    "_resampling",
-    "_images",
-    "_forms",
-    "_pixels",
-    "_engines",
-    "_ranks",
-    "_tasks",
-    "_digests",
-    "_decode",
-    "_pillow",
-    "_unreadable",
-    "cache",
-    "_labels",
-    "_recent",
-    "_seeding",
-    "_shared",
-    "_colours",
-    "_compat",
-    "_composition",
-    "_container",
-    "_files",
-    "_text",
+#: The map. Level, name, and what it is about; everything imports from lower levels only.
+PLACES = [
+    (1, "exceptions", "every warning and error that users meet"),
+    (2, "_utils", "helpers that know nothing of images or networks"),
+    (2, "calibration", "p-values, thresholds and drift, from scores alone"),
+    (3, "_images", "images of any form: opened, checked, decoded, prepared"),
+    (3, "_caching", "kept between fits: DiskCache, and what `memory` stores in it"),
+    (3, "distributed", "who does the work: joblib's workers, the ranks of torchrun"),
+    (3, "persistence", "model files: a checked container, records, cards"),
+    (4, "_backbone", "the frozen teacher: passes over it, and the students' errors beside it"),
+    (4, "density", "a density scorer a file, and how each is saved"),
+    (4, "display", "five pictures, in scikit-learn's way"),
+    (4, "datasets", "a data set on the disk a file, and pasted defects"),
+    (4, "model_selection", "folds and scorers for a search"),
+    (5, "features", "images to vectors: frozen, or tuned as PANDA and MSAD do"),
+    (5, "distillation", "students: ridge and block, trained and saved"),
+    (5, "report", "one HTML file"),
+    (6, "detector", "TransformalyDetector: both spaces, densities, fusion, threshold"),
+    (6, "evaluation", "AUROC class by class, baselines, confusion, map metrics"),
+    (7, "onnx", "one graph of a fitted detector, and its runtime"),
+    (8, "cli", "the command `skanomaly`"),
 ]
+LEVELS = {name: level for level, name, _ in PLACES}
+MAX_ENTRIES = 24
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
-def imported_rooms(room: str) -> set[str]:
-    tree = ast.parse((PACKAGE / f"{room}.py").read_text())
-    modules = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
-    return {module.split(".")[1] for module in modules if module.startswith("skanomaly_vit.")}
+def place_of(file: Path) -> str:
+    return file.parts[0].removesuffix(".py")
 
 
-def test_every_room_has_its_place():
-    assert sorted(path.stem for path in PACKAGE.glob("*.py")) == sorted(ROOMS)
+def module_of(file: Path) -> str:
+    return ".".join(["skanomaly_vit", *file.with_suffix("").parts]).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_go_down_only(room):
-    above = set(ROOMS[: ROOMS.index(room) + 1])
-    assert not imported_rooms(room) & above
+def imported_modules(file: Path) -> set[str]:
+    """Modules of the package that a file imports, anywhere in it."""
+    tree = ast.parse((PACKAGE / file).read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    known = {module_of(each) for each in FILES}
+    return (found & known) - {"skanomaly_vit"}
 
 
-def test_timm_is_imported_in_one_room():
-    importing = {
-        path.stem
-        for path in PACKAGE.glob("*.py")
-        if re.search(r"^\s*(from|import) timm\b", path.read_text(), re.M)
+def test_the_map_names_everything_at_the_top():
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert len(entries) <= MAX_ENTRIES
+    named = {name if (PACKAGE / name).is_dir() else f"{name}.py" for name in LEVELS}
+    assert entries == named | {"__init__.py", "__main__.py", "py.typed", "weights"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_imports_go_down_only(file):
+    place = place_of(file)
+    level = LEVELS.get(place, max(LEVELS.values()) + 1)
+    others = {module.split(".")[1] for module in imported_modules(file)} - {place}
+    assert {other for other in others if LEVELS[other] >= level} == set()
+
+
+@pytest.mark.parametrize("place", LEVELS)
+def test_no_folder_holds_a_circle(place):
+    inside = defaultdict(set)
+    for file in FILES:
+        if place_of(file) == place and file.name != "__init__.py":
+            inside[module_of(file)] = imported_modules(file) - {f"skanomaly_vit.{place}"}
+    try:
+        TopologicalSorter(inside).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("place", [name for name in LEVELS if name.startswith("_")])
+def test_private_folders_define_nothing(place):
+    """So that whoever imports one of their files imports that file alone."""
+    (statement,) = ast.parse((PACKAGE / place / "__init__.py").read_text()).body
+    assert isinstance(statement, ast.Expr)
+
+
+@pytest.mark.parametrize(
+    "place", [name for name in LEVELS if not name.startswith("_") and (PACKAGE / name).is_dir()]
+)
+def test_public_folders_export_names_and_nothing_else(place):
+    body = ast.parse((PACKAGE / place / "__init__.py").read_text()).body
+    assert {type(each) for each in body} == {ast.Expr, ast.ImportFrom, ast.Assign}
+    names = {
+        alias.name for each in body if isinstance(each, ast.ImportFrom) for alias in each.names
     }
-    assert importing == {"_backbones"}
+    assert names == set(ast.literal_eval(body[-1].value))
 
 
-def test_scikit_learns_private_modules_are_imported_in_one_room():
+def files_with(pattern: str) -> set[str]:
+    return {str(f) for f in FILES if re.search(pattern, (PACKAGE / f).read_text(), re.M)}
+
+
+def test_timm_is_imported_in_one_file():
+    assert files_with(r"^\s*(from|import) timm\b") == {"_backbone/loading.py"}
+
+
+def test_scikit_learns_private_modules_are_imported_in_one_file():
     private = r"^\s*from sklearn\S*\._|^\s*from sklearn\.base import .*\b_"
-    importing = {
-        path.stem for path in PACKAGE.glob("*.py") if re.search(private, path.read_text(), re.M)
-    }
-    assert importing == {"_compat"}
+    assert files_with(private) == {"_utils/compat.py"}
 
 
 def run(code: str) -> str:
@@ -176,9 +130,15 @@ def run(code: str) -> str:
     return done.stdout
 
 
-def test_importing_the_package_imports_neither_torch_nor_timm():
+@pytest.mark.parametrize(
+    "light",
+    ["from skanomaly_vit import GaussianDensity", "import skanomaly_vit.persistence",
+     "import skanomaly_vit.onnx", "import skanomaly_vit.calibration, skanomaly_vit.exceptions",
+     "import skanomaly_vit.display", "import skanomaly_vit.datasets"],
+)  # fmt: skip
+def test_light_imports_import_neither_torch_nor_timm(light):
     code = (
-        "import sys, skanomaly_vit; from skanomaly_vit import GaussianDensity\n"
+        f"import sys; {light}\n"
         "late = ('torch', 'timm', 'torchvision', 'matplotlib', 'jinja2')\n"
         "print([m for m in late if m in sys.modules])"
     )

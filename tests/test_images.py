@@ -23,8 +23,9 @@ from hypothesis.extra import numpy as npst
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-import skanomaly_vit._images as images_module
-from skanomaly_vit._images import ImageSource, Preprocessing, open_images
+import skanomaly_vit._images.source as images_module
+from skanomaly_vit._images.preprocessing import Preprocessing
+from skanomaly_vit._images.source import ImageSource, open_images
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = Preprocessing((6, 5), MEAN, STD)

@@ -16,9 +16,10 @@ from PIL import Image
 from sklearn.metrics import auc, roc_auc_score, roc_curve
 
 from skanomaly_vit import TransformalyDetector
-from skanomaly_vit._patches import N_PATCHES
-from skanomaly_vit._ridge import RidgeStudent
-from skanomaly_vit.maps import paste_defects, per_region_overlap, pixel_auroc
+from skanomaly_vit._backbone.patches import N_PATCHES
+from skanomaly_vit.datasets import paste_defects
+from skanomaly_vit.distillation._ridge import RidgeStudent
+from skanomaly_vit.evaluation import per_region_overlap, pixel_auroc
 
 METHODS = ["discrepancy", "features", "both"]
 

@@ -15,16 +15,11 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
-from skanomaly_vit import (
-    BlockDistillation,
-    CacheWarning,
-    DiskCache,
-    TransformalyDetector,
-    ViTFeatures,
-    _base,
-)
-from skanomaly_vit._passes import HeldActivations
-from skanomaly_vit._teacher import Teacher
+from skanomaly_vit import BlockDistillation, DiskCache, TransformalyDetector, ViTFeatures
+from skanomaly_vit._backbone import image_estimator as _base
+from skanomaly_vit._backbone.activations import HeldActivations
+from skanomaly_vit._backbone.teacher import Teacher
+from skanomaly_vit.exceptions import CacheWarning
 from skanomaly_vit.model_selection import NormalOnlyKFold, anomaly_scorer
 
 

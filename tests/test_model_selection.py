@@ -24,14 +24,10 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import OneClassSVM
 
 from skanomaly_vit import GaussianDensity, ViTFeatures
-from skanomaly_vit._labels import show_labels, warn_about_labels, which_are_anomalies
-from skanomaly_vit._pseudo_anomalies import ALTERATIONS
-from skanomaly_vit.model_selection import (
-    LabelWarning,
-    NormalOnlyKFold,
-    anomaly_scorer,
-    pseudo_anomaly_scorer,
-)
+from skanomaly_vit._utils.labels import show_labels, warn_about_labels, which_are_anomalies
+from skanomaly_vit.exceptions import LabelWarning
+from skanomaly_vit.model_selection import NormalOnlyKFold, anomaly_scorer, pseudo_anomaly_scorer
+from skanomaly_vit.model_selection._pseudo_anomalies import ALTERATIONS
 
 SIGNS = np.array([1] * 20 + [-1] * 6)
 
@@ -530,7 +526,7 @@ def remembering():
     return Remembering()
 
 
-@pytest.mark.filterwarnings("always::skanomaly_vit.model_selection.LabelWarning")
+@pytest.mark.filterwarnings("always::skanomaly_vit.exceptions.LabelWarning")
 @pytest.mark.filterwarnings("always::sklearn.exceptions.UndefinedMetricWarning")
 def test_trap_integer_cv_on_sorted_labels_trains_on_anomalies_or_yields_nan(points, remembering):
     with (

@@ -37,7 +37,8 @@ def run(code, **environment):
 def ask_for_weights(tmp_path, **environment):
     """Whether the hub is asked for weights that are not on this machine."""
     code = f"""
-        from skanomaly_vit._backbones import WeightsUnavailableError, load_backbone
+        from skanomaly_vit._backbone.loading import load_backbone
+        from skanomaly_vit.exceptions import WeightsUnavailableError
         try:
             load_backbone({HUB_MODEL!r}, pretrained=True, image_size=None, seed=0)
         except WeightsUnavailableError:

@@ -26,18 +26,17 @@ from skanomaly_vit import (
     GaussianDensity,
     GaussianMixtureDensity,
     KNNDensity,
-    ModelFileError,
     TransformalyDetector,
-    UnreadableImageWarning,
 )
-from skanomaly_vit import _onnx_writing as writing
-from skanomaly_vit._density_graphs import density_graph
-from skanomaly_vit._onnx_file import KEY
-from skanomaly_vit._rows import ArrayRows
-from skanomaly_vit._scorers import fit_density
-from skanomaly_vit._statistics import Kind, Statistics
-from skanomaly_vit._whitening import whiten
+from skanomaly_vit.density._rows import ArrayRows
+from skanomaly_vit.density._statistics import Kind, Statistics
+from skanomaly_vit.density._whitening import whiten
+from skanomaly_vit.detector._fusion import fit_density
+from skanomaly_vit.exceptions import ModelFileError, UnreadableImageWarning
 from skanomaly_vit.onnx import OnnxDetector, export_onnx
+from skanomaly_vit.onnx import _export as writing
+from skanomaly_vit.onnx._density_graphs import density_graph
+from skanomaly_vit.onnx._file import KEY
 
 IMAGES = blobs(np.random.default_rng(0), 24)
 N_NORMAL = 8
@@ -426,7 +425,7 @@ def refused(content, tmp_path, match):
 
 def rewritten(path, change):
     """The bytes of a file after a change, with a checksum that fits."""
-    from skanomaly_vit import _onnx_file
+    from skanomaly_vit.onnx import _file as _onnx_file
 
     proto = onnx.load(path)
     (entry,) = proto.metadata_props

@@ -12,14 +12,9 @@ from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.covariance import ledoit_wolf_shrinkage
 
-from skanomaly_vit import (
-    ExcessDensity,
-    GaussianDensity,
-    GaussianMixtureDensity,
-    KNNDensity,
-)
-from skanomaly_vit._coreset import N_PROJECTED, spread_out
-from skanomaly_vit._samples import RowSample
+from skanomaly_vit import ExcessDensity, GaussianDensity, GaussianMixtureDensity, KNNDensity
+from skanomaly_vit.density._knn import N_PROJECTED, spread_out
+from skanomaly_vit.density._row_sample import RowSample
 
 DENSITIES = [
     GaussianDensity(),

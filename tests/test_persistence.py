@@ -28,17 +28,12 @@ from sklearn.neighbors import KernelDensity
 from sklearn.svm import OneClassSVM
 from sklearn.utils.validation import check_is_fitted
 
-from skanomaly_vit import (
-    GaussianDensity,
-    GaussianMixtureDensity,
-    KNNDensity,
-    ModelFileError,
-    TransformalyDetector,
-    _backbones,
-    _container,
-)
-from skanomaly_vit._record import MACHINE_PARAMETERS
+from skanomaly_vit import GaussianDensity, GaussianMixtureDensity, KNNDensity, TransformalyDetector
+from skanomaly_vit._backbone import loading as _backbones
+from skanomaly_vit.exceptions import ModelFileError
+from skanomaly_vit.persistence import _container as _container
 from skanomaly_vit.persistence import model_card
+from skanomaly_vit.persistence._record import MACHINE_PARAMETERS
 
 DATA = Path(__file__).parent / "data"
 IMAGES = blobs(np.random.default_rng(0), 16)
@@ -226,7 +221,7 @@ def test_parameters_set_after_the_fit_change_no_score(tmp_path):
 
 def test_the_same_detector_gives_the_same_bytes_but_for_the_time(tmp_path, monkeypatch):
     detector = fit()
-    monkeypatch.setattr("skanomaly_vit._card.datetime", Midnight)
+    monkeypatch.setattr("skanomaly_vit.persistence._card.datetime", Midnight)
     for name in ("a", "b"):
         detector.save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -354,7 +349,7 @@ def test_a_failed_write_leaves_the_old_file(error, step, tmp_path, monkeypatch):
 WRITE = """
 import os, resource, signal, sys
 from pathlib import Path
-from skanomaly_vit._files import write_atomically
+from skanomaly_vit._utils.files import write_atomically
 
 if sys.argv[2] == "full":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -659,7 +654,7 @@ def test_a_card_says_what_a_model_is(model):
 def test_a_card_needs_no_torch(model):
     code = (
         "import sys\n"
-        "from skanomaly_vit._card import model_card\n"
+        "from skanomaly_vit.persistence._card import model_card\n"
         "model_card(sys.argv[1])\n"
         "sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     )

@@ -12,9 +12,10 @@ import pytest
 import torch
 from conftest import blobs
 
-from skanomaly_vit import BlockDistillation, TransformalyDetector, _passes
-from skanomaly_vit._teacher import resolve_device
-from skanomaly_vit.engines import torchrun
+from skanomaly_vit import BlockDistillation, TransformalyDetector
+from skanomaly_vit._backbone import passes as _passes
+from skanomaly_vit._backbone.teacher import resolve_device
+from skanomaly_vit.distributed import torchrun
 
 BACKBONE = {"backbone": "test_vit", "pretrained": False, "image_size": 32, "batch_size": 4}
 
@@ -24,9 +25,11 @@ import os, sys
 import numpy as np
 import torch.distributed as dist
 from test_ranks import BACKBONE, fit_both, make_images
-from skanomaly_vit import TransformalyDetector, ViTFeatures, _passes, _shards, _sharing
-from skanomaly_vit._remembered import RememberedPasses
-from skanomaly_vit.engines import torchrun
+from skanomaly_vit import TransformalyDetector, ViTFeatures
+from skanomaly_vit._backbone import passes as _passes, shared_passes as _shards
+from skanomaly_vit.distillation import _sharing
+from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit.distributed import torchrun
 
 _passes.IMAGES_PER_SHARD, _passes.SHARDS_PER_SUM = 8, 1
 rank, trained, extracted = int(os.environ["RANK"]), [], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skanomaly_vit._recent import RecentlyUsed
+from skanomaly_vit._caching.memory import RecentlyUsed
 
 
 def test_what_was_used_least_recently_goes_first():

@@ -23,8 +23,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
 from skanomaly_vit import KNNDensity, ViTFeatures
-from skanomaly_vit._images import open_images
-from skanomaly_vit.baselines import NeighborDistance
+from skanomaly_vit._images.source import open_images
+from skanomaly_vit.evaluation import NeighborDistance
 from skanomaly_vit.report import report
 
 HOSTILE = [

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skanomaly_vit._images import Preprocessing, open_images
-from skanomaly_vit._patches import enlarge as enlarge_by_torch
-from skanomaly_vit._resampling import enlarge, prepare
+from skanomaly_vit._backbone.anomaly_maps import enlarge as enlarge_by_torch
+from skanomaly_vit._images.preprocessing import Preprocessing
+from skanomaly_vit._images.source import open_images
+from skanomaly_vit.onnx._resizing import enlarge, prepare
 
 SIDES = st.integers(1, 70)
 #: torch repeats the first pixel of a column where an output is one pixel wide, and nobody's network

@@ -8,8 +8,8 @@ import torch
 from backbones import FAMILIES, family
 
 from skanomaly_vit import BlockDistillation
-from skanomaly_vit._ridge import RidgeStatistics, RidgeStudent
-from skanomaly_vit._teacher import BlockCall
+from skanomaly_vit._backbone.teacher import BlockCall
+from skanomaly_vit.distillation._ridge import RidgeStatistics, RidgeStudent
 
 
 @pytest.fixture

@@ -14,20 +14,15 @@ from conftest import blobs
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, register_parallel_backend
 from PIL import Image
 
-from skanomaly_vit import (
-    BlockDistillation,
-    CheckpointWarning,
-    CompactFeatures,
-    UnreadableImageWarning,
-    ViTFeatures,
-    _base,
-    _engines,
-    _passes,
-    _shards,
-)
-from skanomaly_vit._engines import JoblibEngine, Parcel, active_engine
-from skanomaly_vit._passes import shards_of
-from skanomaly_vit._shards import Traveller
+from skanomaly_vit import BlockDistillation, CompactFeatures, ViTFeatures
+from skanomaly_vit._backbone import image_estimator as _base
+from skanomaly_vit._backbone import passes as _passes
+from skanomaly_vit._backbone import shared_passes as _shards
+from skanomaly_vit._backbone.passes import shards_of
+from skanomaly_vit._backbone.shared_passes import Traveller
+from skanomaly_vit.distributed import _joblib as _engines
+from skanomaly_vit.distributed._joblib import JoblibEngine, Parcel, active_engine
+from skanomaly_vit.exceptions import CheckpointWarning, UnreadableImageWarning
 
 N_IMAGES = 40
 
@@ -339,7 +334,7 @@ def test_unreadable_images_get_nan_as_in_one_process(make, many, paths):
 
 def test_sizes_of_images_are_known_without_decoding_them_again(make, many, paths, monkeypatch):
     detector = make().fit(many)
-    monkeypatch.setattr("skanomaly_vit._images.image_size", None)  # would fail if called
+    monkeypatch.setattr("skanomaly_vit._images.source.image_size", None)  # would fail if called
     with joblib.parallel_config(backend="elsewhere", n_jobs=2):
         assert detector.anomaly_map(paths).shape == (N_IMAGES, 32, 32)
 

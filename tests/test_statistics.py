@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.covariance import empirical_covariance
 
-from skanomaly_vit._statistics import Kind, Statistics
+from skanomaly_vit.density._statistics import Kind, Statistics
 
 
 @st.composite

@@ -13,12 +13,12 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 
 from skanomaly_vit import GaussianDensity, KNNDensity, TransformalyDetector
-from skanomaly_vit import _kept as kept_room
-from skanomaly_vit._discrepancy import DISCREPANCY, PRETRAINED
-from skanomaly_vit._kept import n_images
-from skanomaly_vit._spool import FeatureStore
-from skanomaly_vit._statistics import SHARD, Kind, Statistics
-from skanomaly_vit._whitening import axes_of, whiten
+from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED
+from skanomaly_vit.density._statistics import SHARD, Kind, Statistics
+from skanomaly_vit.density._whitening import axes_of, whiten
+from skanomaly_vit.detector import _fit_summary as kept_room
+from skanomaly_vit.detector._feature_store import FeatureStore
+from skanomaly_vit.detector._fit_summary import n_images
 
 # --- features on their way
 
@@ -92,7 +92,7 @@ def memory_of(work) -> int:
 
 def test_memory_of_an_image_is_a_fraction_of_its_features(make_detector, images, monkeypatch):
     """4,000 images more take some 60 to 100 bytes each; features alone would be 100 more."""
-    monkeypatch.setattr("skanomaly_vit._spool.MAX_BYTES", 1)
+    monkeypatch.setattr("skanomaly_vit.detector._feature_store.MAX_BYTES", 1)
     monkeypatch.setattr(FeatureStore.__init__, "__defaults__", (1,))
     monkeypatch.setattr(kept_room, "N_KEPT", 16)
     detector = make_detector(n_blocks=1, batch_size=512, activation_cache=0, contamination=0.2)
@@ -263,7 +263,9 @@ def test_a_partial_fit_that_fails_leaves_the_detector_whole(
 ):
     detector = make_detector().fit(images)
     expected = detector.score_samples(odd_images)
-    monkeypatch.setattr("skanomaly_vit._scorers.conformal_threshold", None)  # at the very end
+    monkeypatch.setattr(
+        "skanomaly_vit.detector._fusion.conformal_threshold", None
+    )  # at the very end
     with pytest.raises(TypeError):
         detector.partial_fit(more)
     with pytest.raises(ValueError, match="cannot be decoded"):

@@ -17,14 +17,20 @@ from backbones import FAMILIES, family
 from conftest import meeting
 
 from skanomaly_vit import ViTFeatures
-from skanomaly_vit._backbones import load_backbone
-from skanomaly_vit._discrepancy import DISCREPANCY, PRETRAINED, concatenate
-from skanomaly_vit._discrepancy import embed as embed_batches
-from skanomaly_vit._onnx_writing import _graph_of
-from skanomaly_vit._positions import positions_of, same_teacher
-from skanomaly_vit._teacher import Teacher, load_teacher, look_away, resolve_device
-from skanomaly_vit._training import new_student
-from skanomaly_vit._tuning import TunedNetwork, tuned_copy
+from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED, concatenate
+from skanomaly_vit._backbone.discrepancy import embed as embed_batches
+from skanomaly_vit._backbone.loading import load_backbone
+from skanomaly_vit._backbone.teacher import (
+    Teacher,
+    load_teacher,
+    look_away,
+    positions_of,
+    resolve_device,
+    same_teacher,
+)
+from skanomaly_vit.distillation._block_training import new_student
+from skanomaly_vit.features._tuning import TunedNetwork, tuned_copy
+from skanomaly_vit.onnx._export import _graph_of
 
 
 def as_teacher(model: torch.nn.Module, **options: object) -> Teacher:

@@ -21,20 +21,15 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import make_pipeline
 from torchvision.transforms import v2
 
-from skanomaly_vit import (
-    CompactFeatures,
-    DiskCache,
-    KNNDensity,
-    MeanShiftedFeatures,
-    ViTFeatures,
-    _base,
-)
-from skanomaly_vit._images import open_images
-from skanomaly_vit._labels import LabelWarning
-from skanomaly_vit._objectives import Compactness, MeanShiftedContrast, info_nce
-from skanomaly_vit._teacher import Teacher, load_teacher
-from skanomaly_vit._tuning import TunedNetwork, tuned_copy
-from skanomaly_vit.tuned_features import TunedFeatures
+from skanomaly_vit import CompactFeatures, DiskCache, KNNDensity, MeanShiftedFeatures, ViTFeatures
+from skanomaly_vit._backbone import image_estimator as _base
+from skanomaly_vit._backbone.teacher import Teacher, load_teacher
+from skanomaly_vit._images.source import open_images
+from skanomaly_vit.exceptions import LabelWarning
+from skanomaly_vit.features._compact import Compactness
+from skanomaly_vit.features._mean_shifted import MeanShiftedContrast, info_nce
+from skanomaly_vit.features._tuned import TunedFeatures
+from skanomaly_vit.features._tuning import TunedNetwork, tuned_copy
 
 BOTH = pytest.mark.parametrize("cls", [CompactFeatures, MeanShiftedFeatures])
 

@@ -25,10 +25,12 @@ _API_PAGE = "reference/api"
 
 
 def public_modules() -> list[str]:
-    """The package and those of its modules that say what they export."""
-    rooms = [room.name for room in pkgutil.iter_modules(skanomaly_vit.__path__)]
-    names = [f"skanomaly_vit.{room}" for room in rooms if not room.startswith("_")]
-    return ["skanomaly_vit", *(n for n in names if hasattr(import_module(n), "__all__"))]
+    """The package, and those of its modules that export more than the package does."""
+    found = [module.name for module in pkgutil.iter_modules(skanomaly_vit.__path__)]
+    names = [f"skanomaly_vit.{n}" for n in found if not n.startswith("_") and n != "cli"]
+    at_top = set(skanomaly_vit.__all__)
+    exported = {name: set(getattr(import_module(name), "__all__", ())) for name in names}
+    return ["skanomaly_vit", *(name for name in names if exported[name] - at_top)]
 
 
 def public_names() -> dict[str, str]:

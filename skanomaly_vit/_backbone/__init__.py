@@ -1,0 +1,1 @@
+"""The frozen backbone: loading, passes, cached tokens, shared work, students' errors, maps."""

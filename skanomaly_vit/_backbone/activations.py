@@ -1,0 +1,166 @@
+"""Tokens of a teacher, kept between passes: in memory, on disk, or both."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from safetensors.torch import load, save
+
+from skanomaly_vit._caching.disk_cache import DiskCache
+from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._utils.hashing import combine
+
+#: What is kept of an image: the tokens before block i under i, after the last block under L, and
+#: the pooled features under FEATURES.
+Level: TypeAlias = int
+
+FEATURES: Level = -1
+
+Tokens: TypeAlias = dict[Level, torch.Tensor]
+
+
+class Activations(ABC):
+    """Where the teacher's tokens are kept, image by image."""
+
+    @abstractmethod
+    def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
+        """Those of the images that have all `levels`, each with its tokens."""
+
+    @abstractmethod
+    def keep(self, tokens: Mapping[int, Tokens]) -> None:
+        """Keep the tokens of some images, as far as there is room."""
+
+    @abstractmethod
+    def has_room(self, n_images: int) -> bool:
+        """Whether it is worth while to collect the tokens of so many images more."""
+
+
+class HeldActivations(Activations):
+    """Keeps tokens in memory, on the teacher's device, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._bytes_per_image = 0
+        self._tokens: dict[int, Tokens] = {}
+
+    def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
+        return {
+            position: self._tokens[position]
+            for position in positions
+            if position in self._tokens and self._tokens[position].keys() >= set(levels)
+        }
+
+    def keep(self, tokens: Mapping[int, Tokens]) -> None:
+        for position, levels in tokens.items():
+            there = self._tokens.get(position, {})
+            new = {level: value for level, value in levels.items() if level not in there}
+            size = sum(value.nbytes for value in new.values())
+            if self._bytes + size > self._max_bytes:
+                return
+            self._tokens[position] = there | new
+            self._bytes += size
+            self._bytes_per_image = size
+
+    def has_room(self, n_images: int) -> bool:
+        # Before the first image its size is not known; `keep` looks then.
+        wanted = self._bytes + n_images * self._bytes_per_image
+        return self._max_bytes > 0 and wanted <= self._max_bytes
+
+
+class LayeredActivations(Activations):
+    """Keeps tokens near, as far as there is room, and far.
+
+    Parameters
+    ----------
+    near, far : Activations
+        What is found far away is kept near.
+    kept_blocks : collection of int
+        The blocks whose tokens are kept near, whichever are kept far away.
+    """
+
+    def __init__(self, near: Activations, far: Activations, kept_blocks: Collection[int]) -> None:
+        self._near = near
+        self._far = far
+        self._near_levels = _levels(kept_blocks)
+
+    def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
+        found = self._near.find(positions, levels)
+        rest = [position for position in positions if position not in found]
+        if not rest:
+            return found
+        from_far = self._far.find(rest, levels)
+        self._keep_near(from_far)
+        return found | from_far
+
+    def keep(self, tokens: Mapping[int, Tokens]) -> None:
+        self._keep_near(tokens)
+        self._far.keep(tokens)
+
+    def has_room(self, n_images: int) -> bool:
+        return self._near.has_room(n_images) or self._far.has_room(n_images)
+
+    def _keep_near(self, tokens: Mapping[int, Tokens]) -> None:
+        self._near.keep(
+            {
+                position: {level: values[level] for level in values.keys() & self._near_levels}
+                for position, values in tokens.items()
+            }
+        )
+
+
+def _levels(blocks: Collection[int]) -> set[Level]:
+    """What has to be kept of an image for `blocks` to be shown at work on it."""
+    return {FEATURES, *blocks, *(index + 1 for index in blocks)}
+
+
+class StoredActivations(Activations):
+    """Keeps tokens in a cache on disk, under the content of each image.
+
+    Parameters
+    ----------
+    disk : DiskCache
+    source : ImageSource
+    digests : mapping of int to bytes
+        Position -> digest of the images of `source` that can be read.
+    context : bytes
+        What the tokens depend on beside the image.
+    """
+
+    def __init__(
+        self, disk: DiskCache, source: ImageSource, digests: Mapping[int, bytes], context: bytes
+    ) -> None:
+        self._disk = disk
+        self._source = source
+        self._digests = digests
+        self._context = context
+
+    def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
+        keys = {position: self._keys(position, levels) for position in positions}
+        found = self._disk.get([key for of_image in keys.values() for key in of_image.values()])
+        return {
+            position: {level: load(found[key])["tokens"] for level, key in of_image.items()}
+            for position, of_image in keys.items()
+            if found.keys() >= set(of_image.values())
+        }
+
+    def keep(self, tokens: Mapping[int, Tokens]) -> None:
+        entries = {}
+        for position, values in tokens.items():
+            if self._source.digest(position) != self._digests[position]:
+                changed = "changed while it was in use"
+                raise self._source.set_aside(position, f" {changed}", changed)
+            for level, key in self._keys(position, values).items():
+                entries[key] = save({"tokens": values[level].cpu().contiguous()})
+        self._disk.put(entries)
+
+    def has_room(self, n_images: int) -> bool:
+        return self._disk.works
+
+    def _keys(self, position: int, levels: Collection[Level]) -> dict[Level, bytes]:
+        # One digest an image: there are a dozen levels.
+        prefix = combine("tokens", self._context, self._digests[position])
+        return {level: prefix + level.to_bytes(2, "big", signed=True) for level in levels}

@@ -1,0 +1,118 @@
+"""Anomaly maps: the patches of an image, compared with those of normal images."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from skanomaly_vit._backbone.patches import BOTH, DISCREPANCY, FEATURES, NormalPatches, _log
+from skanomaly_vit._backbone.teacher import BlockCall, to_numpy
+from skanomaly_vit._images.missing import Maps
+
+
+class MapCollector:
+    """Measures the patches of images while a teacher passes over them.
+
+    Parameters
+    ----------
+    normal : NormalPatches
+    method : {"discrepancy", "features", "both"}
+        One of those in ``normal.map_scale``.
+    """
+
+    def __init__(self, normal: NormalPatches, method: str) -> None:
+        self._normal = normal
+        self._method = method
+        self._errors: list[np.ndarray] = []  # of each image, added up over the blocks
+        self._distances: list[np.ndarray] = []
+        self._passed: dict[int, int] = {}
+
+    @property
+    def needs_students(self) -> bool:
+        """Whether maps show the errors of students."""
+        return self._method != FEATURES
+
+    @property
+    def blocks(self) -> Collection[int]:
+        """See `Observer`."""
+        return set() if self._method == DISCREPANCY else {self._normal.layout.block}
+
+    def observe(self, call: BlockCall, errors: torch.Tensor | None) -> None:
+        """See `Observer`."""
+        values = self._normal.layout.patches(errors).cpu() if errors is not None else None
+        if call.index in self.blocks:
+            self._distances.append(self._standardise(-1, self._distances_of(call)))
+        # Last, when the device cannot run out of memory any more.
+        if values is not None:
+            column = self._normal.blocks.index(call.index)
+            self._add(column, self._standardise(column, values))
+
+    def _add(self, column: int, values: np.ndarray) -> None:
+        # Image by image: one block may see a batch whole, and the next one in parts.
+        start = self._passed.get(column, 0)
+        self._passed[column] = stop = start + len(values)
+        if column == 0:
+            self._errors.extend(values)
+            return
+        for total, of_image in zip(self._errors[start:stop], values, strict=True):
+            total += of_image
+
+    def part(self, start: int, stop: int) -> MapCollector:
+        """See `Observer`."""
+        return MapCollector(self._normal, self._method)
+
+    def collected(self) -> tuple[Any, ...]:
+        """See `Observer`."""
+        return self._errors, self._distances
+
+    def absorb(self, collected: tuple[Any, ...]) -> None:
+        """See `Observer`."""
+        errors, distances = collected
+        self._errors.extend(errors)
+        self._distances.extend(distances)
+
+    def _distances_of(self, call: BlockCall) -> torch.Tensor:
+        tokens = self._normal.layout.tokens_of(call)
+        center, whitening = (
+            value.to(tokens) for value in (self._normal.center, self._normal.whitening)
+        )
+        # One product an image, lest a map hang on the other images of the batch.
+        whitened = torch.bmm(tokens - center, whitening.expand(len(tokens), -1, -1))
+        return whitened.square().mean(dim=2)  # (batch, patches, dim) -> (batch, patches)
+
+    def _standardise(self, column: int, values: torch.Tensor) -> np.ndarray:
+        deviation = _log(to_numpy(values)) - self._normal.location[column]
+        return deviation / self._normal.scale[column]
+
+    def maps(self) -> np.ndarray:
+        """Maps of all images: (n_images, rows, columns) float32, in standard deviations."""
+        scale, layout = self._normal.map_scale, self._normal.layout
+        if not (self._errors or self._distances):
+            return np.empty((0, layout.rows, layout.columns), np.float32)
+        parts = []
+        if self.needs_students:
+            mean_errors = np.stack(self._errors) / len(self._normal.blocks)
+            parts.append(mean_errors / scale[DISCREPANCY])
+        if self._method != DISCREPANCY:
+            parts.append(np.concatenate(self._distances) / scale[FEATURES])
+        combined = parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / scale[BOTH]
+        return combined.reshape(-1, layout.rows, layout.columns).astype(np.float32)
+
+
+def enlarge(maps: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Maps:
+    """Interpolate maps (n, rows, columns) to the sizes of their images: (n, height, width).
+
+    Those of different sizes come as a list.
+    """
+    if len(set(sizes)) == 1:
+        return _resize(maps, sizes[0])
+    return [_resize(maps[i : i + 1], size)[0] for i, size in enumerate(sizes)]
+
+
+def _resize(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    planes = torch.from_numpy(maps)[:, None]  # [n, 1, rows, columns]
+    resized = torch.nn.functional.interpolate(planes, size=size, mode="bilinear")
+    return resized[:, 0].numpy()

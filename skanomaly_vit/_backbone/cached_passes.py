@@ -1,0 +1,306 @@
+"""Passes of a teacher, and what is remembered of them: tokens, features, students."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from skanomaly_vit._backbone.activations import (
+    FEATURES,
+    Activations,
+    LayeredActivations,
+    Level,
+    StoredActivations,
+)
+from skanomaly_vit._backbone.discrepancy import (
+    DISCREPANCY,
+    PRETRAINED,
+    Embedded,
+    concatenate,
+    embed,
+)
+from skanomaly_vit._backbone.passes import TeacherPasses
+from skanomaly_vit._backbone.patches import NormalPatches, Observer, PatchSample
+from skanomaly_vit._backbone.teacher import Teacher
+from skanomaly_vit._caching.memory import Memory, Tensors, surroundings
+from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._utils.hashing import combine
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a pass.
+
+    Attributes
+    ----------
+    indices : ndarray of int
+        Its images.
+    blocks : sequence of int
+        Those that are looked at.
+    start : int
+        The place of the first image in the pass.
+    arguments : tuple
+        What else the function that is mapped needs to know of the part.
+    """
+
+    indices: np.ndarray
+    blocks: Sequence[int]
+    start: int = 0
+    arguments: tuple[Any, ...] = ()
+
+
+#: Part of every key: raised whenever what is computed changes.
+FORMAT = 4
+
+
+class RememberedPasses:
+    """Passes of one teacher over one set of images, and what is remembered of them.
+
+    Attributes
+    ----------
+    n_workers : int
+        Processes or threads that share the work.
+
+    Parameters
+    ----------
+    teacher : Teacher
+    source : ImageSource
+    memory : Memory
+    held : Activations
+        Where tokens are kept between passes, beside a `memory` on disk.
+    kept_blocks : collection of int
+        The blocks whose tokens are worth keeping in `held`.
+    store_tokens : bool
+        Whether tokens are kept in a `memory` on disk, where they take a megabyte an image: not
+        those of a network that no other estimator has.
+    batch_size : int
+    n_jobs : int or None
+    """
+
+    n_workers = 1
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        source: ImageSource,
+        memory: Memory,
+        *,
+        held: Activations,
+        kept_blocks: Collection[int],
+        store_tokens: bool,
+        batch_size: int,
+        n_jobs: int | None,
+    ) -> None:
+        self.teacher = teacher
+        self.memory = memory
+        self._source = source
+        self.batch_size = batch_size
+        self._n_jobs = n_jobs
+        if memory:
+            self._digests  # noqa: B018, here, so that what is unreadable is found before any work
+        if memory.disk is not None and store_tokens:
+            stored = StoredActivations(memory.disk, source, self._digests, self._context)
+            held = LayeredActivations(held, stored, kept_blocks)
+            # All blocks: which of them other settings will want is not known.
+            kept_blocks = range(len(teacher.blocks))
+        self.passes = TeacherPasses(
+            teacher,
+            source,
+            activations=held,
+            kept_blocks=kept_blocks,
+            batch_size=batch_size,
+            n_jobs=n_jobs,
+        )
+
+    @functools.cached_property
+    def _digests(self) -> dict[int, bytes]:
+        """Position -> digest of the images that can be read."""
+        return self._source.each(self._source.digest, range(len(self._source)))
+
+    @functools.cached_property
+    def _context(self) -> bytes:
+        """What everything depends on beside the images."""
+        return combine(FORMAT, self.teacher.fingerprint, *surroundings(self.teacher.device))
+
+    def identity(self) -> dict[str, Any]:
+        """What goes into every key, for people."""
+        return {
+            "images": combine(*self._digests.values()),
+            "backbone": bytes.fromhex(self.teacher.fingerprint),
+            "batch_size": self.batch_size,
+            "number of threads": torch.get_num_threads(),
+            "versions and processor": surroundings(self.teacher.device),
+        }
+
+    def key(self, kind: str, indices: np.ndarray, *parts: object) -> bytes:
+        """Key of what was computed from some of the images, in their order."""
+        images = b"".join(self._digests[index] for index in indices)
+        # The number of threads can change the order of a sum.
+        threads = torch.get_num_threads()
+        return combine(kind, self._context, threads, self.batch_size, images, *parts)
+
+    def extract(
+        self,
+        indices: np.ndarray,
+        students: Mapping[int, nn.Module],
+        track: Callable[..., Any] = iter,
+    ) -> Embedded:
+        """Features of images in both spaces, all in one: see `embed`.
+
+        Of a source that skips what is unreadable, they are those of the images that are in
+        ``source.readable(indices)`` afterwards.
+        """
+        return _by_space(self._extract(indices, students, track, None), students)
+
+    def stream(
+        self,
+        indices: np.ndarray,
+        students: Mapping[int, nn.Module],
+        observer: Observer | None = None,
+        track: Callable[..., Any] = iter,
+    ) -> Iterator[Embedded]:
+        """As `extract`, batch by batch, so that no more than one is held.
+
+        With `memory` all come in one, since they are remembered in one; with an `observer`, which
+        has to see every image, only tokens are.
+        """
+        if self.memory and observer is None:
+            yield self.extract(indices, students, track)
+            return
+        readable = self._source.readable(indices)
+        yield from self.embed(readable, students, observer, track)
+
+    def extract_normal(
+        self,
+        indices: np.ndarray,
+        students: Mapping[int, nn.Module],
+        sample: PatchSample | None,
+        keep: Callable[[Embedded], None],
+        track: Callable[..., Any] = iter,
+    ) -> NormalPatches | None:
+        """Hand features to `keep`, and summarise the patches of a sample."""
+        if not self.memory:
+            for embedded in self.stream(indices, students, sample, track):
+                keep(embedded)
+            if sample is None:
+                return None
+            of_blocks = {index: sample.of_block(index) for index in students}
+            return sample.summarise(of_blocks, sample.of_tokens())
+        found = self._extract(indices, students, track, sample)
+        keep(_by_space(found, students))
+        if sample is None:
+            return None
+        return sample.summarise({index: found[index] for index in students}, found[FEATURES])
+
+    def embed(
+        self,
+        indices: np.ndarray,
+        students: Mapping[int, nn.Module],
+        observer: Observer | None,
+        track: Callable[..., Any] = iter,
+    ) -> Iterator[Embedded]:
+        """`embed` some of the images, whatever is remembered of them."""
+        return embed(self.passes, indices, students, observer, track)
+
+    def map(
+        self,
+        function: Callable[..., Result],
+        parts: Sequence[Part],
+        *,
+        shared: tuple[Any, ...] = (),
+        track: Callable[..., Any] = iter,
+        keeps_tokens: bool = False,
+    ) -> Iterator[Result]:
+        """Call a function with each part of a pass, in order.
+
+        Parameters
+        ----------
+        function : callable
+            Is called as ``function(passes, part, *shared, track=track)`` with `TeacherPasses`.
+        parts : sequence of Part
+        shared : tuple
+            Arguments that all calls have in common.
+        track : callable
+            Is shown every batch.
+        keeps_tokens : bool
+            Whether a worker is to keep tokens, since the function passes over its images again.
+        """
+        return (function(self.passes, part, *shared, track=track) for part in parts)
+
+    def _extract(
+        self,
+        indices: np.ndarray,
+        students: Mapping[int, nn.Module],
+        track: Callable[..., Any],
+        sample: PatchSample | None,
+    ) -> dict[Level, Tensors]:
+        indices = self._source.readable(indices)
+
+        def is_complete() -> bool:
+            return len(self._source.readable(indices)) == len(indices)
+
+        def compute(names: list[Level]) -> dict[Level, Tensors]:
+            asked = {index: students[index] for index in sorted(names) if index != FEATURES}
+            batches = self.embed(indices, asked, sample, track)
+            embedded = concatenate(batches, len(asked))
+            arrays = {FEATURES: embedded[PRETRAINED]}
+            if asked:
+                columns = np.ascontiguousarray(embedded[DISCREPANCY].T)  # (n_students, n_images)
+                arrays |= dict(zip(asked, columns, strict=True))
+            found = {name: {"values": torch.from_numpy(arrays[name])} for name in names}
+            if sample is not None:
+                for name, tensors in found.items():
+                    tensors |= sample.of_tokens() if name == FEATURES else sample.of_block(name)
+            return found
+
+        names = [FEATURES, *sorted(students, reverse=True)]
+        if not self.memory:
+            return compute(names)
+        drawn = sample.key if sample is not None else b""
+        keys = {name: self._key_of(name, indices, students, drawn) for name in names}
+        found = self.memory.recall(keys, compute, is_complete)
+        if is_complete():
+            return found
+        # What was recalled is about all of the images, what was computed about the others.
+        return self._extract(indices, students, track, sample)
+
+    def _key_of(
+        self, name: Level, indices: np.ndarray, students: Mapping[int, nn.Module], drawn: bytes
+    ) -> bytes:
+        if name == FEATURES:
+            return self.key("features", indices, drawn)
+        return self.key("discrepancy", indices, drawn, name, _digest_student(students[name]))
+
+
+def _by_space(found: Mapping[Level, Tensors], students: Collection[int]) -> Embedded:
+    arrays = {name: tensors["values"].numpy() for name, tensors in found.items()}
+    embedded = {PRETRAINED: arrays[FEATURES]}
+    if students:
+        columns = [arrays[index] for index in sorted(students)]
+        embedded[DISCREPANCY] = np.stack(columns, axis=1)
+    return embedded
+
+
+#: Students do not change once they are fitted, and a search asks for the same ones often.
+_student_digests: WeakKeyDictionary[nn.Module, bytes] = WeakKeyDictionary()
+
+
+def _digest_student(student: nn.Module) -> bytes:
+    if student not in _student_digests:
+        _student_digests[student] = _digest_weights(student)
+    return _student_digests[student]
+
+
+def _digest_weights(student: nn.Module) -> bytes:
+    tensors = {name: value.cpu().contiguous() for name, value in student.state_dict().items()}
+    return combine(type(student).__name__, save(tensors))

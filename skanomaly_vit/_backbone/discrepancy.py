@@ -1,0 +1,98 @@
+"""The heart of the method: both feature spaces of an image, from one pass of the teacher.
+
+Let h_0, ..., h_L be the tokens of an image before the teacher's first block and after each block
+B_1, ..., B_L: h_j = B_j(h_{j-1}). A student S_j has learned on normal images to imitate B_j.
+
+- The pre-trained space is the teacher's pooled output.
+- The discrepancy space has one number a block: the mean over tokens and channels of
+  (S_j(h_{j-1}) - h_j)^2, which is large where the image differs from the normal ones
+  (Transformaly, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from skanomaly_vit._backbone.passes import TeacherPasses
+from skanomaly_vit._backbone.patches import Observer
+from skanomaly_vit._backbone.teacher import BlockCall, to_numpy
+
+PRETRAINED, DISCREPANCY = "pretrained", "discrepancy"
+
+#: Space -> features (n_images, n_features) of some images.
+Embedded: TypeAlias = dict[str, np.ndarray]
+
+
+def token_errors(student: nn.Module, call: BlockCall) -> torch.Tensor:
+    """Squared error of a student on each token, the mean over channels: (batch, tokens)."""
+    imitated = call.replay(student)  # S_j(h_{j-1}): [B, N, C]
+    difference = imitated - call.output  # S_j(h_{j-1}) - h_j: [B, N, C]
+    return difference.square().mean(dim=2)  # [B, N, C] -> [B, N]
+
+
+@torch.inference_mode()
+def embed(
+    passes: TeacherPasses,
+    indices: np.ndarray,
+    students: Mapping[int, nn.Module],
+    observer: Observer | None = None,
+    track: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+) -> Iterator[Embedded]:
+    """Features of images in both spaces, batch by batch.
+
+    Parameters
+    ----------
+    passes : TeacherPasses
+    indices : ndarray of int
+        The images, in this order.
+    students : mapping of int to nn.Module
+        The student of each block that is scored. Without any there is no discrepancy space.
+    observer : Observer or None
+        Looks at the patches on the way.
+    track : callable
+        Is shown every batch.
+
+    Yields
+    ------
+    embedded : dict of str to ndarray
+        ``pretrained``: z_p of shape (batch, dim), in the teacher's floating type; float32 if that
+        is bfloat16. ``discrepancy``: z_f of shape (batch, n_students), the blocks in ascending
+        order.
+    """
+    # Of each block, the parts in which a batch may have to be worked on.
+    errors: dict[int, list[np.ndarray]] = {index: [] for index in sorted(students)}
+
+    def visit(call: BlockCall) -> None:
+        of_tokens = of_images = None
+        if call.index in students:
+            of_tokens = token_errors(students[call.index], call)  # [B, N]
+            of_images = to_numpy(of_tokens.mean(dim=1))  # [B, N] -> [B]
+        if observer is not None:
+            observer.observe(call, of_tokens)
+        # Last, when the device cannot run out of memory any more.
+        if of_images is not None:
+            errors[call.index].append(of_images)
+
+    blocks = {*students, *(observer.blocks if observer is not None else ())}
+    for features in passes.run(indices, blocks, visit, track=track):
+        embedded = {PRETRAINED: to_numpy(features)}  # [B, C]
+        if students:
+            columns = [np.concatenate(parts) for parts in errors.values()]
+            embedded[DISCREPANCY] = np.stack(columns, axis=1)  # n_students x [B] -> [B, n_students]
+        for parts in errors.values():
+            parts.clear()
+        yield embedded
+
+
+def concatenate(batches: Iterable[Embedded], n_students: int) -> Embedded:
+    """Features of all batches in one; without an image that could be read, of none."""
+    found = [batch for batch in batches if len(batch[PRETRAINED])]
+    if found:
+        return {space: np.concatenate([batch[space] for batch in found]) for space in found[0]}
+    nothing = {PRETRAINED: np.empty((0, 0))}
+    return nothing | {DISCREPANCY: np.empty((0, n_students))} if n_students else nothing

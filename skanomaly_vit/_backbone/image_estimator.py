@@ -1,0 +1,279 @@
+"""What the estimators on images share: their parameters, and how X becomes batches."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Collection
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import GroupShuffleSplit
+from sklearn.utils import Tags
+from sklearn.utils.validation import validate_data
+
+from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.loading import Backbone, ImageSize, Pretrained
+from skanomaly_vit._backbone.shared_passes import passes_of
+from skanomaly_vit._backbone.teacher import (
+    Teacher,
+    load_teacher,
+    positions_of,
+    resolve_device,
+    same_teacher,
+)
+from skanomaly_vit._caching.disk_cache import DiskCache
+from skanomaly_vit._caching.memory import Memory
+from skanomaly_vit._images.source import ImageSource, open_images
+from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions
+
+
+class ImageEstimator(BaseEstimator):
+    """Base of the estimators whose samples are images seen by a backbone."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "backbone": [str, torch.nn.Module],
+        "pretrained": ["boolean", str, os.PathLike],
+        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, None],
+        "image_shape": [tuple, None],
+        "max_pixels": [Interval(Integral, 1, None, closed="left"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "store_backbone": ["boolean"],
+        "device": [str, torch.device, None],
+        "n_jobs": [Integral, None],
+        "memory": [str, os.PathLike, DiskCache, HasMethods(["cache"]), None],
+        "random_state": ["random_state"],
+    }
+
+    backbone: Backbone
+    pretrained: Pretrained
+    image_size: ImageSize
+    image_shape: tuple[int, int, int] | None
+    max_pixels: int | None
+    batch_size: int
+    store_backbone: bool
+    device: str | torch.device | None
+    n_jobs: int | None
+    memory: Any
+
+    def _open(self, X: Any, *, reset: bool, on_error: str = "raise") -> ImageSource:
+        source = open_images(
+            X, image_shape=self.image_shape, max_pixels=self.max_pixels, on_error=on_error
+        )
+        if self.image_shape is not None:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+        return source
+
+    def _load_teacher(self, seed: int) -> Teacher:
+        if self.memory is None or isinstance(self.backbone, torch.nn.Module):
+            return load_teacher(
+                self.backbone,
+                pretrained=self.pretrained,
+                image_size=self.image_size,
+                device=self.device,
+                seed=seed,
+            )
+        return _load_recent_teacher(
+            self.backbone,
+            self.pretrained if isinstance(self.pretrained, bool) else os.fspath(self.pretrained),
+            self.image_size,
+            resolve_device(self.device),
+            seed if self.pretrained is False else 0,
+            _stamp(self.pretrained),
+        )
+
+    def _passes(
+        self,
+        teacher: Teacher,
+        source: ImageSource,
+        *,
+        activation_cache: int = 0,
+        kept_blocks: Collection[int] = (),
+        store_tokens: bool = True,
+    ) -> RememberedPasses:
+        return passes_of(
+            teacher,
+            source,
+            Memory(self.memory),
+            activation_cache=activation_cache,
+            kept_blocks=kept_blocks,
+            store_tokens=store_tokens,
+            batch_size=self.batch_size,
+            n_jobs=self.n_jobs,
+            device=self.device,
+            whole=self.store_backbone,
+        )
+
+    def _hold(self, teacher: Teacher, seed: int) -> None:
+        """Keep `teacher`, and what it takes to find it again."""
+        self._teacher: Teacher | None = teacher
+        self._teacher_seed = seed
+        self._positions = positions_of(teacher.model)
+        self.backbone_fingerprint_ = teacher.fingerprint
+
+    def _held_teacher(self) -> Teacher:
+        """The teacher of `fit`, on the device that this estimator is to run on, here and now."""
+        if self._teacher is None:
+            self._teacher = self._find_teacher_again()
+        self._teacher = self._teacher.on(resolve_device(self.device))
+        return self._teacher
+
+    def _find_teacher_again(self) -> Teacher:
+        teacher = self._load_teacher(self._teacher_seed)
+        same = same_teacher(teacher, self.backbone_fingerprint_, self._positions)
+        if same is None:
+            raise ValueError(
+                f"{type(self).__name__} was fitted with a backbone of fingerprint "
+                f"{self.backbone_fingerprint_[:12]}..., but backbone={_name(self.backbone)} with "
+                f"pretrained={self.pretrained!r} is {teacher.fingerprint[:12]}... here: other "
+                "weights, another size, or another version of timm. Provide the weights it was "
+                "fitted with, fit again, or pickle with store_backbone=True."
+            )
+        return same
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())  # a copy: what comes may be the attributes themselves
+        if "_teacher" in state and not self.store_backbone:
+            state["_teacher"] = None
+        return state
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = self.image_shape is not None
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        return tags
+
+
+@functools.lru_cache(maxsize=1)
+def _load_recent_teacher(
+    backbone: str,
+    pretrained: bool | str,
+    image_size: ImageSize,
+    device: torch.device,
+    seed: int,
+    stamp: tuple[int, ...],
+) -> Teacher:
+    """The teacher loaded last, which a search asks for again and again.
+
+    It is frozen, so that any number of estimators can share it.
+    """
+    return load_teacher(
+        backbone, pretrained=pretrained, image_size=image_size, device=device, seed=seed
+    )
+
+
+def _stamp(pretrained: Pretrained) -> tuple[int, ...]:
+    """What changes when a checkpoint does."""
+    if isinstance(pretrained, bool) or not os.path.exists(pretrained):
+        return ()
+    stat = os.stat(pretrained)
+    return stat.st_ctime_ns, stat.st_size, stat.st_ino
+
+
+def _name(backbone: Backbone) -> str:
+    return repr(backbone) if isinstance(backbone, str) else f"<{type(backbone).__name__}>"
+
+
+#: Constraints of the parameters that govern the training of students.
+TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
+    "n_blocks": [Interval(Integral, 1, None, closed="left"), None],
+    "student": [StrOptions({"ridge", "block"})],
+    "ridge_alpha": [Interval(Real, 0, None, closed="neither")],
+    "max_epochs": [Interval(Integral, 1, None, closed="left")],
+    "learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+    "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
+    "activation_cache": [Interval(Integral, 0, None, closed="left")],
+    "student_dtype": [StrOptions({"float16", "bfloat16"}), None],
+    "patience": [Interval(Integral, 1, None, closed="left")],
+    "checkpoint_dir": [str, os.PathLike, None],
+    "verbose": ["verbose"],
+}
+
+
+def draw_seed(rng: np.random.RandomState) -> int:
+    """A seed for torch's generators."""
+    return int(rng.randint(np.iinfo(np.int32).max))
+
+
+def split_validation(
+    n_samples: int,
+    fraction: float,
+    rng: np.random.RandomState,
+    *,
+    min_train: int = 1,
+    min_held_out: int = 1,
+    groups: Any = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to train on and indices to hold out, each sorted.
+
+    Parameters
+    ----------
+    n_samples : int
+    fraction : float
+        Share held out, rounded up; 0 holds out nothing.
+    rng : RandomState
+    min_train : int
+        Fewest images to train on.
+    min_held_out : int
+        Fewest images to hold out, if any are.
+    groups : array-like of shape (n_samples,) or None
+        Samples of one group stay together; `fraction` is then of the groups.
+
+    Raises
+    ------
+    ValueError
+        If fewer would be left to train on, or held out.
+    """
+    if groups is not None:
+        values = np.asarray(groups)
+        if values.shape != (n_samples,):
+            raise ValueError(
+                f"groups has shape {values.shape}; pass one group for each of {n_samples}"
+            )
+        if fraction > 0:
+            return _split_groups(values, fraction, rng, min_train)
+    n_validation = math.ceil(fraction * n_samples)
+    if n_samples - n_validation < min_train:
+        raise ValueError(
+            f"Found {n_samples} image(s) (n_samples={n_samples}), of which "
+            f"validation_fraction={fraction} holds out {n_validation}; at least {min_train} must "
+            "be left to train on. Pass more images, or validation_fraction=0."
+        )
+    if 0 < n_validation < min_held_out:
+        raise ValueError(
+            f"Found {n_samples} image(s) (n_samples={n_samples}), of which "
+            f"validation_fraction={fraction} holds out {n_validation}; at least {min_held_out} "
+            "must be held out, or none. Pass more images, a larger validation_fraction, or 0."
+        )
+    order = rng.permutation(n_samples)
+    return np.sort(order[n_validation:]), np.sort(order[:n_validation])
+
+
+def _split_groups(
+    groups: np.ndarray, fraction: float, rng: np.random.RandomState, min_train: int
+) -> tuple[np.ndarray, np.ndarray]:
+    n_groups = len(np.unique(groups))
+    if n_groups < 2:
+        raise ValueError(
+            f"all {len(groups)} images are of one group, {str(groups[0])!r}, so none can be held "
+            "out; pass groups=None, or validation_fraction=0"
+        )
+    n_held_out = math.ceil(fraction * n_groups)
+    train, validation = np.arange(0), np.arange(len(groups))
+    if n_held_out < n_groups:
+        folds = GroupShuffleSplit(1, test_size=fraction, random_state=rng)
+        ((train, validation),) = folds.split(groups, groups=groups)
+    if len(train) < min_train:
+        raise ValueError(
+            f"Found {len(groups)} images of {n_groups} groups, of which validation_fraction="
+            f"{fraction} holds out {n_held_out}, and {len(validation)} images with them; at least "
+            f"{min_train} must be left to train on. Pass images of more groups, a smaller "
+            "validation_fraction, or validation_fraction=0."
+        )
+    return train, validation

@@ -1,0 +1,253 @@
+"""What the patches of normal images look like, and how far those of other images are from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from sklearn.covariance import ledoit_wolf
+
+from skanomaly_vit._backbone.teacher import BlockCall, Teacher, to_numpy
+from skanomaly_vit._utils.hashing import combine
+
+#: Patches of normal images that are looked at, at most: enough for a covariance of their tokens.
+N_PATCHES = 4096
+
+#: Smallest error whose logarithm is taken.
+SMALLEST_ERROR = float(np.finfo(np.float32).tiny)
+
+#: What a map may show.
+METHODS = DISCREPANCY, FEATURES, BOTH = "discrepancy", "features", "both"
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
+
+
+class Observer(Protocol):
+    """Looks at patches while a teacher passes over images."""
+
+    @property
+    def blocks(self) -> Collection[int]:
+        """Those that it has to see, beside those that have students."""
+
+    def observe(self, call: BlockCall, errors: torch.Tensor | None) -> None:
+        """Look at a block at work.
+
+        Parameters
+        ----------
+        call : BlockCall
+        errors : torch.Tensor of shape (batch, tokens) or None
+            Mean squared error over channels of the block's student, if it has one.
+        """
+
+    def part(self, start: int, stop: int) -> Observer:
+        """An observer of the images from `start` to `stop` of the pass only."""
+
+    def collected(self) -> tuple[Any, ...]:
+        """What it has seen."""
+
+    def absorb(self, collected: tuple[Any, ...]) -> None:
+        """Take over what the part for the next images has seen."""
+
+
+@dataclass(frozen=True)
+class PatchLayout:
+    """Where the patches are among the tokens.
+
+    Attributes
+    ----------
+    rows, columns : int
+    block : int
+        The block whose tokens stand for a patch: the middle one, which knows more of the place
+        and less of the whole image than the last.
+    """
+
+    rows: int
+    columns: int
+    block: int
+
+    @property
+    def n_patches(self) -> int:
+        """Of an image."""
+        return self.rows * self.columns
+
+    def patches(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (batch, tokens, ...) without those in front of the patches."""
+        n_prefix = tokens.shape[1] - self.n_patches
+        if n_prefix < 0:
+            raise ValueError(
+                f"the backbone's blocks have {tokens.shape[1]} tokens where {self.rows} x "
+                f"{self.columns} patches are expected; anomaly maps need a token a patch"
+            )
+        return tokens[:, n_prefix:]
+
+    def tokens_of(self, call: BlockCall) -> torch.Tensor:
+        """Tokens of the patches, each on one scale: (batch, patches, dim)."""
+        patches = self.patches(call.output)
+        return torch.nn.functional.layer_norm(patches, patches.shape[-1:])
+
+
+def layout_of(teacher: Teacher) -> PatchLayout | None:
+    """Layout of a backbone's patches; None if it does not tell the size of a patch."""
+    size = getattr(getattr(teacher.model, "patch_embed", None), "patch_size", None)
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    of_image = teacher.preprocessing.image_size
+    return PatchLayout(of_image[0] // height, of_image[1] // width, len(teacher.blocks) // 2)
+
+
+class PatchSample:
+    """Collects patches of normal images, drawn at random, while a teacher passes over them.
+
+    Parameters
+    ----------
+    layout : PatchLayout
+    n_images : int
+        Of the pass.
+    held_out : ndarray of int
+        Positions in the pass of images that students have not learned from; may be empty.
+    """
+
+    def __init__(self, layout: PatchLayout, n_images: int, held_out: np.ndarray) -> None:
+        self.layout = layout
+        n_patches = n_images * layout.n_patches
+        # Any fixed draw will do; it does not take part in the user's `random_state`.
+        draw = np.random.default_rng(0).choice(
+            n_patches, min(n_patches, N_PATCHES), replace=False, shuffle=False
+        )
+        self._chosen = np.sort(draw)
+        is_held_out = np.isin(self._chosen // layout.n_patches, held_out)
+        self._unseen = is_held_out if is_held_out.any() else np.ones_like(is_held_out)
+        self._learned = ~is_held_out if not is_held_out.all() else is_held_out
+        self.key = combine("patches", N_PATCHES, layout, n_images, held_out.tobytes())
+        self._errors: dict[int, list[np.ndarray]] = {}
+        self._tokens: list[np.ndarray] = []
+        self._passed: dict[int, int] = {}
+
+    @property
+    def blocks(self) -> Collection[int]:
+        """See `Observer`."""
+        return {self.layout.block}
+
+    def observe(self, call: BlockCall, errors: torch.Tensor | None) -> None:
+        """See `Observer`."""
+        start = self._passed.get(call.index, 0)
+        stop = start + len(call.tokens) * self.layout.n_patches
+        first, last = np.searchsorted(self._chosen, [start, stop])
+        if first == last:  # as in most of very many batches
+            self._passed[call.index] = stop
+            return
+        rows = torch.from_numpy(self._chosen[first:last] - start).to(call.tokens.device)
+        values = self.layout.patches(errors).flatten()[rows].cpu() if errors is not None else None
+        if call.index == self.layout.block:
+            tokens = self.layout.tokens_of(call).flatten(0, 1)[rows]
+            self._tokens.append(to_numpy(tokens))
+        # Last, when the device cannot run out of memory any more.
+        if values is not None:
+            self._errors.setdefault(call.index, []).append(to_numpy(values))
+        self._passed[call.index] = stop
+
+    def part(self, start: int, stop: int) -> PatchSample:
+        """See `Observer`."""
+        first, last = start * self.layout.n_patches, stop * self.layout.n_patches
+        low, high = np.searchsorted(self._chosen, [first, last])
+        part = copy.copy(self)
+        part._chosen = self._chosen[low:high] - first
+        part._errors, part._tokens, part._passed = {}, [], {}
+        return part
+
+    def collected(self) -> tuple[Any, ...]:
+        """See `Observer`."""
+        return self._errors, self._tokens
+
+    def absorb(self, collected: tuple[Any, ...]) -> None:
+        """See `Observer`."""
+        errors, tokens = collected
+        for index, values in errors.items():
+            self._errors.setdefault(index, []).extend(values)
+        self._tokens.extend(tokens)
+
+    def of_block(self, index: int) -> Tensors:
+        """Logarithmic errors of a block's student on unseen patches."""
+        return {"patches": torch.from_numpy(_log(np.concatenate(self._errors[index])))}
+
+    def of_tokens(self) -> Tensors:
+        """A Gaussian of the tokens of learned patches, and logarithmic distances of unseen ones."""
+        tokens = np.concatenate(self._tokens).astype(np.float64)
+        center, whitening = _whiten(tokens[self._learned])
+        distances = np.square((tokens - center) @ whitening).mean(axis=1)
+        return {
+            "center": torch.from_numpy(center).float(),
+            "whitening": torch.from_numpy(whitening).float(),
+            "patches": torch.from_numpy(_log(distances)),
+        }
+
+    def summarise(self, known: Mapping[int, Tensors], of_tokens: Tensors) -> NormalPatches:
+        """What `of_block` gave for each block, and `of_tokens`, in one."""
+        errors = [known[index]["patches"].numpy() for index in sorted(known)]
+        columns = np.stack([*errors, of_tokens["patches"].numpy()], axis=1)[self._unseen]
+        location, scale = columns.mean(axis=0), _scale(columns)
+        parts = (columns - location) / scale
+        map_scale = {FEATURES: 1.0}
+        if errors:
+            mean_error = parts[:, :-1].mean(axis=1)
+            map_scale[DISCREPANCY] = float(_scale(mean_error))
+            both = mean_error / map_scale[DISCREPANCY] + parts[:, -1]
+            map_scale[BOTH] = float(_scale(both))
+        return NormalPatches(
+            layout=self.layout,
+            blocks=sorted(known),
+            center=of_tokens["center"],
+            whitening=of_tokens["whitening"],
+            location=location,
+            scale=scale,
+            map_scale=map_scale,
+        )
+
+
+def _log(values: np.ndarray) -> np.ndarray:
+    """Logarithm of errors, which are positive and skewed; an error of 0 is the smallest number."""
+    return np.log(np.maximum(values.astype(np.float64), SMALLEST_ERROR))
+
+
+def _scale(values: np.ndarray) -> np.ndarray:
+    scale = np.std(values, axis=0)
+    return np.where(scale > 0, scale, 1.0)
+
+
+def _whiten(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean, and a map that gives tokens a unit covariance."""
+    variances, axes = np.linalg.eigh(ledoit_wolf(tokens)[0])
+    # Tokens of artificial images can lie in a subspace.
+    floor = max(1e-6 * float(variances.max()), np.finfo(np.float64).tiny)
+    return tokens.mean(axis=0), axes / np.sqrt(np.maximum(variances, floor))
+
+
+@dataclass(frozen=True)
+class NormalPatches:
+    """Measures of normal patches, by which those of other images are judged.
+
+    Attributes
+    ----------
+    layout : PatchLayout
+    blocks : list of int
+        Those that have students.
+    center, whitening : torch.Tensor of shape (dim,), (dim, dim)
+        Of the Gaussian of the tokens.
+    location, scale : ndarray of shape (n_blocks + 1,)
+        Of the logarithmic errors of each block, and of the logarithmic distance of the tokens.
+    map_scale : dict of str to float
+        Method -> standard deviation of what its map is summed up of.
+    """
+
+    layout: PatchLayout
+    blocks: list[int]
+    center: torch.Tensor
+    whitening: torch.Tensor
+    location: np.ndarray
+    scale: np.ndarray
+    map_scale: dict[str, float]

@@ -1,0 +1,334 @@
+"""Passes that an engine shares out among its workers, part by part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from torch import nn
+
+from skanomaly_vit._backbone.activations import HeldActivations
+from skanomaly_vit._backbone.cached_passes import Part, RememberedPasses, Result
+from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded, concatenate, embed
+from skanomaly_vit._backbone.passes import TeacherPasses, shards_of
+from skanomaly_vit._backbone.patches import Observer
+from skanomaly_vit._backbone.teacher import (
+    Origin,
+    Teacher,
+    load_teacher,
+    on_device,
+    positions_of,
+    resolve_device,
+    same_teacher,
+)
+from skanomaly_vit._caching.memory import Memory
+from skanomaly_vit._images.preprocessing import Preprocessing
+from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._utils.hashing import combine
+from skanomaly_vit.distributed._joblib import active_engine
+from skanomaly_vit.distributed._tasks import Engine, Luggage
+
+_CPU = torch.device("cpu")
+
+# What travels
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A teacher on its way to another process, which gets to know its name and finds it there.
+
+    Attributes
+    ----------
+    origin : Origin or None
+        What it is loaded from.
+    model : nn.Module or None
+        The network itself, if it has no `origin`.
+    preprocessing : Preprocessing
+    fingerprint : str
+        Of what is to be found.
+    positions : torch.Tensor or None
+        Its position embeddings, see `same_teacher`.
+    device : str, torch.device or None
+        Where the user wants it, to be understood on the machine where it runs.
+    """
+
+    origin: Origin | None
+    model: nn.Module | None
+    preprocessing: Preprocessing
+    fingerprint: str
+    positions: torch.Tensor | None
+    device: str | torch.device | None
+
+    def unpack(self) -> Traveller:
+        """Take out the network, or load it; a ValueError if it is not the same to the bit."""
+        if self.model is not None:
+            device = resolve_device(self.device)
+            return Traveller(Teacher(self.model, self.preprocessing, device), self.device, True)
+        return Traveller(self._load(), self.device, False)
+
+    def _load(self) -> Teacher:
+        name, pretrained, image_size, seed = self.origin  # type: ignore[misc]
+        teacher = load_teacher(
+            name, pretrained=pretrained, image_size=image_size, device=self.device, seed=seed
+        )
+        same = same_teacher(teacher, self.fingerprint, self.positions)
+        if same is None:
+            raise ValueError(
+                f"A worker found backbone={name!r} with pretrained={pretrained!r} to be "
+                f"{teacher.fingerprint[:12]}..., where it was to find {self.fingerprint[:12]}...: "
+                "other weights, or another version of timm. Provide the same there, or set "
+                "store_backbone=True, with which the backbone itself is sent."
+            )
+        return same
+
+
+@dataclass(frozen=True)
+class Traveller:
+    """A teacher that is used where it is, and packed where it has to leave.
+
+    Attributes
+    ----------
+    teacher : Teacher
+    device : str, torch.device or None
+        What the user has set.
+    whole : bool
+        Whether the network itself travels, even if it could be found by name.
+    """
+
+    teacher: Teacher
+    device: str | torch.device | None
+    whole: bool
+
+    def pack(self) -> Backbone:
+        """See `Engine.run`."""
+        teacher = self.teacher
+        by_name = teacher.origin is not None and not self.whole
+        return Backbone(
+            origin=teacher.origin if by_name else None,
+            model=None if by_name else on_device(teacher.model, _CPU),
+            preprocessing=teacher.preprocessing,
+            fingerprint=teacher.fingerprint,
+            positions=positions_of(teacher.model) if by_name else None,
+            device=self.device,
+        )
+
+
+@dataclass(frozen=True)
+class Company:
+    """What is done with the tokens, beside the backbone.
+
+    Attributes
+    ----------
+    students : mapping of int to nn.Module
+    observer : Observer or None
+    """
+
+    students: Mapping[int, nn.Module]
+    observer: Observer | None
+
+    def pack(self) -> Company:
+        """See `Engine.run`."""
+        return replace(self, students={i: on_device(s, _CPU) for i, s in self.students.items()})
+
+    def unpack(self) -> Company:
+        """What was packed is ready for use."""
+        return self
+
+
+@dataclass(frozen=True)
+class PartTask:
+    """A function that a worker calls with a part of a pass.
+
+    Attributes
+    ----------
+    function : callable
+        See `RememberedPasses.map`.
+    source : ImageSource
+        Of the images of the part alone.
+    part : Part
+        Its indices are those in `source`.
+    batch_size, n_jobs
+        See `RememberedPasses`.
+    activation_cache : int
+        Bytes of tokens that the worker may keep.
+    """
+
+    function: Callable[..., Any]
+    source: ImageSource
+    part: Part
+    batch_size: int
+    n_jobs: int | None
+    activation_cache: int
+
+    def signature(self) -> bytes:
+        """See `Task`."""
+        names = [self.source.name(i) for i in range(len(self.source))]
+        part = (self.part.start, list(self.part.blocks), joblib.hash(self.part.arguments))
+        return combine(self.function.__name__, names, *part, self.batch_size)
+
+    def passes(self, teacher: Teacher) -> TeacherPasses:
+        """Passes over the images of the part."""
+        return TeacherPasses(
+            teacher,
+            self.source,
+            activations=HeldActivations(self.activation_cache),
+            kept_blocks=self.part.blocks,
+            batch_size=self.batch_size,
+            n_jobs=self.n_jobs,
+        )
+
+
+# What is done with it, where it arrives
+
+
+def run_task(luggage: Luggage, task: PartTask) -> tuple[Any, ImageSource]:
+    """Result of a task, and what was found out about its images."""
+    traveller, *shared = luggage
+    result = task.function(task.passes(traveller.teacher), task.part, *shared)
+    return result, task.source.without_pixels()
+
+
+def embed_part(
+    passes: TeacherPasses, part: Part, company: Company, track: Callable[..., Any] = iter
+) -> tuple[Embedded, tuple[Any, ...]]:
+    """Features of the images of a part, and what the observer has seen of them."""
+    observer = company.observer
+    if observer is not None:
+        observer = observer.part(part.start, part.start + len(part.indices))
+    device = passes.teacher.device
+    students = {index: company.students[index].to(device) for index in part.blocks}
+    batches = embed(passes, part.indices, students, observer, track)
+    embedded = concatenate(batches, len(students))
+    return embedded, observer.collected() if observer is not None else ()
+
+
+# Who shares it out
+
+
+class ShardedPasses(RememberedPasses):
+    """Passes that an engine shares out among its workers.
+
+    Results are those of `RememberedPasses` to the bit. Workers keep no tokens on disk.
+
+    Parameters
+    ----------
+    engine : Engine
+    device : str, torch.device or None
+        What the user has set, for workers on other machines.
+    whole : bool
+        Whether the backbone itself travels, and not its name.
+    activation_cache : int
+        Bytes of tokens that each worker may keep where it passes over its images again.
+    *args, **options
+        Of `RememberedPasses`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        engine: Engine,
+        device: str | torch.device | None,
+        whole: bool,
+        activation_cache: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.n_workers = engine.n_workers
+        self._engine = engine
+        self._activation_cache = activation_cache
+        self._backbone = Traveller(self.teacher, device, whole)
+
+    def embed(
+        self,
+        indices: np.ndarray,
+        students: Mapping[int, nn.Module],
+        observer: Observer | None,
+        track: Callable[..., Any] = iter,
+    ) -> Iterator[Embedded]:
+        """See `RememberedPasses`; a shard is a batch."""
+        shards = shards_of(len(indices), self.batch_size)
+        if len(shards) < 2:
+            yield from super().embed(indices, students, observer, track)
+            return
+        parts = [Part(indices[shard], sorted(students), shard.start) for shard in shards]
+        company = Company(students, observer)
+        for embedded, observed in self.map(embed_part, parts, shared=(company,), track=track):
+            if observer is not None:
+                observer.absorb(observed)
+            if len(embedded[PRETRAINED]):
+                yield embedded
+
+    def map(
+        self,
+        function: Callable[..., Result],
+        parts: Sequence[Part],
+        *,
+        shared: tuple[Any, ...] = (),
+        track: Callable[..., Any] = iter,
+        keeps_tokens: bool = False,
+    ) -> Iterator[Result]:
+        """See `RememberedPasses`."""
+        if len(parts) < 2:
+            return super().map(function, parts, shared=shared, track=track)
+        activation_cache = self._activation_cache if keeps_tokens else 0
+        tasks = (self._task(function, part, activation_cache) for part in parts)
+        outcomes = self._engine.run(run_task, (self._backbone, *shared), tasks)
+        return self._results(outcomes, parts, track)
+
+    def _results(
+        self,
+        outcomes: Iterator[tuple[Any, ImageSource]],
+        parts: Sequence[Part],
+        track: Callable[..., Any],
+    ) -> Iterator[Any]:
+        """Results of parts; `track` sees as many batches as a pass in this process has."""
+
+        def tick() -> Iterator[tuple[Any, ImageSource] | None]:
+            for part, outcome in zip(parts, outcomes, strict=True):
+                n_batches = math.ceil(len(part.indices) / self.batch_size)
+                yield from [None] * (n_batches - 1)
+                yield outcome
+
+        done = iter(parts)
+        for outcome in track(tick()):
+            if outcome is not None:
+                result, findings = outcome
+                self._source.learn(next(done).indices, findings)
+                yield result
+
+    def _task(self, function: Callable[..., Any], part: Part, activation_cache: int) -> PartTask:
+        own = replace(part, indices=np.arange(len(part.indices)))
+        source = self._source.alone(part.indices)
+        return PartTask(function, source, own, self.batch_size, self._n_jobs, activation_cache)
+
+
+def passes_of(
+    teacher: Teacher,
+    source: ImageSource,
+    memory: Memory,
+    *,
+    activation_cache: int,
+    device: str | torch.device | None,
+    whole: bool,
+    **options: Any,
+) -> RememberedPasses:
+    """Passes under the engine that is active here and now, or in this process alone."""
+    options["held"] = HeldActivations(activation_cache)
+    engine = active_engine()
+    if engine is None:
+        return RememberedPasses(teacher, source, memory, **options)
+    return ShardedPasses(
+        teacher,
+        source,
+        memory,
+        engine=engine,
+        device=device,
+        whole=whole,
+        activation_cache=activation_cache,
+        **options,
+    )

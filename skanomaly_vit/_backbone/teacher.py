@@ -1,0 +1,386 @@
+"""A frozen backbone: one pass gives features, and visits the last blocks on the way."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from skanomaly_vit._backbone.loading import Backbone, ImageSize, Pretrained, load_backbone
+from skanomaly_vit._images.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """How the teacher called one of its blocks, so that a student is called alike.
+
+    Attributes
+    ----------
+    index : int
+        Position of the block in the backbone, from 0.
+    args, kwargs
+        Everything the block got: the tokens h_{j-1} of shape (batch, tokens, dim) first,
+        then rotary embeddings, position biases, whatever the family passes.
+    output : torch.Tensor
+        The block's tokens h_j, shape (batch, tokens, dim).
+    """
+
+    index: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: torch.Tensor
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """The input h_{j-1}, shape (batch, tokens, dim)."""
+        return self.args[0]
+
+    def replay(self, student: nn.Module) -> torch.Tensor:
+        """Call `student` as the teacher's block was called: (batch, tokens, dim)."""
+        return student(*self.args, **self.kwargs)
+
+
+#: Fewer tokens in a batch than this are padded: matrix products of few rows round otherwise than
+#: those of many (seen below 48 rows with two threads on AVX2), and what an image gives would hang
+#: on how many others are in its batch. No network of practical size has so few.
+_FEW_ROWS = 64
+
+Visitor = Callable[[BlockCall], None]
+
+
+def look_away(call: BlockCall) -> None:
+    """Visit no block."""
+
+
+class Origin(NamedTuple):
+    """What `load_backbone` made a network of, and makes it of again."""
+
+    backbone: str
+    pretrained: Pretrained
+    image_size: ImageSize
+    seed: int
+
+
+class Teacher:
+    """A backbone in eval mode with gradients off, on a device.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A ViT-like network: ``blocks`` of one shape, tokens in, tokens out.
+    preprocessing : Preprocessing
+        The format of its input.
+    device : torch.device
+        Where it runs.
+    origin : Origin or None
+        Where `model` comes from; None if it can only be had by copying it.
+
+    Attributes
+    ----------
+    largest_batch : int or None
+        Images that fit on the device at once, if it has run out of memory with more.
+    """
+
+    largest_batch: int | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        origin: Origin | None = None,
+    ) -> None:
+        _require_blocks(model)
+        self.model = model.eval().requires_grad_(False)
+        self._one_visit_at_a_time = threading.Lock()
+        self.preprocessing = preprocessing
+        self.device = device
+        self.origin = origin
+        self.model.to(device)
+
+    def on(self, device: torch.device) -> Teacher:
+        """The teacher, or a copy on another device: others may be using it where it is."""
+        if device == self.device:
+            return self
+        return Teacher(self.copy_model(), self.preprocessing, device, self.origin)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The backbone's L blocks in order."""
+        return list(self.model.blocks)  # type: ignore[arg-type]
+
+    def copy_blocks(self, indices: Collection[int]) -> dict[int, nn.Module]:
+        """Copies of some blocks, by index.
+
+        None has the hooks of a pass that another thread makes meanwhile: as a student it would
+        show its calls to that thread's visitor.
+        """
+        with self._one_visit_at_a_time:
+            return {index: copy.deepcopy(self.blocks[index]) for index in indices}
+
+    def copy_model(self, known: Mapping[int, nn.Module] | None = None) -> nn.Module:
+        """A copy of the network, without hooks as those of `copy_blocks` are.
+
+        Modules that have the ids `known` are not copied: others stand in their place.
+        """
+        with self._one_visit_at_a_time:
+            return copy.deepcopy(self.model, dict(known or {}))
+
+    def last_blocks(self, n_blocks: int | None) -> list[int]:
+        """Indices of the last `n_blocks` (None: of all), or a ValueError if there are fewer."""
+        n_there = len(self.blocks)
+        if n_blocks is None:
+            n_blocks = n_there
+        if n_blocks > n_there:
+            raise ValueError(
+                f"n_blocks={n_blocks}, but the backbone has {n_there} blocks. Pass "
+                f"n_blocks={n_there} or fewer, or None for all."
+            )
+        return list(range(n_there - n_blocks, n_there))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights; images are cast to it."""
+        return next(self.model.parameters()).dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over class, weights and preprocessing: the backbone's identity."""
+        # Not over the printed architecture, which new versions of timm and torch reword.
+        digest = hashlib.sha256(f"{self.preprocessing}\n{type(self.model).__name__}\n".encode())
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def __call__(
+        self, images: torch.Tensor, *, blocks: Collection[int], visit: Visitor
+    ) -> torch.Tensor:
+        """Pooled features of a batch; `visit` sees each of `blocks` at work.
+
+        Parameters
+        ----------
+        images : torch.Tensor of shape (batch, 3, height, width)
+            Normalised images.
+        blocks : collection of int
+            Indices of the blocks that `visit` sees, in the backbone's order; may be empty.
+        visit : callable
+            Called with a `BlockCall` as soon as a block has run. The tensors of a block are
+            free again when it returns, so memory is that of one block, not of all.
+
+        Returns
+        -------
+        features : torch.Tensor of shape (batch, dim)
+            The penultimate output: the pooled tokens after the final norm.
+        """
+        # Without waiting for the copy: the GPU does, and whoever uses what it gives.
+        images = images.to(self.device, self.dtype, non_blocking=self._is_pinned(images))
+        n_images = len(images)
+        # Hooks hang on the blocks: a second thread's pass would be shown to the first's visitor.
+        with self._one_visit_at_a_time, _visited(self._indexed(blocks), visit, n_images):
+            return penultimate(self.model, self._padded(images))[:n_images]
+
+    def _is_pinned(self, images: torch.Tensor) -> bool:
+        return self.device.type == "cuda" and images.is_pinned()
+
+    def _padded(self, images: torch.Tensor) -> torch.Tensor:
+        """A batch with so many tokens that its products round as those of a larger one do."""
+        patches = getattr(self.model, "patch_embed", None)
+        tokens_per_image = getattr(patches, "num_patches", _FEW_ROWS)
+        n_more = math.ceil(_FEW_ROWS / tokens_per_image) - len(images)
+        if n_more <= 0:
+            return images
+        return torch.cat([images, images[:1].expand(n_more, -1, -1, -1)])
+
+    def _indexed(self, blocks: Collection[int]) -> list[tuple[int, nn.Module]]:
+        return [(index, block) for index, block in enumerate(self.blocks) if index in blocks]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A detector fitted on a GPU has to load on a machine without one.
+        on_cpu = {"model": self.copy_model().cpu(), "device": torch.device("cpu")}
+        left_out = ("_one_visit_at_a_time", "largest_batch")
+        return {k: v for k, v in vars(self).items() if k not in left_out} | on_cpu
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._one_visit_at_a_time = threading.Lock()
+
+
+def load_teacher(
+    backbone: Backbone,
+    *,
+    pretrained: Pretrained,
+    image_size: ImageSize,
+    device: str | torch.device | None,
+    seed: int,
+) -> Teacher:
+    """Load a backbone (see `load_backbone`) and freeze it on a device."""
+    target = resolve_device(device)
+    model, preprocessing = load_backbone(
+        backbone, pretrained=pretrained, image_size=image_size, seed=seed
+    )
+    origin = None
+    if isinstance(backbone, str):
+        origin = Origin(backbone, pretrained, image_size, seed)
+    return Teacher(model, preprocessing, target, origin)
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """``None`` is the best device there is, of GPUs the rank's own; a named one must be there."""
+    if device is None:
+        if torch.cuda.is_available():
+            return _own_gpu()
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={device!r} is not a torch device. Pass None, 'cpu', 'cuda', 'cuda:1', 'mps'."
+        ) from error
+    missing = (resolved.type == "cuda" and not torch.cuda.is_available()) or (
+        resolved.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise ValueError(
+            f"device={str(device)!r} is not available on this machine. Pass device=None for the "
+            "best there is, or device='cpu'."
+        )
+    return resolved
+
+
+def on_device(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module if it is on a device, or a copy there: others may be using it where it is."""
+    there = torch.empty(0, device=device).device  # "cuda" is the current GPU, which has a number
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    if all(tensor.device == there for tensor in tensors):
+        return module
+    return copy.deepcopy(module).to(there)
+
+
+def _own_gpu() -> torch.device:
+    """The GPU that torchrun has in mind for this process, or the current one if it runs alone."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None:
+        return torch.device("cuda")
+    # Where each process is shown one GPU only, that is number 0 to all of them.
+    return torch.device("cuda", int(rank) % torch.cuda.device_count())
+
+
+def _require_blocks(model: nn.Module) -> None:
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or len(blocks) == 0:
+        raise ValueError(
+            f"backbone {type(model).__name__} is no Vision Transformer: it has no list `.blocks` "
+            "of transformer blocks. Pass a ViT, DeiT, BEiT, EVA or DINO model, or 'embedded'."
+        )
+
+
+def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
+        tokens = model.forward_features(images)  # type: ignore[operator]
+        features = model.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+    else:
+        features = model(images)
+    if not torch.is_tensor(features) or features.ndim != 2:
+        found = tuple(features.shape) if torch.is_tensor(features) else type(features).__name__
+        raise ValueError(
+            f"backbone {type(model).__name__} gives {found} for {images.shape[0]} images; expected "
+            "one pooled feature vector per image, (batch, dim)."
+        )
+    return features
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Bring what a teacher gave to numpy, which has no bfloat16: that becomes float32."""
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    return tensor.cpu().numpy()
+
+
+@contextmanager
+def _visited(blocks: list[tuple[int, nn.Module]], visit: Visitor, n_images: int) -> Iterator[None]:
+    """Have `visit` called after each of `blocks`, for the first images of the batch."""
+
+    def hook_of(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            _require_tokens(module, index, args, output)
+            # One layout, whether tokens come from the network or were kept: products round by it.
+            tokens, output = args[0][:n_images].contiguous(), output[:n_images].contiguous()
+            visit(BlockCall(index, (tokens, *args[1:]), kwargs, output))
+
+        return hook
+
+    handles = [
+        block.register_forward_hook(hook_of(index), with_kwargs=True) for index, block in blocks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _require_tokens(module: nn.Module, index: int, args: tuple[Any, ...], output: Any) -> None:
+    given = tuple(args[0].shape) if args and torch.is_tensor(args[0]) else None
+    found = tuple(output.shape) if torch.is_tensor(output) else type(output).__name__
+    if given is None or len(given) != 3 or found != given:
+        raise ValueError(
+            f"backbone is no Vision Transformer: its block {index} ({type(module).__name__}) turns "
+            f"{given} into {found}; a transformer block keeps (batch, tokens, dim). Pass a ViT, "
+            "DeiT, BEiT, EVA or DINO model, or 'embedded'."
+        )
+    if output.data_ptr() == args[0].data_ptr():
+        raise ValueError(
+            f"backbone's block {index} ({type(module).__name__}) writes its output over its input, "
+            "which a student has to see. Have it return a new tensor."
+        )
+
+
+# Of interpolation in float32; other weights differ by far more.
+_ROUNDING = 1e-5
+
+
+def positions_of(model: torch.nn.Module) -> torch.Tensor | None:
+    """Position embeddings on the CPU; None for a network that has none of its own."""
+    found = getattr(model, "pos_embed", None)
+    return found.detach().cpu().clone() if torch.is_tensor(found) else None
+
+
+def same_teacher(
+    teacher: Teacher, fingerprint: str, positions: torch.Tensor | None
+) -> Teacher | None:
+    """The teacher if it has a fingerprint, or has it with `positions`; None if it is another."""
+    if teacher.fingerprint == fingerprint:
+        return teacher
+    teacher = _with_positions(teacher, positions)
+    return teacher if teacher.fingerprint == fingerprint else None
+
+
+def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher:
+    """The teacher with these position embeddings, if its own are the same but for rounding.
+
+    They are interpolated to the size of the images, which processors of another kind round
+    otherwise.
+    """
+    own = positions_of(teacher.model)
+    if own is None or positions is None or own.shape != positions.shape:
+        return teacher
+    if (own - positions).abs().max() > _ROUNDING * own.abs().max():
+        return teacher
+    model = teacher.copy_model()  # others may share it
+    with torch.no_grad():
+        model.pos_embed.copy_(positions)  # type: ignore[operator]
+    # A worker that loads the origin is sent the positions, and repairs its own alike.
+    return Teacher(model, teacher.preprocessing, teacher.device, teacher.origin)

@@ -1,0 +1,1 @@
+"""What is kept between fits: on disk, and in memory."""

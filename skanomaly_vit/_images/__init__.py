@@ -1,0 +1,1 @@
+"""Images of any form, read, checked and prepared for a backbone."""

@@ -1,0 +1,310 @@
+"""One image of any kind: whether it is acceptable, and its (h, w, 3) RGB pixels."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from skanomaly_vit._images.pillow_rules import MAX_PIXELS, check_pixels, open_file, own_limits
+from skanomaly_vit._images.unreadable import one_line
+from skanomaly_vit.exceptions import UnreadableImage, UnreadableImageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+Item: TypeAlias = "str | bytes | Image.Image | Array | torch.Tensor"
+
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Values looked at in one go when the range of floats is checked: 16 MB of float32.
+_CHUNK_VALUES = 2**22
+
+# A lazily opened PIL image is not safe to load from two threads, and one object may stand in a
+# list twice. Striped by id: one lock for all would make every decode of a PIL list serial.
+_LOAD_LOCKS = tuple(threading.Lock() for _ in range(64))
+
+
+def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
+    """Decode one image.
+
+    Parameters
+    ----------
+    item : str, bytes, PIL.Image.Image, ndarray or torch.Tensor
+        A path, what is in an image file, a PIL image, an array (h, w), (h, w, 1) or (h, w, 3), or a
+        tensor (3, h, w).
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded; None is no limit.
+
+    Returns
+    -------
+    rgb : ndarray of shape (h, w, 3)
+        RGB; uint8 or uint16 over the full range of the type, or float in [0, 1]. May be a
+        read-only view of the input.
+
+    Raises
+    ------
+    Exception
+        Whatever Pillow raises for a file that it cannot read in full.
+    """
+    if isinstance(item, str | bytes):
+        with open_file(item, max_pixels) as image:
+            return _decode_pil(image, max_pixels)
+    if isinstance(item, Image.Image):
+        with own_limits(max_pixels):
+            return _decode_pil(item, max_pixels)
+    if is_tensor(item):
+        return tensor_to_array(item).transpose(1, 2, 0)  # (3, h, w) -> (h, w, 3)
+    pixels: Any = item
+    return _grey_to_rgb(pixels)
+
+
+def image_size(item: Item, max_pixels: int | None = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of what `decode_image` gives, if possible without decoding it."""
+    if isinstance(item, str | bytes):
+        with open_file(item, max_pixels) as image:
+            # Of other formats the orientation is known only after their pixels have been read.
+            if image.format == "JPEG":
+                turned = _orientation(image) in (5, 6, 7, 8)
+                return (image.width, image.height) if turned else (image.height, image.width)
+    height, width = decode_image(item, max_pixels).shape[:2]
+    return height, width
+
+
+def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+    """Whether something is a torch tensor. Who has one has imported torch; others need not."""
+    tensor_class = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor_class is not None and isinstance(value, tensor_class)
+
+
+def tensor_to_array(tensor: torch.Tensor) -> Array:
+    """Bring a tensor of any device to numpy, low-precision floats (bfloat16) as float32."""
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point() and tensor.element_size() < 8:
+        tensor = tensor.float()
+    return tensor.numpy()
+
+
+def _decode_pil(image: Image.Image, max_pixels: int | None) -> Array:
+    """Upright RGB array of the image's current frame (the first, unless the caller moved on)."""
+    with _LOAD_LOCKS[id(image) % len(_LOAD_LOCKS)]:
+        check_pixels(image.size, max_pixels)
+        # Load first: only then are EXIF blocks behind the pixels known, and TIFF already upright.
+        image.load()
+        check_pixels(image.size, max_pixels)  # a frame may be larger than the header says
+        method = _ORIENTATIONS.get(_orientation(image))
+    if method is not None:
+        image = image.transpose(method)  # a new image: the caller's is not touched
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _grey_to_rgb(_decode_grey16(image))
+    if image.mode == "F":
+        return _grey_to_rgb(_decode_float(image))
+    if image.has_transparency_data:
+        # Pillow knows no La -> RGBA.
+        straight = image.convert("LA") if image.mode == "La" else image
+        return _over_white(np.asarray(straight.convert("RGBA")))
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    return _grey_to_rgb(np.asarray(image))
+
+
+def _orientation(image: Image.Image) -> Any:
+    """EXIF orientation, 1 (upright) if there is none."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # noqa: BLE001
+        # Pillow raises many types for a malformed EXIF block. The pixels are sound all the
+        # same, and every viewer shows such a file as it is stored.
+        return 1
+
+
+def _decode_grey16(image: Image.Image) -> Array:
+    """(h, w) uint16 of a 16-bit grey image; Pillow's own conversion to RGB would clip at 255."""
+    grey = np.asarray(image)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError(
+            f"image of mode {image.mode!r} with values from {grey.min()} to {grey.max()}, where "
+            "0 to 65535 is expected; rescale it and pass a uint16 or float array"
+        )
+    grey = grey.astype(np.uint16)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[grey == transparent] = 65535
+    return grey
+
+
+def _decode_float(image: Image.Image) -> Array:
+    """(h, w) float32 of a mode "F" image, which has no range of its own."""
+    grey = np.asarray(image)
+    # Written so that NaN fails it.
+    if not (grey.min() >= 0 and grey.max() <= 1):
+        raise ValueError(
+            f"image of mode 'F' with values from {grey.min()} to {grey.max()}, where 0 to 1 is "
+            "expected; rescale it, for instance by dividing by 255"
+        )
+    return grey
+
+
+def _over_white(rgba: Array) -> Array:
+    """Composite (h, w, 4) uint8 over white -> (h, w, 3), rounded to nearest."""
+    colour = rgba[..., :3].astype(np.uint16)
+    alpha = rgba[..., 3:].astype(np.uint16)
+    # At most 255 * 255 + 127: fits uint16.
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _grey_to_rgb(pixels: Array) -> Array:
+    """(h, w), (h, w, 1) or (h, w, 3), any byte order -> (h, w, 3), native byte order."""
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+
+
+# Whether an image is acceptable, before it is decoded
+
+
+def as_item(item: Any, index: int) -> Item:
+    """One element of a list of images: raise if it is of no form that an image has."""
+    where = f"sample {index}"
+    if isinstance(item, str | os.PathLike):
+        return os.fsdecode(item)
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(item)
+    if isinstance(item, Image.Image):
+        if 0 in item.size:
+            raise ValueError(f"{where}: PIL image of zero size {item.size}")
+        return item
+    if isinstance(item, np.ndarray):
+        check_dtype(item.dtype, where)
+        check_layout(item.shape, where, "np.moveaxis(image, 0, -1)")
+        return item
+    hint = "a path, a file's bytes, a PIL image, or an array (h, w), (h, w, 1) or (h, w, 3)"
+    if is_tensor(item):
+        hint = "one tensor (n, 3, h, w), torch.stack(X), or image.permute(1, 2, 0).numpy()"
+    raise ValueError(f"{where} is of unsupported type {type(item).__name__}; pass {hint}")
+
+
+def find_unreadable(items: Any) -> Iterator[UnreadableImageError]:
+    """Those of some images of which it shows without decoding them that they cannot be read."""
+    if isinstance(items, np.ndarray) or is_tensor(items):
+        is_float = is_tensor(items) and items.is_floating_point()
+        if is_float or (isinstance(items, np.ndarray) and items.dtype.kind == "f"):
+            yield from _find_out_of_range(items)
+        return
+    for index, item in enumerate(items):
+        if isinstance(item, str):
+            yield from _find_bad_path(item, index)
+        elif isinstance(item, np.ndarray) and item.dtype.kind == "f":
+            yield from _find_out_of_range(item[None], first=index)
+
+
+def _find_bad_path(path: str, index: int) -> Iterator[UnreadableImageError]:
+    where = f"sample {index}"
+
+    def refuse(message: str, cause: str) -> UnreadableImageError:
+        return UnreadableImageError(message, [UnreadableImage(index, path, cause)])
+
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: null byte
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        message = f"{where}: {reason}: {path!r}; pass paths of existing files"
+        refused = refuse(message, one_line(error))
+        refused.__cause__ = error
+        yield refused
+        return
+    if stat.S_ISDIR(mode):
+        yield refuse(
+            f"{where}: {path!r} is a directory; pass its files, such as "
+            f'sorted(Path({path!r}).rglob("*.png"))',
+            "Is a directory",
+        )
+    elif not stat.S_ISREG(mode):
+        yield refuse(f"{where}: {path!r} is not a regular file", "not a regular file")
+
+
+def check_dtype(dtype: np.dtype[Any], where: str) -> None:
+    if dtype.kind == "f" or (dtype.kind == "u" and dtype.itemsize <= 2):
+        return
+    if dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: {where} is an array of dtype {dtype}")
+    hint = ".astype(np.uint8) if its values are 0 to 255, or floats in [0, 1]"
+    if dtype.kind == "b":
+        hint = ".astype(np.uint8) * 255"
+    raise ValueError(
+        f"{where} is an array of dtype {dtype}, not uint8, uint16 or float; pass it {hint}"
+    )
+
+
+def check_layout(shape: tuple[int, ...], where: str, to_channels_last: str) -> None:
+    """Raise unless the shape of one image is (h, w), (h, w, 1) or (h, w, 3)."""
+    if len(shape) not in (2, 3):
+        found = f"{len(shape)} dimension(s); pass images of shape (h, w), (h, w, 1) or (h, w, 3)"
+    elif len(shape) == 2 or shape[2] in (1, 3):
+        if 0 not in shape:
+            return
+        found = "zero size"
+    elif shape[2] == 4:
+        found = (
+            "4 channels; composite them over a background or drop the alpha channel "
+            "([..., :3]), or pass PIL images, which are composited over white"
+        )
+    elif shape[0] in (1, 3):
+        found = f"the channels first; pass {to_channels_last}"
+    else:
+        found = f"{shape[2]} channels, where 1 or 3 are expected"
+    raise ValueError(f"{where} holds images of shape {shape}: {found}")
+
+
+def _find_out_of_range(
+    X: Array | torch.Tensor, *, first: int = 0
+) -> Iterator[UnreadableImageError]:
+    """Those of float images (n, ...) with values that are not in [0, 1]; X[0] is called `first`."""
+    step = max(1, _CHUNK_VALUES // max(1, int(np.prod(X.shape[1:]))))
+    for start in range(0, len(X), step):
+        part = X[start : start + step]
+        chunk: Any = tensor_to_array(part) if is_tensor(part) else part
+        if _is_in_range(chunk):
+            continue
+        for position, image in enumerate(chunk, first + start):
+            if not _is_in_range(image):
+                cause = _describe_range(image)
+                yield UnreadableImageError(
+                    f"sample {position} {cause}", [UnreadableImage(position, None, cause)]
+                )
+
+
+def _is_in_range(values: Array) -> bool:
+    with np.errstate(invalid="ignore"):
+        # Written so that NaN fails it.
+        return bool(values.min() >= 0 and values.max() <= 1)
+
+
+def _describe_range(image: Array) -> str:
+    """What is wrong with the values of an image."""
+    if np.isnan(image).any():
+        return "contains NaN; every pixel needs a value in [0, 1]"
+    if np.isinf(image).any():
+        return "contains inf; every pixel needs a value in [0, 1]"
+    return (
+        f"holds floats from {image.min():.6g} to {image.max():.6g}, outside [0, 1]; pass "
+        "X / 255 if white is 255, or np.clip(X, 0, 1) if rounding took them outside"
+    )

@@ -1,0 +1,44 @@
+"""Decoded pixels of any type -> those of one type, masks, and smaller pictures."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from skanomaly_vit._images.decoding import Array, decode_image
+
+
+def as_uint8(pixels: Array) -> Array:
+    """Pixels of uint8, uint16 or floats in [0, 1] as uint8."""
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    return np.rint(as_unit(pixels) * np.float32(255)).astype(np.uint8)
+
+
+def as_unit(pixels: Array) -> Array:
+    """Pixels of uint8, uint16 or floats in [0, 1] as float32 in [0, 1]."""
+    white = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
+    return pixels.astype(np.float32) / np.float32(white)
+
+
+def read_mask(mask: Any) -> Array:
+    """Mask (height, width), bool: where an array, a PIL image or the image at a path is not 0."""
+    if isinstance(mask, str | os.PathLike | Image.Image):
+        item = mask if isinstance(mask, Image.Image) else os.fspath(mask)
+        return decode_image(item).astype(bool).max(axis=2)
+    return np.asarray(mask).astype(bool)
+
+
+def shrink(pixels: Array, longest: int) -> Image.Image:
+    """An image (h, w, 3) of any type -> RGB of at most so many pixels a side, never enlarged."""
+    image = Image.fromarray(as_uint8(pixels))
+    return image.resize(fitting(image.size, longest), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Width and height, reduced in proportion to at most so many pixels a side."""
+    factor = min(1.0, longest / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

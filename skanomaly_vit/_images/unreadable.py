@@ -1,0 +1,55 @@
+"""Images that cannot be read: what is said of them, as an error or as a warning."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+
+from skanomaly_vit.exceptions import UnreadableImage, UnreadableImageError, UnreadableImageWarning
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+_LISTED = 50  # images that a message names; the others are counted
+
+
+def merge(errors: Sequence[UnreadableImageError]) -> UnreadableImageError:
+    """One error that names all images, with the cause of the first."""
+    first = errors[0]
+    images = [image for error in errors for image in error.images]
+    if len(images) == 1:
+        return first
+    others = _list(images[1:])
+    merged = UnreadableImageError(f"{first}\nCannot be read either:\n{others}", images)
+    merged.__cause__ = first.__cause__
+    return merged
+
+
+def warn_unreadable(images: Sequence[UnreadableImage], n_images: int) -> None:
+    """Warn, where the package was called, of images that have NaN in place of a score."""
+    if images:
+        message = (
+            f"{len(images)} of {n_images} images cannot be read; they get NaN:\n{_list(images)}"
+        )
+        warnings.warn(UnreadableImageWarning(message, images), stacklevel=_depth_of_caller())
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without its type if that adds nothing."""
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(said).split()) or type(error).__name__
+
+
+def _list(images: Sequence[UnreadableImage]) -> str:
+    lines: Iterable[str] = (f"- {image}" for image in images[:_LISTED])
+    more = len(images) - _LISTED
+    return "\n".join([*lines, *([f"- and {more} more"] if more > 0 else [])])
+
+
+def _depth_of_caller() -> int:
+    """`stacklevel`, for `warn_unreadable`, of the first frame outside of the package."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        depth, frame = depth + 1, frame.f_back
+    return depth

@@ -1,0 +1,24 @@
+"""Attributes of estimators that are made of others: searches, pipelines, detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def find_attribute(estimator: Any, attribute: str, default: Any = None) -> Any:
+    """The attribute of an estimator or of the first part of it that has it, or the default."""
+    for part in _parts(estimator):
+        if hasattr(part, attribute):
+            return getattr(part, attribute)
+    return default
+
+
+def _parts(estimator: Any) -> Iterator[Any]:
+    """The estimator, then what a search, a pipeline or a detector holds."""
+    yield estimator
+    inner = [getattr(estimator, name, None) for name in ("best_estimator_", "features_")]
+    steps = [step for _, step in getattr(estimator, "steps", [])]
+    for part in (*inner, *steps):
+        if part is not None and not isinstance(part, str):
+            yield from _parts(part)

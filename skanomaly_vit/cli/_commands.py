@@ -1,0 +1,433 @@
+"""The command line ``skanomaly``: fit, score, map, report, export and info.
+
+What takes long to import (torch, scikit-learn) is imported by the commands that need it, so that
+``--help`` and wrong usage are answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import ExitStack, closing
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from skanomaly_vit._utils.version import __version__
+from skanomaly_vit.cli._inputs import STDIN, count_inputs, list_inputs
+from skanomaly_vit.cli._options import (
+    EXISTING_FILE,
+    EXIT_CODES,
+    HARMLESS,
+    MachineMismatch,
+    Program,
+    batch_size_option,
+    check_format,
+    check_output,
+    device_option,
+    epilog,
+    given,
+    images_argument,
+    jobs_option,
+    max_pixels_option,
+    model_argument,
+    null_option,
+    require,
+)
+from skanomaly_vit.cli._steps import describe, finish, load, open_output, show_fitting, summarize
+from skanomaly_vit.cli._tables import FORMATS, Row, open_table
+from skanomaly_vit.cli._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
+
+if TYPE_CHECKING:
+    from skanomaly_vit.detector import TransformalyDetector
+
+
+# Maps are as large as the images: fewer at a time than a pass of the backbone can take.
+_MAPS_AT_ONCE = 8
+
+# Batches of a pass: a device waits for the first one of each.
+_BATCHES_AT_ONCE = 16
+
+# Two to see a spread, one to hold out.
+_FEWEST = 3
+
+_FIT_NOTE = "Exit code 2: some images are unreadable, all of which were listed; nothing was fitted."
+
+
+@click.group(
+    "skanomaly",
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=epilog(
+        "skanomaly fit parts/good -o parts.skanomaly",
+        "skanomaly score parts.skanomaly parts/new -o scores.csv",
+        note=EXIT_CODES,
+    ),
+)
+@click.version_option(__version__, prog_name="skanomaly")
+def main() -> None:
+    """Find the images that do not belong, knowing only what normal ones look like."""
+
+
+@main.command(
+    "fit",
+    short_help="Learn from normal images.",
+    epilog=epilog(
+        "skanomaly fit parts/good -o parts.skanomaly --contamination 0.01 --jobs -1", note=_FIT_NOTE
+    ),
+)
+@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True))
+@click.option(
+    "-o", "--output", required=True, metavar="FILE", callback=check_output, help="The model file."
+)
+@click.option("--backbone", metavar="NAME", help="A timm model.  [default: embedded]")
+@click.option(
+    "--pretrained", type=EXISTING_FILE, metavar="FILE", help="A checkpoint for the backbone."
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Side of the square that images are resized to.  [default: the backbone's]",
+)
+@click.option(
+    "--contamination",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    metavar="SHARE",
+    help="Share of normal images that may be flagged.  [default: 0.05]",
+)
+@click.option(
+    "--n-blocks",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many of the last blocks get a student.  [default: 10]",
+)
+@click.option(
+    "--recipe",
+    type=click.Choice(["default", "paper"]),
+    help="The values of what is not given.  [default: default]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="The same seed and images give the same model.",
+)
+@click.option(
+    "--memory",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="A cache, for fits with other options on the same images.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="The same command goes on from there if it was stopped.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log what is being done, in place of bars.")
+@device_option
+@jobs_option
+@batch_size_option
+@max_pixels_option
+def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> None:
+    """Learn from normal IMAGES: files, and folders with all images below them.
+
+    Every image is decoded first: if some cannot be, all of them are listed and nothing is
+    fitted. What is about this machine (--device, --jobs, --memory, --checkpoint) is not kept in
+    the model.
+    """
+    unreadable = Unreadable()
+    paths = list(list_inputs(images, unreadable))
+    if len(paths) < _FEWEST:
+        raise click.UsageError(
+            f"a fit needs {_FEWEST} images at the very least, and some hundred for a steady "
+            f"threshold; found {len(paths)}."
+        )
+    from skanomaly_vit.cli._machine import MachineError, try_backbone
+    from skanomaly_vit.cli._scoring import select_readable
+    from skanomaly_vit.detector import TransformalyDetector
+    from skanomaly_vit.distillation._checkpoints import kept_checkpoints
+
+    detector = TransformalyDetector(random_state=seed, **given(**options))
+    try:
+        try_backbone(detector)
+        select_readable(paths, detector, unreadable)
+        if unreadable.count:
+            finish(unreadable, f"nothing was fitted to the {len(paths)} images")
+        show_fitting(detector)
+        # A model that cannot be written is not to have cost the fit.
+        with kept_checkpoints():
+            with told_warnings():
+                detector.fit(paths)
+            detector.save(output)
+    except MachineError as error:
+        raise MachineMismatch(str(error)) from error
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        tell(_how_to_go_on(detector))
+        raise
+    tell(f"Fitted on {len(paths)} images, threshold {detector.offset_:.6g}: {output}")
+
+
+def _how_to_go_on(detector: TransformalyDetector) -> str:
+    if detector.checkpoint_dir is None:
+        return "Stopped; nothing is kept. With --checkpoint FOLDER, a fit can go on where it was."
+    folder = os.fspath(detector.checkpoint_dir)
+    return f"Stopped. The same command goes on from the last checkpoint in {folder!r}."
+
+
+@main.command(
+    "score",
+    short_help="Score images, flag anomalies.",
+    epilog=epilog(
+        "skanomaly score parts.skanomaly parts/new -o scores.csv",
+        "find parts -name '*.png' -print0 | skanomaly score parts.skanomaly - -0 > scores.csv",
+        note=HARMLESS,
+    ),
+)
+@model_argument
+@images_argument
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    callback=check_output,
+    help="A .csv, .jsonl or .parquet file.  [default: csv on standard output]",
+)
+@click.option("--format", "kind", type=click.Choice(FORMATS), help="In place of what FILE ends in.")
+@null_option
+@device_option
+@jobs_option
+@batch_size_option
+@max_pixels_option
+def _score(
+    model: str,
+    images: tuple[str, ...],
+    output: str | None,
+    kind: str | None,
+    null: bool,
+    **options: Any,
+) -> None:
+    """Score IMAGES: files, folders with all images below them, or - for paths on standard input.
+
+    The table has the columns path, score (higher = more normal), decision (score - threshold)
+    and flag (true for an anomaly: a negative decision). Rows come as batches are done. An image
+    that cannot be read is named on standard error and has no row.
+    """
+    kind = check_format(output, kind)
+    unreadable = Unreadable()
+    paths = list_inputs(images, unreadable, null)
+    detector = load(model, on_error="nan", **options)
+    from skanomaly_vit.cli._scoring import score_batches
+
+    # Paths that still come are not waited for.
+    at_once = detector.batch_size * (1 if STDIN in images else _BATCHES_AT_ONCE)
+    n_scored = n_flagged = 0
+    with ExitStack() as stack:
+        table = stack.enter_context(open_table(open_output(output, stack), kind))
+        # On a terminal the rows themselves are the progress.
+        shown = output is not None or not sys.stdout.isatty()
+        bar = stack.enter_context(progress_bar("scoring", count_inputs(images), shown=shown))
+        try:
+            batches = score_batches(detector, paths, at_once, unreadable)
+            for n_images, scored in stack.enter_context(closing(batches)):
+                rows = [_row(detector, path, score) for path, score in scored]
+                with uninterrupted():
+                    table.add(rows)
+                    n_scored += len(rows)
+                n_flagged += sum(row.flag for row in rows)
+                bar.update(n_images)
+        except KeyboardInterrupt:
+            tell(f"Stopped after {n_scored} images, whose rows are complete.")
+            raise
+    finish(unreadable, f"{n_scored} images scored, {n_flagged} of them flagged")
+
+
+def _row(detector: TransformalyDetector, path: str, score: float) -> Row:
+    decision = float(score - detector.offset_)
+    return Row(path, score, decision, decision < 0)
+
+
+@main.command(
+    "map",
+    short_help="Show where images are abnormal.",
+    epilog=epilog(
+        "skanomaly map parts.skanomaly parts/new -o maps",
+        "skanomaly map parts.skanomaly parts/new/1.png -o maps --format npy --method features",
+        note=HARMLESS,
+    ),
+)
+@model_argument
+@images_argument
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="Where the files go; created if need be.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["png", "npy", "both"]),
+    default="png",
+    show_default=True,
+    help="Pictures with the map laid over them, raw maps of float32, or both.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["discrepancy", "features", "both"]),
+    help="What the map is made of.  [default: what the score is made of]",
+)
+@click.option(
+    "--top",
+    type=click.FloatRange(0, min_open=True),
+    default=8.0,
+    show_default=True,
+    metavar="SD",
+    help="Value that gets the brightest colour, in standard deviations of normal patches.",
+)
+@null_option
+@device_option
+@jobs_option
+@batch_size_option
+@max_pixels_option
+def _map(
+    model: str,
+    images: tuple[str, ...],
+    output: str,
+    kind: str,
+    method: str | None,
+    top: float,
+    null: bool,
+    batch_size: int | None,
+    **options: Any,
+) -> None:
+    """Write anomaly maps of IMAGES: files, folders, or - for paths on standard input.
+
+    The map of some/where/1.jpg is FOLDER/some/where/1.jpg.png (or .npy), so that images of the
+    same name do not meet. Maps have the size of their image, and higher is more abnormal.
+    """
+    if kind != "npy":
+        require("matplotlib", "pictures", "--format npy writes maps without it")
+    unreadable = Unreadable()
+    paths = list_inputs(images, unreadable, null)
+    # Maps are as large as the images: fewer at a time than a pass of the backbone can take.
+    batch_size = batch_size or _MAPS_AT_ONCE
+    detector = load(model, on_error="nan", batch_size=batch_size, **options)
+    from skanomaly_vit.cli._map_files import TargetNames, save_map, save_overlay
+    from skanomaly_vit.cli._scoring import chunked, compute_readable
+
+    names, n_done = TargetNames(output), 0
+    with progress_bar("mapping", count_inputs(images)) as bar:
+        for chunk in chunked(paths, batch_size):
+            mapped = compute_readable(
+                lambda paths: detector.anomaly_map(paths, method=method), chunk, unreadable
+            )
+            for path, anomaly_map in mapped:
+                target = names.name(path)
+                with uninterrupted():
+                    os.makedirs(os.path.dirname(target), exist_ok=True)
+                    if kind != "png":
+                        save_map(target, anomaly_map)
+                    if kind != "npy":
+                        save_overlay(target, path, anomaly_map, top, detector.max_pixels)
+                n_done += 1
+            bar.update(len(chunk))
+    finish(unreadable, f"{n_done} images mapped")
+
+
+@main.command(
+    "report",
+    short_help="Write a page to look at.",
+    epilog=epilog("skanomaly report parts.skanomaly parts/new -o report.html", note=HARMLESS),
+)
+@model_argument
+@images_argument
+@click.option(
+    "-o", "--output", required=True, metavar="FILE", callback=check_output, help="An .html file."
+)
+@null_option
+@device_option
+@jobs_option
+@batch_size_option
+@max_pixels_option
+def _report(model: str, images: tuple[str, ...], output: str, null: bool, **options: Any) -> None:
+    """Write a page on IMAGES, to look at and hand on: files, folders, or - for standard input.
+
+    One HTML file with scores, pictures and maps, which needs no network. Images that cannot be
+    read are named on standard error and left out.
+    """
+    if not output.lower().endswith((".html", ".htm")):
+        raise click.UsageError(f"{output!r} does not end in .html, which a report is.")
+    try:
+        render = import_module("skanomaly_vit.report").report
+    except ImportError as error:
+        raise click.ClickException(f"A report cannot be made: {error}") from error
+    unreadable = Unreadable()
+    paths = list_inputs(images, unreadable, null)
+    detector = load(model, **options)
+    from skanomaly_vit.cli._scoring import select_readable
+
+    readable = select_readable(list(paths), detector, unreadable)
+    if not readable:
+        finish(unreadable, "no report was written")
+        raise click.UsageError("there are no images to report on")
+    render(detector, readable, path=output)
+    finish(unreadable, f"{len(readable)} images in {output}")
+
+
+@main.command(
+    "export",
+    short_help="Write an ONNX file, to score without torch.",
+    epilog=epilog("skanomaly export parts.skanomaly -o parts.onnx", note=HARMLESS),
+)
+@model_argument
+@click.option(
+    "-o", "--output", required=True, metavar="FILE", callback=check_output, help="An .onnx file."
+)
+@click.option(
+    "--map-method",
+    type=click.Choice(["discrepancy", "features", "both"]),
+    help="What maps are made of.  [default: what the score is made of]",
+)
+def _export(model: str, output: str, map_method: str | None) -> None:
+    """Write a model as one ONNX graph: from normalised pixels to score, p-value and map.
+
+    It is run once in ONNX Runtime, and written only if its scores are those of the model.
+    """
+    if not output.lower().endswith(".onnx"):
+        raise click.UsageError(f"{output!r} does not end in .onnx, which an ONNX file does.")
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package, "an export", "pip install 'skanomaly-vit[onnx]' has all that it takes")
+    detector = load(model, device="cpu")
+    from skanomaly_vit.onnx import export_onnx
+
+    try:
+        export_onnx(detector, output, map_method=map_method)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    tell(f"Exported {model}: {output}")
+
+
+@main.command(
+    "info",
+    short_help="Say what a model is.",
+    epilog=epilog("skanomaly info parts.skanomaly", note=HARMLESS),
+)
+@model_argument
+@click.option("--json", "as_json", is_flag=True, help="All of it as a JSON object.")
+def _info(model: str, as_json: bool) -> None:
+    """Say what a model is, without looking for its backbone."""
+    described = describe(model)
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+        return
+    click.echo(summarize(described))

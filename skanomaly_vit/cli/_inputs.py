@@ -1,0 +1,70 @@
+"""Images that a command was given: files, folders, and paths on standard input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import click
+
+from skanomaly_vit._images.listing import SUFFIXES, read_paths, walk_images
+from skanomaly_vit.cli._terminal import Unreadable, tell
+
+STDIN = "-"
+
+
+def list_inputs(images: Sequence[str], unreadable: Unreadable, null: bool = False) -> Iterator[str]:
+    """Paths of all images, one after the other; a folder without any is refused at once."""
+    for path in images:
+        if _is_folder(path):
+            _require_images(path)
+    if null and STDIN not in images:
+        raise click.UsageError("--null is about paths on standard input: add - to read them.")
+    return _generate(images, unreadable, b"\0" if null else b"\n")
+
+
+def count_inputs(images: Sequence[str]) -> int | None:
+    """How many images there are, as far as a bar on a terminal wants to know."""
+    if STDIN in images or not sys.stderr.isatty():
+        return None
+    return sum(
+        sum(1 for _ in walk_images(path, lambda *_: None)) if _is_folder(path) else 1
+        for path in images
+    )
+
+
+def _generate(images: Sequence[str], unreadable: Unreadable, separator: bytes) -> Iterator[str]:
+    for path in images:
+        if path == STDIN:
+            yield from _from_stdin(separator)
+        elif _is_folder(path):
+            yield from walk_images(path, unreadable)
+        else:
+            yield path
+
+
+def _from_stdin(separator: bytes) -> Iterator[str]:
+    stream = sys.stdin.buffer
+    if stream.isatty():
+        tell("Reading paths from the terminal, one a line; Ctrl-D ends.")
+    try:
+        yield from read_paths(stream, separator)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _is_folder(path: str) -> bool:
+    return path != STDIN and os.path.isdir(path)
+
+
+def _require_images(folder: str) -> None:
+    def refuse(path: str, error: OSError) -> None:
+        if path == folder:
+            raise click.UsageError(f"the folder {folder!r} cannot be listed: {error.strerror}.")
+
+    if next(walk_images(folder, refuse), None) is None:
+        raise click.UsageError(
+            f"the folder {folder!r} and those below it hold no images, which are files that end in "
+            f"{', '.join(sorted(SUFFIXES))}."
+        )

@@ -1,0 +1,59 @@
+"""Anomaly maps as files: a name for each, a picture with the map laid over it."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from PIL import Image
+
+from skanomaly_vit._images.pixels import as_uint8
+from skanomaly_vit._images.source import open_images
+from skanomaly_vit.display._overlay import Scale, overlay
+
+
+class TargetNames:
+    """Names of files to write, below one folder, no two of different images alike.
+
+    Parameters
+    ----------
+    folder : str
+        Where they go.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        # Keyed without regard to case, which some file systems have none of.
+        self._taken: dict[str, str] = {}
+
+    def name(self, path: str) -> str:
+        """Where to write what is made of an image, suffix to come: its own path, below the folder.
+
+        The folders of the path are kept, but for what leads upwards; where that makes two alike,
+        the second gets a number.
+        """
+        source = os.path.abspath(path)
+        parts = os.path.splitdrive(os.path.normpath(path))[1].split(os.sep)
+        plain = os.path.join(self._folder, *(part for part in parts if part not in ("", "..")))
+        target, count = plain, 1
+        while self._taken.setdefault(target.lower(), source) != source:
+            count += 1
+            target = f"{plain}-{count}"
+        return target
+
+
+def save_map(target: str, anomaly_map: np.ndarray) -> str:
+    """Write a map as float32, (height, width), for `numpy.load`."""
+    path = f"{target}.npy"
+    np.save(path, np.asarray(anomaly_map, dtype=np.float32))
+    return path
+
+
+def save_overlay(
+    target: str, image_path: str, anomaly_map: np.ndarray, top: float, max_pixels: int | None
+) -> str:
+    """Write an image with its map over it as a PNG; `top` gets the brightest colour."""
+    path = f"{target}.png"
+    image = Image.fromarray(as_uint8(open_images([image_path], max_pixels=max_pixels)[0]))
+    overlay(image, anomaly_map, Scale(0, top)).save(path)
+    return path

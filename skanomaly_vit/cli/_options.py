@@ -1,0 +1,164 @@
+"""What the commands have in common: exit codes, options, and checks before work starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from skanomaly_vit._images.listing import has_image_suffix
+from skanomaly_vit.cli._tables import FORMATS, format_of
+from skanomaly_vit.cli._terminal import Terminated, terminable
+
+#: Exit codes.
+DONE, USAGE, UNREADABLE, MACHINE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+
+HARMLESS = "A model is numbers and text; reading it runs no code."
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 wrong usage or a file that cannot be read or written, 2 some images "
+    "are unreadable, 3 model and machine do not fit, 130 interrupted, 143 terminated."
+)
+
+
+class Program(click.Group):
+    """A group of commands with exit codes of its own: click's for wrong usage would be 2."""
+
+    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
+        try:
+            with terminable():
+                code = super().main(args, **options | {"standalone_mode": False})
+        except click.ClickException as error:
+            error.show()
+            code = USAGE if isinstance(error, click.UsageError) else error.exit_code
+        except click.Abort as stopped:
+            click.echo("Interrupted.", err=True)
+            code = TERMINATED if isinstance(stopped.__cause__, Terminated) else INTERRUPTED
+        sys.exit(code)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            super().invoke(ctx)
+        except BrokenPipeError:
+            # Whoever read the output has seen enough. What Python still flushes goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (OSError, MemoryError) as error:  # no space left, a folder that has gone...
+            raise click.ClickException(str(error)) from error
+        return DONE
+
+
+class MachineMismatch(click.ClickException):
+    exit_code = MACHINE
+
+
+def epilog(*examples: str, note: str) -> str:
+    """Example lines, which click is to leave as they are, and a note."""
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in examples), "", note])
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Parameters of a detector from options that the user gave; "auto" is a detector's None."""
+    names = {"jobs": "n_jobs", "checkpoint": "checkpoint_dir"}
+    return {
+        names.get(name, name): None if name == "device" and value == "auto" else value
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+def check_format(output: str | None, kind: str | None) -> str:
+    """The format of a table, from an option or a file's suffix."""
+    kind = kind or ("csv" if output is None else format_of(output))
+    if kind is None:
+        raise click.UsageError(
+            f"{output!r} does not end in {', '.join(f'.{kind}' for kind in FORMATS)}; rename it, "
+            "or say what it is to hold with --format."
+        )
+    if kind == "parquet":
+        if output is None:
+            raise click.UsageError("parquet is for files: add -o FILE, or take csv or jsonl.")
+        require("pyarrow", "parquet", "csv and jsonl need nothing more")
+    return kind
+
+
+def require(package: str, purpose: str, way_out: str) -> None:
+    """Raise if a package that only some options need is not there."""
+    if find_spec(package) is None:
+        raise click.UsageError(
+            f"{purpose} needs {package}, which is not installed: pip install {package}; {way_out}."
+        )
+
+
+def _check_device(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None or re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        return value
+    raise click.BadParameter(f"{value!r} is none of auto, cpu, mps, cuda, cuda:0, cuda:1...")
+
+
+def _check_jobs(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
+    if value == 0:
+        raise click.BadParameter("0 threads can do nothing; pass 1 or more, or -1 for all cores.")
+    return value
+
+
+def check_output(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse what cannot be written, before any work is done."""
+    if value is None:
+        return None
+    folder = os.path.dirname(os.path.realpath(value))
+    if has_image_suffix(value):
+        raise click.BadParameter(f"{value!r} ends like an image; pass another name.")
+    if os.path.isdir(value):
+        raise click.BadParameter(f"{value!r} is a folder; pass the name of a file.")
+    if not os.path.isdir(folder):
+        raise click.BadParameter(f"there is no folder {folder!r}; create it first.")
+    if not os.access(folder, os.W_OK):
+        raise click.BadParameter(f"the folder {folder!r} cannot be written to.")
+    return value
+
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False)
+
+model_argument = click.argument("model", type=EXISTING_FILE)
+
+images_argument = click.argument(
+    "images", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True)
+)
+
+device_option = click.option(
+    "--device",
+    metavar="NAME",
+    callback=_check_device,
+    help="Where networks run: cpu, cuda, cuda:1, mps, or auto for the best there is.",
+)
+
+jobs_option = click.option(
+    "--jobs",
+    type=int,
+    metavar="N",
+    callback=_check_jobs,
+    help="Threads that decode; -1: a core each.",
+)
+
+batch_size_option = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images that are worked on at once.",
+)
+
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images of more pixels, which fill the memory, are refused.  [default: the model's; 2^27]",
+)
+
+null_option = click.option(
+    "-0", "--null", is_flag=True, help="Paths on standard input end in null bytes, not newlines."
+)

@@ -1,0 +1,122 @@
+"""Working through images of which some cannot be read, and more than fit in memory."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import joblib
+import numpy as np
+
+from skanomaly_vit._images.source import open_images
+from skanomaly_vit.cli._terminal import progress_bar
+from skanomaly_vit.exceptions import UnreadableImageError, UnreadableImageWarning
+
+if TYPE_CHECKING:
+    from skanomaly_vit.detector import TransformalyDetector
+
+
+Result = TypeVar("Result")
+
+#: Called with the path of what cannot be read, and why.
+OnUnreadable = Callable[[str, str], None]
+
+
+def compute_readable(
+    compute: Callable[[list[str]], Sequence[Result]],
+    paths: list[str],
+    on_unreadable: OnUnreadable,
+) -> list[tuple[str, Result]]:
+    """The readable ones of some images, each with what a detector's `compute` gives for it.
+
+    The detector has ``on_error="nan"``; its warning is passed on image by image.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnreadableImageWarning)
+        results = compute(paths)
+    gaps = set()
+    for warning in caught:
+        if not isinstance(warning.message, UnreadableImageWarning):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+            continue
+        for image in warning.message.images:
+            gaps.add(image.index)
+            on_unreadable(paths[image.index], image.cause)
+    pairs = enumerate(zip(paths, results, strict=True))
+    return [pair for index, pair in pairs if index not in gaps]
+
+
+def score_batches(
+    detector: TransformalyDetector,
+    paths: Iterable[str],
+    at_once: int,
+    on_unreadable: OnUnreadable,
+) -> Generator[tuple[int, list[tuple[str, float]]], None, None]:
+    """Scores of images, each batch as soon as it is done.
+
+    Parameters
+    ----------
+    detector : TransformalyDetector
+        Fitted, with ``on_error="nan"``.
+    paths : iterable of str
+    at_once : int
+        Images of a pass, in which the next batches are read while a device works. None is worked
+        on before so many paths have come.
+    on_unreadable : callable
+
+    Yields
+    ------
+    n_images : int
+        That were looked at, those that cannot be read among them.
+    scored : list of (str, float)
+        Those that can be, each with its score.
+    """
+    for chunk in chunked(paths, at_once):
+        source = detector._open(chunk, reset=False, on_error=detector.on_error)
+        n_seen = n_scored = 0
+        # Behind the last image that has a score, there may be more that cannot be read.
+        for scores in itertools.chain(detector._score_batches(source), [np.empty(0)]):
+            places = source.readable()[n_scored : n_scored + len(scores)].tolist()
+            stop = places[-1] + 1 if places else len(chunk)
+            for place in range(n_seen, stop):
+                if place in source.unreadable:
+                    on_unreadable(chunk[place], source.unreadable[place].cause)
+            yield stop - n_seen, list(zip([chunk[i] for i in places], scores.tolist(), strict=True))
+            n_seen, n_scored = stop, n_scored + len(scores)
+
+
+def select_readable(
+    paths: list[str], detector: TransformalyDetector, on_unreadable: OnUnreadable
+) -> list[str]:
+    """Decode every image once, and keep the paths of those that the detector can read."""
+    parallel = joblib.Parallel(detector.n_jobs, prefer="threads", return_as="generator")
+    causes = parallel(joblib.delayed(find_cause)(path, detector.max_pixels) for path in paths)
+    readable = []
+    with progress_bar("checking", len(paths)) as bar:
+        for path, cause in zip(paths, causes, strict=True):
+            bar.update()
+            if cause is None:
+                readable.append(path)
+            else:
+                on_unreadable(path, cause)
+    return readable
+
+
+def find_cause(path: str, max_pixels: int | None) -> str | None:
+    """Why an image cannot be decoded, on one line; None if it can be."""
+    try:
+        open_images([path], max_pixels=max_pixels)[0]
+    except UnreadableImageError as error:
+        return error.images[0].cause
+    return None
+
+
+def chunked(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of up to `size` items, in order."""
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk

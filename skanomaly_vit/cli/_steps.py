@@ -1,0 +1,105 @@
+"""Steps that commands share: load a model, open what is written, show progress, end."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from skanomaly_vit.cli._options import UNREADABLE, MachineMismatch, given
+from skanomaly_vit.cli._terminal import Unreadable, tell
+
+if TYPE_CHECKING:
+    from skanomaly_vit.detector import TransformalyDetector
+
+
+def load(model: str, **options: Any) -> TransformalyDetector:
+    """The detector, ready to work here as the options say."""
+    from skanomaly_vit.cli._machine import MachineError, bring_to_machine, set_machine
+    from skanomaly_vit.detector import TransformalyDetector
+    from skanomaly_vit.exceptions import ModelFileError
+
+    try:
+        detector = TransformalyDetector.load(model)
+    except ModelFileError as error:
+        raise click.UsageError(str(error)) from error
+    set_machine(detector, **given(**options))
+    try:
+        bring_to_machine(detector)
+    except MachineError as error:
+        raise MachineMismatch(str(error)) from error
+    return detector
+
+
+def describe(model: str) -> dict[str, Any]:
+    """What a model says of itself, and the versions of packages here."""
+    from skanomaly_vit._utils.provenance import versions
+    from skanomaly_vit.exceptions import ModelFileError
+    from skanomaly_vit.persistence import model_card
+
+    try:
+        return {**model_card(model), "versions_here": versions()}
+    except ModelFileError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def show_fitting(detector: TransformalyDetector) -> None:
+    """Have bars drawn on stderr while a detector is fitted, on a terminal."""
+    if not sys.stderr.isatty() or detector.verbose:
+        return
+    if find_spec("rich") is None:
+        tell("Fitting. For bars, pip install rich.")
+        return
+    import rich
+    from sklearn.callback import ProgressBar
+
+    rich.reconfigure(stderr=True)  # scikit-learn's bars use rich's own console
+    detector.set_callbacks(ProgressBar())
+
+
+def open_output(output: str | None, stack: ExitStack) -> BinaryIO:
+    """The stream that a table goes to: a file, closed with the stack, or standard output."""
+    if output is None:
+        return sys.stdout.buffer
+    return stack.enter_context(open(output, "wb"))
+
+
+def finish(unreadable: Unreadable, summary: str) -> None:
+    """End a command: say what was done, on a terminal or if some images were unreadable."""
+    if unreadable.count:
+        tell(f"{summary}; unreadable: {unreadable.count}")
+        click.get_current_context().exit(UNREADABLE)
+    if sys.stderr.isatty():
+        tell(summary)
+
+
+def summarize(described: dict[str, Any]) -> str:
+    """What `describe` says, for people."""
+    from skanomaly_vit._utils.provenance import printable
+
+    parameters, changed = described["parameters"], described["changed_parameters"]
+    inside = "in the file" if described["has_backbone"] else "not in the file"
+    written, here = (
+        ", ".join(f"{name} {version}" for name, version in described[key].items())
+        for key in ("versions", "versions_here")
+    )
+    lines = {
+        "file": f"{described['path']} ({described['file_size'] / 2**20:.1f} MiB)",
+        "written": described["created"],
+        "backbone": f"{described['backbone']} ({inside})",
+        "fingerprint": described["backbone_fingerprint"],
+        "densities": ", ".join(f"{k} {v}" for k, v in described["densities"].items()),
+        "students": f"{described['student'] or 'none'} {described['blocks'] or ''}".rstrip(),
+        "images": f"{described['n_images']} "
+        f"({described['n_images_held_out']} of them held out for the threshold)",
+        "threshold": f"{described['threshold']:.6g} (a lower score is an anomaly)",
+        "parameters": ", ".join(f"{name}={parameters.get(name)!r}" for name in changed)
+        or "all default",
+        "versions": written,
+        "versions here": here,
+    }
+    # A file may come from anyone; what it says is not to steer the terminal.
+    return "\n".join(f"{name + ':':<16}{printable(value)}" for name, value in lines.items())

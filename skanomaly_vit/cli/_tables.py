@@ -1,0 +1,154 @@
+"""Tables of scores, written a batch at a time: csv, jsonl or parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple
+
+from skanomaly_vit.cli._terminal import uninterrupted
+
+COLUMNS = ("path", "score", "decision", "flag")
+
+FORMATS = ("csv", "jsonl", "parquet")
+
+# Rows of a group in a Parquet file: few groups read fast, and this many take a few MB.
+_GROUP_ROWS = 10_000
+
+
+class Row(NamedTuple):
+    """What is known of an image: its score, ``score - offset_``, and whether that is negative."""
+
+    path: str
+    score: float
+    decision: float
+    flag: bool
+
+
+class Table(ABC):
+    """Rows on their way to a binary stream.
+
+    Parameters
+    ----------
+    stream : binary file
+        Closed by whoever opened it.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    @abstractmethod
+    def add(self, rows: Sequence[Row]) -> None:
+        """Take some rows; those of a text format are out when this returns."""
+
+    def close(self) -> None:  # noqa: B027, most hold nothing back
+        """Write what is still held back."""
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with uninterrupted():
+            self.close()
+
+    def _write(self, text: str, errors: str) -> None:
+        self._stream.write(text.encode("utf-8", errors))
+        self._stream.flush()
+
+
+class CsvTable(Table):
+    """UTF-8 with a header; a file name that is not UTF-8 keeps its bytes."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__(stream)
+        self._add_rows([COLUMNS])
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self._add_rows(rows)
+
+    def _add_rows(self, rows: Sequence[Sequence[Any]]) -> None:
+        text = io.StringIO(newline="")
+        # All strings are quoted: left to itself, csv leaves a lone "\r" in a path bare.
+        writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+        writer.writerows(rows)
+        self._write(text.getvalue(), "surrogateescape")
+
+
+class JsonLinesTable(Table):
+    r"""An object a line; bytes of a file name that are not UTF-8 become escapes like ``\udcff``."""
+
+    def add(self, rows: Sequence[Row]) -> None:
+        lines = (json.dumps(_without_infinities(row), ensure_ascii=False) for row in rows)
+        # A surrogate's Python escape is its JSON escape, too.
+        self._write("".join(f"{line}\n" for line in lines), "backslashreplace")
+
+
+def _without_infinities(row: Row) -> dict[str, Any]:
+    """The row's fields, null for what JSON has no number for (a kernel density may give -inf)."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row._asdict().items()
+    }
+
+
+class ParquetTable(Table):
+    """Columns of strings, doubles and booleans; readable once closed."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__(stream)
+        import pyarrow
+        import pyarrow.parquet
+
+        types = (pyarrow.string(), pyarrow.float64(), pyarrow.float64(), pyarrow.bool_())
+        self._schema = pyarrow.schema(list(zip(COLUMNS, types, strict=True)))
+        self._writer = pyarrow.parquet.ParquetWriter(stream, self._schema)
+        self._rows: list[Row] = []
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self._rows.extend(rows)
+        if len(self._rows) >= _GROUP_ROWS:
+            self._write_group()
+
+    def close(self) -> None:
+        try:
+            self._write_group()
+        finally:
+            self._writer.close()
+
+    def _write_group(self) -> None:
+        import pyarrow
+
+        rows, self._rows = self._rows, []
+        if not rows:
+            return
+        paths, *numbers = zip(*rows, strict=True)
+        # Arrow's strings are UTF-8: what is not is escaped, as in JSON.
+        texts = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
+        self._writer.write_table(pyarrow.table([texts, *numbers], schema=self._schema))
+
+
+def open_table(stream: BinaryIO, kind: str) -> Table:
+    """Start a table of one of `FORMATS`."""
+    tables: dict[str, type[Table]] = {
+        "csv": CsvTable,
+        "jsonl": JsonLinesTable,
+        "parquet": ParquetTable,
+    }
+    return tables[kind](stream)
+
+
+def format_of(path: str) -> str | None:
+    """The format that a file's suffix stands for; None if it stands for none."""
+    kind = os.path.splitext(path)[1].lower().removeprefix(".")
+    return kind if kind in FORMATS else None

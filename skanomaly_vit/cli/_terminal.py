@@ -1,0 +1,95 @@
+"""What the command line shows and hears: bars and messages on stderr, signals to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(description: str, total: int | None = None, *, shown: bool = True) -> Any:
+    """A bar on stderr, if it is to be shown and there is a terminal; to be used with `with`."""
+    # tqdm takes None for "only on a terminal".
+    disable = None if shown else True
+    return tqdm(total=total, desc=description, unit=" images", disable=disable, file=sys.stderr)
+
+
+class Unreadable:
+    """Tells, as they are met, what cannot be read, and counts it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, path: str, cause: str | OSError) -> None:
+        reason = (cause.strerror or str(cause)) if isinstance(cause, OSError) else cause
+        self.count += 1
+        tell(f"unreadable: {path!r}: {reason}")
+
+
+def tell(message: str) -> None:
+    """Say something on stderr, above a bar if there is one."""
+    tqdm.write(message, file=sys.stderr)
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Say what a fit warns of in a line, without the place in our code."""
+    from skanomaly_vit.exceptions import CalibrationWarning, CheckpointWarning, OutOfMemoryWarning
+
+    def show(message: Warning | str, *ignored: Any, **options: Any) -> None:
+        tell(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        for category in (CalibrationWarning, CheckpointWarning, OutOfMemoryWarning):
+            warnings.simplefilter("always", category)
+        warnings.showwarning = show
+        yield
+
+
+class Terminated(KeyboardInterrupt):
+    """A process was asked to end by SIGTERM: by `timeout`, a service manager, a container."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM stop work as Ctrl-C does, unless it is ignored or has a handler of its own."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold signals to stop back until what is being written is complete; a second gets through."""
+    held: list[tuple[int, FrameType | None]] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if held:
+            raise KeyboardInterrupt
+        held.append((number, frame))
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, hold) for number in signals}
+    try:
+        yield
+    finally:
+        for number, former in previous.items():
+            signal.signal(number, former)
+    for caught, frame in held:
+        if callable(handler := previous[signal.Signals(caught)]):  # not where it is ignored
+            handler(caught, frame)

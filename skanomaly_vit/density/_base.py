@@ -1,0 +1,229 @@
+"""What the density estimators share: validation, standardisation and the change of units.
+
+Discrepancy features of different transformer blocks differ by orders of magnitude, and no density
+should care.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from skanomaly_vit._utils.compat import _fit_context
+from skanomaly_vit.density._rows import ArrayRows, Rows
+from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
+
+# A covariance holds squares and sums of them; below this bound they cannot overflow.
+_LARGEST_VALUE = 1e140
+
+# In standard deviations. Farther out, squares would overflow, and nothing is left to tell apart.
+_FARTHEST = 1e100
+
+
+def _check_values(X: FloatArray, caller: str) -> None:
+    """Refuse values whose squares overflow."""
+    row, column = np.unravel_index(np.abs(X).argmax(), X.shape)
+    if abs(X[row, column]) > _LARGEST_VALUE:
+        raise ValueError(
+            f"{caller} found X[{row}, {column}] = {X[row, column]:.3g}; the squares of values "
+            f"beyond {_LARGEST_VALUE:.0e} overflow. Pass that feature in a larger unit."
+        )
+
+
+def check_at_most_n_samples(name: str, value: int, n_samples: int, caller: str) -> None:
+    """Refuse a parameter that asks for more samples than there are."""
+    if value > n_samples:
+        raise ValueError(
+            f"{caller} found {name}={value} but n_samples={n_samples} in X. "
+            f"Pass {name} <= {n_samples}, or at least {value} samples."
+        )
+
+
+def standardize(X: FloatArray, location: FloatArray, scale: FloatArray) -> FloatArray:
+    """Features in standard deviations from their mean."""
+    with np.errstate(over="ignore"):
+        Z = (X - location) / scale
+    return np.clip(Z, -_FARTHEST, _FARTHEST)
+
+
+class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
+    """Base of the density estimators, which model standardised features.
+
+    A subclass learns from rows in `_fit_rows(rows)`, which sets `location_` and `scale_` by
+    `_set_units` once nothing can fail any more, and models standardised features in
+    `_log_density(Z)`, Z of shape (n_samples, n_features).
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]]
+    location_: FloatArray
+    scale_: FloatArray
+
+    @abstractmethod
+    def _fit_rows(self, rows: Rows) -> Self:
+        """Fit to rows that need not be held at once: at least two, finite, up to 1e140."""
+
+    @abstractmethod
+    def _log_density(self, Z: FloatArray) -> FloatArray: ...
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Fit the density to normal samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Feature vectors of normal samples, converted to float64. At least two.
+        y : object, default=None
+            Ignored; present for the API's sake.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If `X` has one sample, fewer than the parameters ask for, or a value that is not
+            finite or beyond 1e140; or if `regularization` is too small for a singular covariance.
+        """
+        samples: FloatArray = validate_data(self, X, dtype=np.float64)
+        if len(samples) < 2:
+            raise ValueError(
+                f"{type(self).__name__} found n_samples=1 in X (shape {samples.shape}); one sample "
+                "has no spread. Pass at least 2 samples."
+            )
+        _check_values(samples, type(self).__name__)
+        return self._fit_rows(ArrayRows(samples))
+
+    def score_samples(self, X: ArrayLike) -> FloatArray:
+        """Compute the log-density of each sample; higher is more normal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Feature vectors, converted to float64.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,), dtype float64
+            Natural logarithm of the density in the units of `X`; finite, may be positive.
+
+        Raises
+        ------
+        ValueError
+            If not fitted (NotFittedError), or `X` has another number of features than in `fit`
+            or a value that is not finite.
+        """
+        check_is_fitted(self, "scale_")
+        samples: FloatArray = validate_data(self, X, dtype=np.float64, reset=False)
+        Z = standardize(samples, self.location_, self.scale_)
+        # Change of variables: p(x) = p(z) |dz/dx|.
+        return self._log_density(Z) - np.log(self.scale_).sum()
+
+    def score(self, X: ArrayLike, y: object = None) -> float:
+        """Compute the mean log-density of the samples; higher is a better fit.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Feature vectors, converted to float64.
+        y : object, default=None
+            Ignored; present for the API's sake.
+
+        Returns
+        -------
+        score : float
+            Mean of `score_samples(X)`.
+        """
+        return float(self.score_samples(X).mean())
+
+    def _set_units(self, location: FloatArray, scale: FloatArray) -> None:
+        self.location_, self.scale_ = location, scale
+        self.n_features_in_ = len(location)
+
+
+class UpdatableDensity(StandardizedDensity):
+    """Base of the densities that learn from more samples without those that they have seen.
+
+    A subclass does so in `_update_rows(rows)`.
+    """
+
+    # None where it was read from a file that holds none.
+    _statistics: Statistics | None
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Learn from normal samples in addition to those seen so far.
+
+        The result is that of a `fit` to all of them, up to rounding, whatever their order and
+        parts.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Feature vectors of normal samples, converted to float64. At least two the first time,
+            when it is a `fit`.
+        y : object, default=None
+            Ignored; present for the API's sake.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If `X` is not as described, or what was kept of earlier samples does not suffice: it
+            was read from a file of an older version, or parameters were changed since.
+        """
+        if not hasattr(self, "scale_"):
+            return self.fit(X)
+        self._require_updatable()
+        samples: FloatArray = validate_data(self, X, dtype=np.float64, reset=False)
+        _check_values(samples, type(self).__name__)
+        return self._update_rows(ArrayRows(samples))
+
+    def _require_updatable(self) -> Statistics:
+        """What is known of the samples so far, if more can be added to it."""
+        if not hasattr(self, "scale_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet")
+        if self._statistics is None:
+            raise ValueError(
+                f"this {type(self).__name__} was saved by a version that kept no statistics, so "
+                "that nothing can be added to it. Fit again."
+            )
+        return self._statistics
+
+    @abstractmethod
+    def _update_rows(self, rows: Rows) -> Self:
+        """As `partial_fit`, to rows that need not be held at once."""
+
+
+class SummarisedDensity(UpdatableDensity):
+    """Base of the densities that need nothing but statistics of samples.
+
+    A subclass says of which kind in `_kind`, and is fitted to them by `_fit_statistics`.
+    """
+
+    def _fit_rows(self, rows: Rows) -> Self:
+        return self._fit_statistics(Statistics.of_shards(rows, self._kind(*rows.shape)))
+
+    def _update_rows(self, rows: Rows) -> Self:
+        known = self._require_updatable()
+        return self._fit_statistics(known + Statistics.of_shards(rows, known.kind))
+
+    @abstractmethod
+    def _kind(self, n_samples: int, n_features: int) -> Kind:
+        """What statistics of so many samples have to tell."""
+
+    @abstractmethod
+    def _fit_statistics(self, statistics: Statistics) -> Self:
+        """Fit to samples of which only statistics are known."""

@@ -1,0 +1,66 @@
+"""A bounded sample of any number of rows, which does not depend on their order or parts."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skanomaly_vit.density._statistics import FloatArray
+
+
+def draw_keys(rows: FloatArray, salt: bytes) -> NDArray[np.uint64]:
+    """A number for each row, uniform over all 64 bits, that its content and `salt` determine."""
+    contents = np.ascontiguousarray(rows + 0.0)  # -0.0 becomes 0.0
+    digests = (hashlib.blake2b(row, digest_size=8, key=salt).digest() for row in contents)
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+@dataclass(frozen=True, eq=False)
+class RowSample:
+    """The rows with the smallest keys, at most `limit` of them.
+
+    Every row is as likely to be among them as any other, whenever it came: those of parts, merged,
+    are those of the whole, whatever the order. Rows that are the same come in together.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n_rows, n_features)
+        By ascending key.
+    keys : ndarray of shape (n_rows,), uint64
+    limit : int
+    """
+
+    rows: FloatArray
+    keys: NDArray[np.uint64]
+    limit: int
+
+    @classmethod
+    def of(cls, rows: FloatArray, limit: int, salt: bytes) -> RowSample:
+        """Sample some rows."""
+        return cls.smallest(rows, draw_keys(rows, salt), limit)
+
+    @classmethod
+    def of_shards(cls, shards: Iterable[FloatArray], limit: int, salt: bytes) -> RowSample:
+        """Sample rows that come shard by shard, of which there is at least one."""
+        return functools.reduce(cls.merge, (cls.of(shard, limit, salt) for shard in shards))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def merge(self, other: RowSample) -> RowSample:
+        """Sample of the rows of both, which are to have one limit and one salt."""
+        if len(self) == self.limit and not (other.keys < self.keys[-1]).any():
+            return self  # as most parts of many rows, without copying any
+        rows = np.concatenate([self.rows, other.rows])
+        return self.smallest(rows, np.concatenate([self.keys, other.keys]), self.limit)
+
+    @classmethod
+    def smallest(cls, rows: FloatArray, keys: NDArray[np.uint64], limit: int) -> RowSample:
+        """Sample rows whose keys are known."""
+        order = np.argsort(keys, kind="stable")[:limit]
+        return cls(rows[order], keys[order], limit)

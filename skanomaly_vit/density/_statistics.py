@@ -1,0 +1,233 @@
+"""What a density has to know of any number of rows, in a size that does not grow with them.
+
+Statistics of parts of the rows add up to those of all. They hold deviations from their own mean,
+so that no reference point has to be agreed on beforehand, each feature in a unit of its own, a
+power of two that its largest deviation fits into: what large values, small units or constant
+features would do to fourth powers does not happen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray: TypeAlias = NDArray[np.float64]
+
+#: Rows that are summed up in one go. Which rows these are decides how sums round: whoever wants
+#: the same bits cuts at multiples of this, and merges in the order of the rows.
+SHARD = 1024
+
+_EPS = np.finfo(np.float64).eps
+
+# Of the unit of a feature that has not deviated: below any that has.
+_NO_EXPONENT = -2000
+
+
+class Kind(enum.IntEnum):
+    """How much statistics tell; each tells what those before it do."""
+
+    VARIANCE = 1
+    COVARIANCE = 2
+    #: What the amount of shrinkage of Ledoit and Wolf is estimated from, too.
+    SHRINKAGE = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Count, mean and sums of products of deviations from it.
+
+    With u the deviations of a row from the mean, those of feature j in the unit
+    ``2 ** exponent[j]``:
+
+    Attributes
+    ----------
+    n_samples : int
+    mean : ndarray of shape (n_features,)
+        In the units of the rows.
+    exponent : ndarray of int of shape (n_features,)
+    square : ndarray of shape (n_features,)
+        Sum of u_j^2.
+    scatter : ndarray of shape (n_features, n_features) or None
+        Sum of u_j u_k; None with `Kind.VARIANCE`.
+    cubes, fourths : ndarray of shape (n_features, n_features) or None
+        Sums of u_j^2 u_k and of u_j^2 u_k^2; None but with `Kind.SHRINKAGE`.
+
+    Notes
+    -----
+    The formulas by which sums move to another mean are those of [1]_, for products of up to
+    four deviations.
+
+    References
+    ----------
+    .. [1] P. Pebay, "Formulas for Robust, One-Pass Parallel Computation of Covariances and
+       Arbitrary-Order Statistical Moments", Sandia report SAND2008-6212, 2008.
+    """
+
+    n_samples: int
+    mean: FloatArray
+    exponent: NDArray[np.int32]
+    square: FloatArray
+    scatter: FloatArray | None = None
+    cubes: FloatArray | None = None
+    fourths: FloatArray | None = None
+
+    @classmethod
+    def empty(cls, n_features: int, kind: Kind = Kind.SHRINKAGE) -> Statistics:
+        """Statistics of no rows, which change nothing that they are merged with."""
+        return cls.of(np.empty((0, n_features)), kind)
+
+    @classmethod
+    def of(cls, rows: ArrayLike, kind: Kind = Kind.SHRINKAGE) -> Statistics:
+        """Statistics of some rows, summed up in one go.
+
+        Parameters
+        ----------
+        rows : array-like of shape (n_samples, n_features)
+            Finite, up to 1e140; converted to float64.
+        kind : Kind
+        """
+        values: FloatArray = np.asarray(rows, dtype=np.float64)
+        mean = np.zeros(values.shape[1])
+        if len(values):
+            mean += values.mean(axis=0)
+            # Again, since a mean rounds: of a constant, nothing is left this way.
+            mean += (values - mean).mean(axis=0)
+        deviations = values - mean
+        exponent = _exponent(np.abs(deviations).max(axis=0, initial=0.0))
+        units = np.ldexp(deviations, -exponent)  # (n_samples, n_features), in [-1, 1]
+        squares = units**2
+        square, scatter, cubes, fourths = squares.sum(axis=0), None, None, None
+        if kind >= Kind.COVARIANCE:
+            scatter = units.T @ units
+        if kind >= Kind.SHRINKAGE:
+            cubes, fourths = squares.T @ units, squares.T @ squares
+        return cls(len(values), mean, exponent, square, scatter, cubes, fourths)
+
+    @classmethod
+    def of_shards(cls, shards: Iterable[ArrayLike], kind: Kind = Kind.SHRINKAGE) -> Statistics:
+        """Statistics of rows that come shard by shard, of which there is at least one."""
+        return functools.reduce(cls.merge, (cls.of(shard, kind) for shard in shards))
+
+    @property
+    def kind(self) -> Kind:
+        """How much they tell."""
+        if self.scatter is None:
+            return Kind.VARIANCE
+        return Kind.COVARIANCE if self.fourths is None else Kind.SHRINKAGE
+
+    def reduced(self, kind: Kind) -> Statistics:
+        """The same statistics, without what only kinds beyond `kind` tell."""
+        return dataclasses.replace(
+            self,
+            scatter=self.scatter if kind >= Kind.COVARIANCE else None,
+            cubes=self.cubes if kind >= Kind.SHRINKAGE else None,
+            fourths=self.fourths if kind >= Kind.SHRINKAGE else None,
+        )
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Statistics of the rows of both; of the lesser kind, if they are of two.
+
+        The order of merging moves results by rounding alone, some 1e-15 of them.
+        """
+        n_samples = self.n_samples + other.n_samples
+        if not self.n_samples or not other.n_samples:
+            there = self if self.n_samples else other
+            return there.reduced(min(self.kind, other.kind))
+        between = other.mean - self.mean
+        share = other.n_samples / n_samples
+        exponent = np.maximum(self.exponent, other.exponent)
+        exponent = np.maximum(exponent, _exponent(np.abs(between)))
+        mine = self._about(-share * between, exponent)
+        others = other._about((1 - share) * between, exponent)
+        sums = [
+            a + b if a is not None and b is not None else None
+            for a, b in zip(mine, others, strict=True)
+        ]
+        mean = self.mean + share * between
+        return Statistics(n_samples, mean, exponent, *sums)  # type: ignore[arg-type]
+
+    __add__ = merge
+
+    def location_and_scale(self) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation of each feature, the scale of a constant one being 1."""
+        deviation = np.sqrt(self.square / self.n_samples)
+        with np.errstate(over="ignore"):
+            scale = np.ldexp(deviation, self.exponent)
+        # A deviation that rounding alone explains is no deviation: dividing by it would blow noise
+        # up to the size of a real feature.
+        rounding = self.n_samples * _EPS * np.abs(self.mean)
+        # Rounding exceeds 1 only for constants beyond about 1e12, which would look far from their
+        # own mean if they were measured in units of 1.
+        return self.mean, np.where(scale <= rounding, np.maximum(rounding, 1.0), scale)
+
+    def covariance(self, scale: FloatArray | float = 1.0) -> FloatArray:
+        """Covariance of features that are divided by `scale`, the maximum-likelihood one."""
+        if self.scatter is None:
+            raise ValueError(f"statistics of the kind {self.kind.name} hold no covariance")
+        weight = self._per_scale(scale)
+        return self.scatter / self.n_samples * weight[:, np.newaxis] * weight
+
+    def mean_fourth_power(self, scale: FloatArray, chosen: NDArray[np.bool_]) -> float:
+        """Mean over rows of the fourth power of their length, of the `chosen` features.
+
+        Features are centred, and divided by `scale`.
+        """
+        if self.fourths is None:
+            raise ValueError(f"statistics of the kind {self.kind.name} hold no fourth powers")
+        weight = np.where(chosen, self._per_scale(scale) ** 2, 0.0)
+        return float(weight @ (self.fourths / self.n_samples) @ weight)
+
+    def projected(self, axes: FloatArray) -> Statistics:
+        """Statistics, up to covariances, of ``(rows - mean) @ axes``.
+
+        Parameters
+        ----------
+        axes : ndarray of shape (n_features, n_axes)
+        """
+        scatter = axes.T @ (self.covariance() * self.n_samples) @ axes
+        square = scatter.diagonal()
+        exponent = _exponent(np.sqrt(square.max(keepdims=True))).repeat(len(square))
+        unit = np.ldexp(1.0, -2 * exponent)
+        return Statistics(
+            self.n_samples, np.zeros(len(square)), exponent, square * unit, scatter * unit
+        )
+
+    def _per_scale(self, scale: FloatArray | float) -> FloatArray:
+        """Units of the features in `scale`."""
+        with np.errstate(over="ignore"):
+            return 1.0 / np.ldexp(np.broadcast_to(scale, self.mean.shape), -self.exponent)
+
+    def _about(
+        self, shift: FloatArray, exponent: NDArray[np.int32]
+    ) -> tuple[FloatArray, FloatArray | None, FloatArray | None, FloatArray | None]:
+        """The sums, had every deviation been larger by `shift`, in other units."""
+        n, down = self.n_samples, np.ldexp(1.0, self.exponent - exponent)
+        a = np.ldexp(shift, -exponent)
+        down2, a2 = down**2, a**2
+        square = self.square * down2
+        scatter, cubes, fourths = self.scatter, self.cubes, self.fourths
+        if scatter is not None:
+            scatter = scatter * np.outer(down, down)
+        if scatter is not None and cubes is not None and fourths is not None:
+            cubes = cubes * np.outer(down2, down)
+            fourths = fourths * np.outer(down2, down2)
+            # The deviations add up to nothing, so that no sum of theirs alone comes in.
+            mixed = 2 * cubes * a + np.outer(square, a2)
+            fourths += mixed + mixed.T + 4 * np.outer(a, a) * scatter + n * np.outer(a2, a2)
+            cubes += np.outer(square, a) + 2 * a[:, np.newaxis] * scatter + n * np.outer(a2, a)
+        if scatter is not None:
+            scatter += n * np.outer(a, a)
+        return square + n * a2, scatter, cubes, fourths
+
+
+def _exponent(largest: FloatArray) -> NDArray[np.int32]:
+    """The smallest power of two that each number is below."""
+    exponent = np.frexp(largest)[1]
+    return np.where(largest > 0, exponent, _NO_EXPONENT).astype(np.int32)

@@ -1,0 +1,5 @@
+"""The detector: two feature spaces, a density in each, one score, a threshold."""
+
+from skanomaly_vit.detector._detector import TransformalyDetector
+
+__all__ = ["TransformalyDetector"]

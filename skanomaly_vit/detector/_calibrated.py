@@ -1,0 +1,264 @@
+"""What a detector can do that knows scores of normal images that it has not learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import OutlierMixin, clone
+from sklearn.model_selection import GroupKFold, KFold
+from sklearn.utils import Bunch
+from sklearn.utils.validation import check_is_fitted
+
+from skanomaly_vit._utils.compat import _safe_indexing
+from skanomaly_vit.calibration import conformal_threshold, drift_test
+from skanomaly_vit.detector._dataframes import p_values_of, score_frame
+
+
+class CalibratedMixin(OutlierMixin):
+    """Decisions, p-values and tests of an outlier detector with calibration scores.
+
+    A class that has it sets `calibration_scores_` (None if there are none) and `offset_` in `fit`,
+    and has `contamination` and `random_state` among its parameters.
+    """
+
+    contamination: float
+    random_state: int | np.random.RandomState | None
+    calibration_scores_: np.ndarray | None
+    offset_: float
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Score of images relative to the threshold.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+
+        Returns
+        -------
+        decision : ndarray of shape (n_images,), float64
+            ``score_samples(X) - offset_``: negative = anomaly.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, or one cannot be read (`on_error`).
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Tell normal images from anomalies.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_images,), int
+            +1 for normal, -1 for an anomaly, and for an image that cannot be read.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, or one cannot be read (`on_error`).
+        """
+        # Written so that NaN is no normal image.
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def p_values(self, X: Any) -> np.ndarray:
+        """How normal images are among normal ones.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+
+        Returns
+        -------
+        p_values : ndarray of shape (n_images,), float64
+            Split-conformal p-values in (0, 1], small = abnormal: of normal images, a share of at
+            most `a` has one up to `a`, on average over held-out images. The smallest there is, is
+            ``1 / (n + 1)`` with n held-out images. NaN for an image that cannot be read.
+
+        Raises
+        ------
+        ValueError
+            If no images were held out, or as `score_samples` does.
+
+        See Also
+        --------
+        skanomaly_vit.calibration.benjamini_hochberg : Flags a batch by its p-values.
+        """
+        known = self._require_calibration()
+        return p_values_of(known, self.score_samples(X))
+
+    def score_dataframe(self, frame: Any, column: str) -> Any:
+        """Score a column of images, and add what comes of it to the table.
+
+        Parameters
+        ----------
+        frame : DataFrame, or table of Arrow
+            Of pandas or Dask; or a Table, RecordBatch, RecordBatchReader or Dataset of Arrow.
+        column : str
+            The column that holds the images, as paths, as what is in image files (bytes), or in
+            another form that an image of a list may have.
+
+        Returns
+        -------
+        scored : same as `frame`, or RecordBatchReader for a Dataset
+            With the columns ``score`` (float64, higher = more normal), ``decision`` (float64,
+            negative = anomaly), ``flag`` (bool, anomaly), and where images were held out
+            ``p_value`` (float64, small = abnormal). Partition by partition, and computed as it is
+            read if the frame is Dask's, a reader or a dataset.
+
+        Raises
+        ------
+        ValueError
+            If there is no such column, one of those that are added is there already, or as
+            `score_samples` does. A missing value (None, NaN, NA) is an image that cannot be read:
+            with ``on_error="nan"`` its row has NaN and is flagged.
+        TypeError
+            If `frame` is no such table.
+
+        See Also
+        --------
+        score_samples : Takes a column alone.
+
+        Notes
+        -----
+        Dask's workers get the detector without its backbone, which each of their processes loads
+        once (`store_backbone`).
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from skanomaly_vit import TransformalyDetector
+        >>> def most_abnormal(detector: TransformalyDetector, paths: list[str]) -> pd.DataFrame:
+        ...     frame = detector.score_dataframe(pd.DataFrame({"path": paths}), "path")
+        ...     return frame.sort_values("score").head(10)
+        """
+        check_is_fitted(self)
+        return score_frame(self, frame, column)
+
+    def set_threshold(self, *, target_fpr: float) -> Self:
+        """Move the threshold, without fitting again.
+
+        Parameters
+        ----------
+        target_fpr : float
+            In (0, 1): share of normal images that may be flagged.
+
+        Returns
+        -------
+        self : estimator
+            With another `offset_`; parameters stay.
+
+        Raises
+        ------
+        ValueError
+            If `target_fpr` is out of range, or no images were held out.
+
+        Warns
+        -----
+        CalibrationWarning
+            If too few images were held out for that rate.
+        """
+        known = self._require_calibration()
+        if not 0 < target_fpr < 1:
+            raise ValueError(f"target_fpr={target_fpr!r} is not in (0, 1)")
+        self.offset_ = conformal_threshold(known, target_fpr)
+        return self
+
+    def drift(self, X: Any, *, anomaly_share: float | None = None) -> Bunch:
+        """Whether a batch of mostly normal images has moved away from the training data.
+
+        Parameters
+        ----------
+        X : images
+            A batch, taken without regard to scores, of any form that `fit` takes. Those that cannot
+            be read are left out, if `on_error` allows for them.
+        anomaly_share : float or None, default=None
+            Share in [0, 1) of the lowest scores that is left out of the comparison, lest a few
+            anomalies pass for drift. ``None`` is `contamination`.
+
+        Returns
+        -------
+        test : Bunch
+            ``p_value`` (small = drift), ``statistic``, ``direction`` and ``n_compared``; see
+            `skanomaly_vit.calibration.drift_test`.
+
+        Raises
+        ------
+        ValueError
+            If no images were held out, or as `score_samples` does.
+        """
+        known = self._require_calibration()
+        share = self.contamination if anomaly_share is None else anomaly_share
+        scores = self.score_samples(X)
+        return drift_test(known, scores[~np.isnan(scores)], anomaly_share=share)
+
+    def audit(self, X: Any, *, groups: Any = None, cv: int = 5) -> Bunch:
+        """Look for mistakes among the training images.
+
+        Each image is scored by a detector that was fitted without it, with the same parameters.
+        Images that the detector has learned from look more normal to it than they are.
+
+        Parameters
+        ----------
+        X : images
+            The images of `fit`, or others that are meant to be normal.
+        groups : array-like of shape (n_images,) or None, default=None
+            Images of one group (camera, lot, day) are scored by a detector that has seen none of
+            it.
+        cv : int, default=5
+            Number of fits, each without an equal share of the images.
+
+        Returns
+        -------
+        audit : Bunch
+            - ``scores``: ndarray of shape (n_images,), float64, low = suspicious: distance from
+              the median of held-out images, in their quartile distances, so that the detectors of
+              different folds can be compared.
+            - ``order``: ndarray of shape (n_images,), int, positions in `X`, most suspicious first.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer images, or groups, than `cv`, or as `fit` does.
+
+        Notes
+        -----
+        The detector itself stays as it is, and need not be fitted. With `memory`, images pass
+        through the backbone once and not in every fold.
+        """
+        scores = np.empty(len(X))
+        for train, test in self._folds(len(X), groups, cv):
+            chosen = {"groups": _safe_indexing(groups, train)} if groups is not None else {}
+            fitted = clone(self).fit(_safe_indexing(X, train), **chosen)
+            known = fitted._require_calibration()
+            low, middle, high = np.quantile(known, [0.25, 0.5, 0.75])
+            spread = high - low if high > low else 1.0
+            scores[test] = (fitted.score_samples(_safe_indexing(X, test)) - middle) / spread
+        return Bunch(scores=scores, order=np.argsort(scores, kind="stable"))
+
+    def _folds(
+        self, n_images: int, groups: Any, cv: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        kind = KFold if groups is None else GroupKFold
+        # A RandomState would be drawn from, and `fit` of the clones would see another state.
+        seed = self.random_state if isinstance(self.random_state, int) else 0
+        folds = kind(cv, shuffle=True, random_state=seed)
+        return folds.split(np.empty(n_images), groups=groups)
+
+    def _require_calibration(self) -> np.ndarray:
+        check_is_fitted(self)
+        if self.calibration_scores_ is None:
+            raise ValueError(
+                f"{type(self).__name__} was fitted with validation_fraction=0, so there are no "
+                "scores of images that it has not learned from. Fit with validation_fraction > 0."
+            )
+        return self.calibration_scores_

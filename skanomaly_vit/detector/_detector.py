@@ -1,0 +1,716 @@
+"""The detector: two feature spaces, a density in each, one score, a threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from numbers import Real
+from os import PathLike
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.utils import Bunch, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skanomaly_vit._backbone.anomaly_maps import MapCollector, enlarge
+from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED, Embedded
+from skanomaly_vit._backbone.image_estimator import (
+    TRAINING_CONSTRAINTS,
+    ImageEstimator,
+    draw_seed,
+    split_validation,
+)
+from skanomaly_vit._backbone.patches import METHODS, PatchSample, layout_of
+from skanomaly_vit._backbone.teacher import Teacher
+from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
+from skanomaly_vit._images.pillow_rules import MAX_PIXELS
+from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._utils.blas import one_blas_thread
+from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions, _fit_context
+from skanomaly_vit._utils.labels import AUTO, warn_about_labels
+from skanomaly_vit._utils.progress import Progress, log
+from skanomaly_vit.density._by_name import DENSITIES
+from skanomaly_vit.detector._calibrated import CalibratedMixin
+from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
+from skanomaly_vit.detector._fit_summary import FitSummary
+from skanomaly_vit.detector._fusion import Scorers, fit_scorers, score_shards, sum_spaces
+from skanomaly_vit.detector._partial_fit import require_updatable, update_scorers
+from skanomaly_vit.detector._recipes import RECIPES, resolve
+from skanomaly_vit.detector._saving import load_detector, save_detector
+from skanomaly_vit.distillation import BlockDistillation
+from skanomaly_vit.distillation._checkpoints import Checkpoints, check_checkpoint_dir
+from skanomaly_vit.distributed._torchrun import agreed
+from skanomaly_vit.features import ViTFeatures
+
+SPACES = {
+    "both": (PRETRAINED, DISCREPANCY),
+    PRETRAINED: (PRETRAINED,),
+    DISCREPANCY: (DISCREPANCY,),
+}
+
+
+class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator):
+    """Find images that differ in meaning from a set of normal ones.
+
+    Transformaly [1]_ looks at an image in two feature spaces of one frozen Vision Transformer:
+    its pooled output, and how badly students that learned from normal images only imitate its
+    last blocks. A density is fitted in each space; the score of an image is the sum of its two
+    log-likelihoods, each on the scale of the normal images.
+
+    Parameters
+    ----------
+    backbone : str or torch.nn.Module, default="embedded"
+        ``"embedded"`` (the small ViT that ships with the package), the name of a timm model
+        with transformer blocks in ``.blocks`` (the paper's is
+        ``"vit_base_patch16_384.augreg_in21k_ft_in1k"``), or such a network. A network is copied.
+    pretrained : bool, str or path-like, default=True
+        ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
+        draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
+        read as tensors only. Of no effect if `backbone` is a network.
+    image_size : int, tuple of (int, int) or None, default=None
+        Height and width in pixels that images are resized to. ``None`` is the backbone's own.
+    image_shape : tuple of (int, int, int) or None, default=None
+        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+    recipe : {"default", "paper"}, default="default"
+        What the parameters that are ``"auto"`` stand for: what was most accurate on the data
+        that we measured, or the values of the paper.
+    n_blocks : int or None, default=10
+        How many of the last blocks get a student. ``None`` is all blocks.
+    pca_variance : float, None or "auto", default="auto"
+        Share in (0, 1) of the variance of the pre-trained features that a whitening PCA keeps.
+        ``None`` leaves them as they are. ``"auto"`` is ``None``; in the paper's recipe 0.9.
+    density : {"gaussian", "gmm", "knn", "excess", "auto"} or estimator, default="auto"
+        The density scorer, cloned for each space: `GaussianDensity`, `GaussianMixtureDensity`,
+        `KNNDensity`, `ExcessDensity`, or any estimator with ``fit`` and ``score_samples`` (higher
+        = more normal). A ``random_state`` of it that is ``None`` follows the detector's.
+        ``"auto"`` is a Gaussian with a Ledoit-Wolf covariance in the pre-trained space and
+        `ExcessDensity` in the discrepancy space; in the paper's recipe a Gaussian in each.
+    fusion : {"product", "standardized", "auto"}, default="auto"
+        How the scores of both spaces become one. ``"product"`` adds log-likelihoods.
+        ``"standardized"`` first brings each to mean 0 and standard deviation 1 on the training
+        images, so that both weigh alike. ``"auto"`` is ``"standardized"``; in the paper's recipe
+        ``"product"``.
+    feature_spaces : {"both", "pretrained", "discrepancy"}, default="both"
+        The spaces that count. With ``"pretrained"`` no students are trained.
+    student : {"ridge", "block", "auto"}, default="auto"
+        What imitates a block. ``"ridge"`` is a linear map from a token and the mean token of
+        its image to what the block adds to the token, solved in closed form in one pass.
+        ``"block"`` is a block of the same architecture, started at random and trained by
+        gradient descent. ``"auto"`` is ``"ridge"``; in the paper's recipe ``"block"``.
+    ridge_alpha : float, default=0.01
+        Penalty on the weights of ridge students, relative to the mean square of their inputs.
+    max_epochs : int or "auto", default="auto"
+        Passes over the training images to train block students; ridge students need one.
+        ``"auto"`` is 3; in the paper's recipe 30.
+    learning_rate : float or "auto", default="auto"
+        Of Adam, for block students; the peak under the one-cycle schedule. ``"auto"`` is 1e-3;
+        in the paper's recipe 1e-4.
+    learning_rate_schedule : {"one_cycle", "constant", "auto"}, default="auto"
+        ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`, while
+        Adam's beta1 falls from 0.95 to 0.85 and rises again; a single step is taken at
+        `learning_rate`. ``"auto"`` is ``"one_cycle"``; in the paper's recipe ``"constant"``.
+    validation_fraction : float, default=0.2
+        Share of the images in [0, 1) that neither students nor densities learn from. They set
+        the threshold and choose each block student's best epoch. With 0 the threshold comes
+        from the training images, on which scores are too high, and the last epoch counts.
+    patience : int or "auto", default="auto"
+        A block student that has not improved on the held-out images for so many epochs is
+        not trained further. ``"auto"`` is 3; in the paper's recipe 30, which is never.
+    activation_cache : int, default=2**30
+        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
+        that they pass through it once and not in every epoch. The result does not depend on it.
+    student_dtype : {"float16", "bfloat16"} or None, default=None
+        Type that students are rounded to, and stored in by pickles. ``None`` is the backbone's.
+    contamination : float, default=0.05
+        Share in (0, 0.5] of normal images that may be flagged: `offset_` is the score at which
+        the p-value, among held-out images, reaches it. It takes ``1 / contamination - 1`` of them.
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded, lest a small file
+        fill the memory. ``None`` is no limit.
+    on_error : {"raise", "nan"}, default="raise"
+        What scoring does about images that cannot be read. ``"raise"`` is an error that names
+        them. ``"nan"`` is a warning that names them (`UnreadableImageWarning`): their score is NaN,
+        their label -1, their map empty; all others get what they get without them. `fit` raises.
+    batch_size : int, default=32
+        Images in a step of training, and in a pass of the backbone.
+    store_backbone : bool, default=False
+        Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
+        as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
+    device : str, torch.device or None, default=None
+        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU; under torchrun
+        each rank's own GPU.
+    n_jobs : int or None, default=None
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores. Workers beyond
+        this process are those of ``joblib.parallel_config`` or of
+        `skanomaly_vit.distributed.torchrun`.
+    memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
+        Where features and students are kept for other fits: a folder, a `DiskCache`, or
+        an object such as `joblib.Memory`. The keys are the contents of images, the weights of the
+        backbone and the parameters that matter. Results are the same with or without.
+    checkpoint_dir : str, path-like or None, default=None
+        A folder for checkpoints: a `fit` that was stopped, by whatever, and is started again with
+        the same images and parameters goes on after the last epoch, or the last minute of the
+        pass for ridge students, and ends with the same to the bit. Checkpoints of other images or
+        parameters are left alone, with a warning; those of a `fit` that has ended well are removed.
+        Needs a `random_state`.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the validation split, block students' weights, the order of images, densities.
+        An int gives the same scores to the bit on the same machine, whatever `n_jobs`.
+    verbose : int, default=0
+        Above 0, what is being done goes to the logger ``"skanomaly_vit"``, a line per epoch.
+
+    Attributes
+    ----------
+    features_ : ViTFeatures
+        The pre-trained feature space.
+    distillation_ : BlockDistillation or None
+        The students; ``None`` with ``feature_spaces="pretrained"``.
+    density_ : dict
+        The fitted scorer of each space that counts, under ``"pretrained"`` (a pipeline of PCA
+        and density if `pca_variance` is a number) and ``"discrepancy"``.
+    offset_ : float
+        ``decision_function = score_samples - offset_``.
+    calibration_scores_ : ndarray of shape (n_calibrating,), float64, or None
+        Scores of held-out images that nothing was learned from or chosen by: all held-out ones,
+        or with block students, which choose their epochs by the others, every second one (or
+        group of `fit`). ``None`` with ``validation_fraction=0``.
+    fusion_ : dict
+        Location and scale that each space's score is standardised by; (0, 1) for ``"product"``.
+    validation_indices_ : ndarray of int
+        Positions in the `X` of `fit` of the held-out images.
+    n_samples_fit_ : int
+        Number of images that `fit` and `partial_fit` were given, held-out ones among them.
+    n_features_in_ : int
+        Length of a flattened image; only where `image_shape` is given.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns; only where `X` has names that are all strings and `image_shape` is
+        given.
+
+    See Also
+    --------
+    ViTFeatures : The first feature space alone, as a transformer.
+    BlockDistillation : The second feature space alone, as a transformer.
+    GaussianDensity : The default density.
+
+    Notes
+    -----
+    ``recipe="paper"`` is the method as published: block students, a whitening PCA, a Gaussian in
+    each space, the product of likelihoods. The default is faster and was more accurate on the data
+    that we measured (docs/explanation/benchmarks.md).
+
+    Unlike the code released with the paper, students are chosen on held-out training images and
+    not on test images, the teacher is in eval mode, a batch goes through the teacher once for
+    both features, only the students that are scored are trained, and every draw is seeded.
+
+    The method cannot tell apart two classes that the backbone mixes (*pre-training confusion*,
+    [1]_ section 5).
+
+    References
+    ----------
+    .. [1] M. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One",
+       CVPR Workshops 2022, arXiv:2112.04185.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit import TransformalyDetector
+    >>> rng = np.random.default_rng(0)
+    >>> normal = rng.integers(100, 156, (24, 32, 32, 3), dtype=np.uint8)  # soft noise
+    >>> odd = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)  # harsh noise
+    >>> detector = TransformalyDetector(n_blocks=2, random_state=0).fit(normal)
+    >>> detector.predict(odd)
+    array([-1, -1])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **ImageEstimator._parameter_constraints,
+        **TRAINING_CONSTRAINTS,
+        **{
+            name: [*TRAINING_CONSTRAINTS[name], StrOptions({AUTO})]
+            for name in (
+                "student",
+                "max_epochs",
+                "learning_rate",
+                "learning_rate_schedule",
+                "patience",
+            )
+        },
+        "recipe": [StrOptions(set(RECIPES))],
+        "pca_variance": [Interval(Real, 0, 1, closed="neither"), StrOptions({AUTO}), None],
+        "density": [StrOptions({AUTO, *DENSITIES}), HasMethods(["fit", "score_samples"])],
+        "fusion": [StrOptions({"product", "standardized", AUTO})],
+        "feature_spaces": [StrOptions(set(SPACES))],
+        "contamination": [Interval(Real, 0, 0.5, closed="right")],
+        "on_error": [StrOptions({"raise", "nan"})],
+    }
+
+    def __init__(
+        self,
+        *,
+        backbone: str | torch.nn.Module = "embedded",
+        pretrained: bool | str | PathLike[str] = True,
+        image_size: int | tuple[int, int] | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        recipe: str = "default",
+        n_blocks: int | None = 10,
+        pca_variance: float | str | None = "auto",
+        density: Any = "auto",
+        fusion: str = "auto",
+        feature_spaces: str = "both",
+        student: str = "auto",
+        ridge_alpha: float = 0.01,
+        max_epochs: int | str = "auto",
+        learning_rate: float | str = "auto",
+        learning_rate_schedule: str = "auto",
+        validation_fraction: float = 0.2,
+        patience: int | str = "auto",
+        activation_cache: int = 2**30,
+        student_dtype: str | None = None,
+        contamination: float = 0.05,
+        max_pixels: int | None = MAX_PIXELS,
+        on_error: str = "raise",
+        batch_size: int = 32,
+        store_backbone: bool = False,
+        device: str | torch.device | None = None,
+        n_jobs: int | None = None,
+        memory: Any = None,
+        checkpoint_dir: str | PathLike[str] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.pretrained = pretrained
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.recipe = recipe
+        self.n_blocks = n_blocks
+        self.pca_variance = pca_variance
+        self.density = density
+        self.fusion = fusion
+        self.feature_spaces = feature_spaces
+        self.student = student
+        self.ridge_alpha = ridge_alpha
+        self.max_epochs = max_epochs
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.activation_cache = activation_cache
+        self.student_dtype = student_dtype
+        self.contamination = contamination
+        self.max_pixels = max_pixels
+        self.on_error = on_error
+        self.batch_size = batch_size
+        self.store_backbone = store_backbone
+        self.device = device
+        self.n_jobs = n_jobs
+        self.memory = memory
+        self.checkpoint_dir = checkpoint_dir
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @with_callbacks
+    @_fit_context(prefer_skip_nested_validation=False)  # `density` may be an estimator
+    def fit(self, X: Any, y: Any = None, groups: Any = None) -> TransformalyDetector:
+        """Learn what normal images look like.
+
+        Parameters
+        ----------
+        X : images
+            Normal images: an array (n, height, width, 3), (n, height, width, 1) or
+            (n, height, width) of uint8, uint16 or floats in [0, 1]; a list, array or Series of
+            paths, files' bytes, PIL images or arrays, of any sizes; a torch tensor (n, 3, height,
+            width); or, with `image_shape`, a 2-D array of flattened images.
+        y : array-like of shape (n_images,) or None, default=None
+            Ignored, but for a `LabelWarning` if it says that there are anomalies among `X`.
+        groups : array-like of shape (n_images,) or None, default=None
+            What images have in common (camera, lot, day): images of one group are held out
+            together or not at all, so that the threshold is one for groups not seen before. In a
+            pipeline, ask for it by ``set_fit_request(groups=True)``.
+
+        Returns
+        -------
+        self : TransformalyDetector
+            Fitted.
+
+        Raises
+        ------
+        ValueError
+            If a parameter, the images or the backbone are not as described.
+        WeightsUnavailableError
+            If the weights of the backbone cannot be had.
+
+        Warns
+        -----
+        CalibrationWarning
+            If too few images are held out for a threshold at `contamination`.
+        """
+        warn_about_labels(y, stacklevel=4)  # past the two decorators
+        check_checkpoint_dir(self.checkpoint_dir, self.random_state)
+        source = self._open(X, reset=True)
+        rng = agreed(check_random_state(self.random_state))
+        # A density needs two images to see any spread.
+        split = split_validation(
+            len(source), self.validation_fraction, rng, min_train=2, groups=groups
+        )
+        context = self._init_callback_context(max_subtasks=self._max_subtasks())
+        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+        shares = self._share_out(split[1], groups)
+        self._fit(source, split, shares, rng, Progress(self, context))
+        context.call_on_fit_task_end(estimator=self, X=X, y=y)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def partial_fit(self, X: Any, y: Any = None) -> TransformalyDetector:
+        """Add normal images to the densities, without training students again.
+
+        The densities become those of all images so far, up to rounding; scale and threshold follow.
+        The students, `validation_indices_` and what `anomaly_map` compares with stay as `fit` left
+        them. The first call is a `fit`.
+
+        Parameters
+        ----------
+        X : images
+            Normal images of any form that `fit` takes. An image is held out, and calibrates, with
+            a probability of `validation_fraction`, by what is in it: the order in which images
+            come, and in what parts, does not matter.
+        y : array-like of shape (n_images,) or None, default=None
+            Ignored, but for a `LabelWarning` if it says that there are anomalies among `X`.
+
+        Returns
+        -------
+        self : TransformalyDetector
+            Fitted.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, one cannot be read, or a density cannot learn from
+            more images: a Gaussian and an `ExcessDensity` can, and a `KNNDensity` without PCA.
+
+        Warns
+        -----
+        CalibrationWarning
+            If too few images are held out for a threshold at `contamination`.
+
+        Notes
+        -----
+        Scale, `calibration_scores_` and threshold are computed again from the features of images
+        that the detector keeps, at most 2048 that densities have learned from and 2048 others: of
+        all, if they are no more.
+        """
+        if not hasattr(self, "density_"):
+            return self.fit(X, y)
+        kept = require_updatable(self.density_, self._kept)  # before any work
+        warn_about_labels(y, stacklevel=3)  # past the decorator
+        self._update(self._open(X, reset=False), kept)
+        return self
+
+    def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
+        """Normality of images: the sum of their log-likelihoods in both spaces, as `fusion` says.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+        return_map : bool, default=False
+            Whether to return the anomaly maps too, from the same pass of the backbone.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_images,), float64
+            Higher = more normal.
+        maps : ndarray of shape (n_images, height, width), float32, or list
+            Only with `return_map`: what `anomaly_map` gives. Higher = more abnormal.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, or one cannot be read (`on_error`).
+        """
+        if return_map:
+            return self._score_and_map(X)
+        return sum_spaces(self.score_spaces(X))
+
+    def anomaly_map(self, X: Any, method: str | None = None) -> Any:
+        """Where images are abnormal.
+
+        For each patch of the backbone, how far it is from the patches of normal images; in between,
+        linearly interpolated. A map is as fine as the patches: a larger `image_size` gives a finer
+        one, at the price of time.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+        method : {"discrepancy", "features", "both"} or None, default=None
+            ``"discrepancy"``: the error of each block's student on the token of the patch, its
+            logarithm standardised by mean and deviation on normal patches, averaged over the
+            blocks. ``"features"``: the Mahalanobis distance of the patch's token after the middle
+            block from those of normal patches, its logarithm standardised alike. ``"both"``: the
+            mean of both. ``None`` is what the score is made of, as `feature_spaces` says.
+
+        Returns
+        -------
+        maps : ndarray of shape (n_images, height, width), float32, or list
+            At the images' own sizes; a list of arrays (height, width) where those differ, or
+            where images cannot be read, whose map has the shape (0, 0). In
+            standard deviations of normal patches that students have not seen: 0 is their mean.
+            Higher = more abnormal.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, one cannot be decoded, `method` needs students
+            that were not trained, or the backbone does not tell the size of its patches.
+        """
+        check_is_fitted(self)
+        source = self._open(X, reset=False, on_error=self.on_error)
+        collector = self._map_collector(method)
+        passes = self._passes(self._held_teacher(), source)
+        students: dict[int, torch.nn.Module] = {}
+        if collector.needs_students:
+            students = self._students_on(passes.teacher.device, self.distillation_)
+        for _ in passes.stream(np.arange(len(source)), students, collector):
+            pass  # the collector sees what a map is made of
+        maps = fill_maps(collector.maps(), source.readable(), source, enlarge)
+        warn_gaps(source)
+        return maps
+
+    def score_spaces(self, X: Any) -> Bunch:
+        """Score of images in each feature space; `score_samples` is their sum.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+
+        Returns
+        -------
+        scores : Bunch of ndarray of shape (n_images,), float64
+            ``pretrained`` and ``discrepancy``, as far as they count. Higher = more normal.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, or one cannot be read (`on_error`).
+        """
+        check_is_fitted(self)
+        source = self._open(X, reset=False, on_error=self.on_error)
+        passes, students = self._scoring_passes(source)
+        scores = self._score(passes.stream(np.arange(len(source)), students))
+        return Bunch(**fill_scores(scores, source.readable(), source))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the fitted detector into one file, which runs no code when it is loaded.
+
+        The file holds numbers and text only (safetensors with JSON in its header): parameters,
+        students, densities, threshold, and a model card. `device`, `n_jobs`, `memory`,
+        `checkpoint_dir` and `verbose` are left out; the backbone is, too, unless `store_backbone`
+        is set.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, in a folder that exists. An older one is replaced, in one step, once the
+            new one is whole.
+
+        Raises
+        ------
+        ValueError
+            If `backbone` is a network, `density` an estimator that is none of ours, or a parameter
+            something else that numbers and text cannot hold.
+        OSError
+            If the file cannot be written.
+
+        See Also
+        --------
+        load : Read the file.
+        """
+        save_detector(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """Read a fitted detector from a file that `save` wrote.
+
+        Its scores are those of the detector that was saved, to the bit on the same machine. A
+        backbone that is not in the file is loaded on first use, as `backbone` and `pretrained`
+        say, and refused if it is not the same to the bit.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
+        Returns
+        -------
+        detector : TransformalyDetector
+            Fitted; it runs on the best device there is, unless `device` is set.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is missing, cut off, damaged, of another kind or of a newer format.
+
+        See Also
+        --------
+        save : Write the file.
+        """
+        return load_detector(cls, path)
+
+    def _score_and_map(self, X: Any) -> tuple[np.ndarray, Any]:
+        check_is_fitted(self)
+        source = self._open(X, reset=False, on_error=self.on_error)
+        collector = self._map_collector(None)
+        passes, students = self._scoring_passes(source)
+        scores = self._score(passes.stream(np.arange(len(source)), students, collector))
+        embedded_ones = source.readable()
+        maps = fill_maps(collector.maps(), embedded_ones, source, enlarge)
+        return sum_spaces(fill_scores(scores, embedded_ones, source)), maps
+
+    def _map_collector(self, method: str | None) -> MapCollector:
+        """What makes maps by the `method` of `anomaly_map`."""
+        if method not in (None, *METHODS):
+            raise ValueError(f"method={method!r} is not one of {METHODS}, or None")
+        if self._normal_patches is None:
+            raise ValueError(
+                "The backbone does not tell the size of its patches (patch_embed.patch_size), so "
+                "there are no anomaly maps. Use a ViT of timm, or give the network that attribute "
+                "and fit again."
+            )
+        if method is None:
+            method = "features" if self.distillation_ is None else self.feature_spaces
+        if method not in self._normal_patches.map_scale:
+            raise ValueError(
+                f"method={method!r} needs students, and none were trained with "
+                f"feature_spaces={self.feature_spaces!r}. Pass method='features', or fit with "
+                "feature_spaces='both'."
+            )
+        return MapCollector(self._normal_patches, method)
+
+    def _scoring_passes(
+        self, source: ImageSource
+    ) -> tuple[RememberedPasses, dict[int, torch.nn.Module]]:
+        passes = self._passes(self._held_teacher(), source)
+        return passes, self._students_on(passes.teacher.device, self.distillation_)
+
+    def _held_teacher(self) -> Teacher:
+        self.features_.set_params(device=self.device)  # which may be another one since `fit`
+        return self.features_._held_teacher()
+
+    def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
+        """Scores of the readable images of a source, a batch as soon as it is done."""
+        passes, students = self._scoring_passes(source)
+        for batch in passes.stream(np.arange(len(source)), students):
+            yield sum_spaces(self._score([batch]))
+
+    def _score(self, batches: Iterable[Embedded]) -> dict[str, np.ndarray]:
+        return score_shards(self.density_, self.fusion_, in_shards(batches))
+
+    def _max_subtasks(self) -> int:
+        if DISCREPANCY not in SPACES[self.feature_spaces]:
+            return 1
+        return self._part(BlockDistillation)._n_epochs() + 1
+
+    def _fit(
+        self,
+        source: ImageSource,
+        split: tuple[np.ndarray, np.ndarray],
+        shares: tuple[np.ndarray, np.ndarray],
+        rng: np.random.RandomState,
+        progress: Progress,
+    ) -> None:
+        choosing, calibrating = shares
+        teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
+        teacher = self._load_teacher(teacher_seed)
+        log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
+        layout = layout_of(teacher)
+        distillation: BlockDistillation | None = None
+        if DISCREPANCY in SPACES[self.feature_spaces]:
+            distillation = self._part(BlockDistillation)
+            passes = distillation._fitting_passes(teacher, source, [layout.block] if layout else [])
+        else:
+            passes = self._passes(teacher, source)
+        features = self._part(ViTFeatures)._adopt(passes, teacher_seed)
+        checkpoints = Checkpoints()
+        if distillation is not None:
+            checkpoints = distillation._fit_students(
+                passes, (split[0], choosing), students_seed, progress
+            )
+            distillation._hold(teacher, teacher_seed)
+        values = resolve(self)
+        with FeatureStore() as store:
+            with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
+                students = self._students_on(teacher.device, distillation)
+                sample = PatchSample(layout, len(source), split[1]) if layout else None
+                normal_patches = passes.extract_normal(
+                    np.arange(len(source)), students, sample, store.append, task.track
+                )
+            with one_blas_thread(store.n_values):
+                scorers = fit_scorers(
+                    store,
+                    SPACES[self.feature_spaces],
+                    (split[0], calibrating),
+                    density=values["density"],
+                    pca_variance=values["pca_variance"],
+                    fusion=values["fusion"],
+                    contamination=self.contamination,
+                    seed=draw_seed(rng),
+                    remember=self.memory is not None,
+                )
+        # Last, lest a fit that fails leaves half of a new state in an old one.
+        self.features_, self.distillation_ = features, distillation
+        self._set_scorers(scorers)
+        self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
+        self._normal_patches = normal_patches
+        checkpoints.discard()
+
+    def _update(self, source: ImageSource, kept: FitSummary) -> None:
+        passes, students = self._scoring_passes(source)
+        with FeatureStore() as store:
+            for embedded in passes.stream(np.arange(len(source)), students):
+                store.append(embedded)
+            with one_blas_thread(store.n_values):
+                scorers = update_scorers(
+                    self.density_,
+                    kept,
+                    store,
+                    validation_fraction=self.validation_fraction,
+                    fusion=resolve(self)["fusion"],
+                    contamination=self.contamination,
+                )
+        self._set_scorers(scorers)
+        self.n_samples_fit_ += len(source)
+
+    def _set_scorers(self, scorers: Scorers) -> None:
+        self.density_, self.fusion_ = scorers.density, scorers.fusion
+        self.calibration_scores_, self.offset_ = scorers.calibration_scores, scorers.offset
+        self._kept: FitSummary | None = scorers.kept
+
+    def _share_out(self, held_out: np.ndarray, groups: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Held-out images that block students choose their epochs by, and those that calibrate.
+
+        Others choose by none, and all calibrate. Of `groups`, of all images, each goes to one side.
+        """
+        if resolve(self)["student"] == "ridge" or self.feature_spaces == PRETRAINED:
+            return held_out, held_out
+        group = np.arange(len(held_out))
+        if groups is not None:
+            group = np.unique(np.asarray(groups)[held_out], return_inverse=True)[1]
+        is_choosing = group % 2 == 1
+        return held_out[is_choosing], held_out[~is_choosing]
+
+    @staticmethod
+    def _students_on(
+        device: torch.device, distillation: BlockDistillation | None
+    ) -> dict[int, torch.nn.Module]:
+        return distillation._students_on(device) if distillation else {}
+
+    def _part(self, estimator_class: type[Any]) -> Any:
+        """An estimator that the detector is made of, with the detector's parameters."""
+        names = estimator_class().get_params(deep=False)
+        own = {name: getattr(self, name) for name in names}
+        return estimator_class(**own | {k: v for k, v in resolve(self).items() if k in own})

@@ -1,0 +1,153 @@
+"""What a fitted detector keeps of its images, so that more can be added to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
+from skanomaly_vit.density._row_sample import RowSample, draw_keys
+from skanomaly_vit.density._saving import put_sample, put_statistics, take_sample, take_statistics
+from skanomaly_vit.density._statistics import SHARD, Statistics
+from skanomaly_vit.detector._feature_store import FeatureStore, in_float64
+from skanomaly_vit.persistence._record import Record
+
+#: Images whose features are kept, at most: so many that densities learned from, and so many others.
+N_KEPT = 2048
+
+# Of the samples, and of which new images are held out: draws that have nothing to do with each
+# other. Any fixed ones will do; they do not take part in the user's `random_state`.
+_SALT = b"kept"
+
+_HELD_OUT_SALT = b"held out"
+
+#: Space -> features of some images, the same ones in each space.
+ImageSample: TypeAlias = dict[str, RowSample]
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """Features of some images, in the type of the backbone.
+
+    The scores that scale and threshold rest on are those of a density; once it has learned from
+    more images, they have to be computed again.
+
+    Attributes
+    ----------
+    learned, held_out : dict of str to RowSample
+        Of images that the densities learned from, and of those that calibrate.
+    statistics : Statistics or None
+        Of the pre-trained features of all images learned from, if there is a PCA of them.
+    """
+
+    learned: ImageSample
+    held_out: ImageSample
+    statistics: Statistics | None
+
+    @classmethod
+    def of(
+        cls,
+        store: FeatureStore,
+        learned: np.ndarray,
+        held_out: np.ndarray,
+        statistics: Statistics | None,
+    ) -> FitSummary:
+        """Keep some of the rows that two masks choose."""
+        return cls(_sample(store, learned), _sample(store, held_out), statistics)
+
+    def merge(self, other: FitSummary, statistics: Statistics | None) -> FitSummary:
+        """What is kept of the images of both, with the statistics of both."""
+        return FitSummary(
+            _merge(self.learned, other.learned), _merge(self.held_out, other.held_out), statistics
+        )
+
+
+def n_images(sample: ImageSample) -> int:
+    """Number of images whose features a sample holds."""
+    return min(map(len, sample.values()))
+
+
+def shards_of_sample(sample: ImageSample) -> Iterator[Embedded]:
+    """Features of the images of a sample, in float64."""
+    for start in range(0, n_images(sample), SHARD):
+        yield in_float64({s: each.rows[start : start + SHARD] for s, each in sample.items()})
+
+
+def draw_held_out(store: FeatureStore, fraction: float) -> np.ndarray:
+    """A mask of the images that are held out, each with a probability of `fraction`.
+
+    It is the features of an image that decide, not what else comes with it: the same image is
+    never on both sides, and the parts in which images come do not matter.
+    """
+    everyone = np.ones(len(store), dtype=bool)
+    keys = [_keys(embedded, _HELD_OUT_SALT) for embedded in store.stored(everyone)]
+    return np.concatenate(keys) < fraction * 2.0**64
+
+
+def _sample(store: FeatureStore, chosen: np.ndarray) -> ImageSample:
+    sample = _smallest(store.empty())
+    for embedded in store.stored(chosen):
+        sample = _merge(sample, _smallest(embedded))
+    return sample
+
+
+def _smallest(embedded: Embedded) -> ImageSample:
+    keys = _keys(embedded, _SALT)
+    return {space: RowSample.smallest(rows, keys, N_KEPT) for space, rows in embedded.items()}
+
+
+def _merge(sample: ImageSample, other: ImageSample) -> ImageSample:
+    return {space: each.merge(other[space]) for space, each in sample.items()}
+
+
+def _keys(embedded: Mapping[str, np.ndarray], salt: bytes) -> NDArray[np.uint64]:
+    """A number for each image, which its features in all spaces determine."""
+    return draw_keys(np.concatenate(list(embedded.values()), axis=1), salt)
+
+
+def put_kept(record: Record, kept: FitSummary | None) -> None:
+    """Write what is kept of a detector's images as a part of `record`; nothing if nothing is."""
+    if kept is None:
+        return
+    part = record.put_part("kept")
+    for side, sample in (("learned", kept.learned), ("held_out", kept.held_out)):
+        for space, rows in sample.items():
+            put_sample(part.put_part(side).put_part(space), rows)
+    put_statistics(part, kept.statistics)
+
+
+def take_kept(record: Record, n_features: dict[str, int]) -> FitSummary | None:
+    """The inverse of `put_kept`; files of format 1 hold nothing of the kind."""
+    if "kept" not in record.values:
+        return None
+    part = record.take_part("kept")
+    learned, held_out = (
+        _take_images(part.take_part(side), n_features) for side in ("learned", "held_out")
+    )
+    kept = FitSummary(learned, held_out, take_statistics(part, n_features[PRETRAINED]))
+    part.close()
+    return kept
+
+
+def _take_images(part: Record, n_features: dict[str, int]) -> ImageSample:
+    if "n_rows" in part.values:  # format 2 has the features of all spaces side by side
+        return _cut(take_sample(part, sum(n_features.values())), n_features)
+    sample = {s: take_sample(part.take_part(s), n) for s, n in n_features.items() if n}
+    part.close()
+    if any(not np.array_equal(each.keys, sample[PRETRAINED].keys) for each in sample.values()):
+        raise ValueError(f"{part.name} holds other images in each feature space")
+    return sample
+
+
+def _cut(glued: RowSample, n_features: dict[str, int]) -> ImageSample:
+    sample, start = {}, 0
+    for space, n in n_features.items():
+        if n:
+            rows = np.ascontiguousarray(glued.rows[:, start : start + n])
+            sample[space] = RowSample(rows, glued.keys, glued.limit)
+        start += n
+    return sample

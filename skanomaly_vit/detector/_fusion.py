@@ -1,0 +1,275 @@
+"""A density in each feature space, and one score out of both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+from sklearn.decomposition import PCA
+from sklearn.pipeline import Pipeline
+
+from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
+from skanomaly_vit._caching.memory import RecentlyUsed
+from skanomaly_vit._utils.blas import one_blas_thread
+from skanomaly_vit._utils.compat import validate_parameter_constraints
+from skanomaly_vit._utils.hashing import combine
+from skanomaly_vit.calibration import conformal_threshold
+from skanomaly_vit.density._base import StandardizedDensity, SummarisedDensity
+from skanomaly_vit.density._by_name import DENSITIES
+from skanomaly_vit.density._rows import MappedRows, Rows, gather
+from skanomaly_vit.density._statistics import Kind, Statistics
+from skanomaly_vit.density._whitening import axes_of, whiten
+from skanomaly_vit.detector._feature_store import FeatureStore
+from skanomaly_vit.detector._fit_summary import FitSummary, n_images
+
+#: A search fits the same PCA for every number of blocks.
+_recent_pcas: RecentlyUsed[PCA] = RecentlyUsed(2**26)
+
+
+def fit_scorers(
+    store: FeatureStore,
+    spaces: Collection[str],
+    split: tuple[np.ndarray, np.ndarray],
+    *,
+    density: Any,
+    pca_variance: float | None,
+    fusion: str,
+    contamination: float,
+    seed: int,
+    remember: bool,
+) -> Scorers:
+    """Fit densities and fusion on the training images, and the threshold on the held-out ones.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        Features of all images.
+    spaces : collection of str
+        Those that count.
+    split : tuple of (ndarray of int, ndarray of int)
+        Images to learn from, and held-out ones; without any, the threshold is a plain quantile of
+        the scores of the first.
+    density : str, estimator or dict of str to these
+        For all spaces, or for each.
+    pca_variance : float or None
+        Of the PCA in the pre-trained space.
+    fusion : {"product", "standardized"}
+    contamination : float
+        Share of normal images that may be flagged.
+    seed : int
+        See `fit_density`.
+    remember : bool
+        Whether the same features are likely to come again, in this process.
+    """
+    train, held_out = map(store.mask, split)
+    require_spread(store.rows(PRETRAINED, train))
+    pca, statistics = None, None
+    if pca_variance is not None and PRETRAINED in spaces:
+        rows = store.rows(PRETRAINED, train)
+        statistics = Statistics.of_shards(rows, Kind.COVARIANCE)
+        pca = _find_pca(statistics, pca_variance, remember)
+    fitted = {}
+    for space in spaces:
+        fitted[space] = fit_density(
+            density[space] if isinstance(density, dict) else density,
+            store.rows(space, train),
+            seed=seed,
+            pca=pca if space == PRETRAINED else None,
+            statistics=statistics,
+        )
+    kept = FitSummary.of(store, train, held_out, statistics)
+    return judge(
+        fitted,
+        kept,
+        store.embedded(train),
+        store.embedded(held_out),
+        fusion=fusion,
+        contamination=contamination,
+    )
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """What scores images, and what it takes to go on from it.
+
+    Attributes
+    ----------
+    density : dict of str to estimator
+        The scorer of each space.
+    fusion : dict of str to (float, float)
+        Location and scale by which each space's score is standardised before they are added.
+    calibration_scores : ndarray of shape (n_held_out,), float64, or None
+        Without any held out, None.
+    offset : float
+    kept : FitSummary
+    """
+
+    density: dict[str, Any]
+    fusion: dict[str, tuple[float, float]]
+    calibration_scores: np.ndarray | None
+    offset: float
+    kept: FitSummary
+
+
+def judge(
+    density: dict[str, Any],
+    kept: FitSummary,
+    learned: Iterable[Embedded],
+    unseen: Iterable[Embedded],
+    *,
+    fusion: str,
+    contamination: float,
+) -> Scorers:
+    """Scale and threshold of densities, by images that they have learned from and others.
+
+    Parameters
+    ----------
+    density : dict of str to estimator
+    kept : FitSummary
+    learned, unseen : iterable of dict of str to ndarray
+        Shards of features.
+    fusion : {"product", "standardized"}
+    contamination : float
+    """
+    scales = dict.fromkeys(density, (0.0, 1.0))
+    raw = {}
+    if fusion == "standardized" or not n_images(kept.held_out):
+        raw = score_shards(density, scales, learned)
+    if fusion == "standardized":
+        scales = {space: _location_and_scale(values) for space, values in raw.items()}
+    if not n_images(kept.held_out):
+        total = sum_spaces({s: _scaled(values, scales[s]) for s, values in raw.items()})
+        offset = float(np.percentile(total, 100.0 * contamination))
+        return Scorers(density, scales, None, offset, kept)
+    scores = sum_spaces(score_shards(density, scales, unseen))
+    return Scorers(density, scales, scores, conformal_threshold(scores, contamination), kept)
+
+
+def fit_density(
+    density: str | BaseEstimator,
+    rows: Rows,
+    *,
+    seed: int,
+    pca: PCA | None = None,
+    statistics: Statistics | None = None,
+) -> Any:
+    """Fit a new scorer, behind a whitening PCA if one is given.
+
+    Parameters
+    ----------
+    density : str or estimator
+        A name in `DENSITIES`, or an estimator, which is cloned. One that is none of ours gets all
+        rows in one array.
+    rows : Rows
+        Of the normal images.
+    seed : int
+        Becomes every ``random_state`` of the scorer that is ``None``.
+    pca : PCA or None
+    statistics : Statistics or None
+        Of the rows; only with a PCA.
+
+    Returns
+    -------
+    scorer : estimator
+        With ``score_samples``.
+    """
+    scorer = DENSITIES[density]() if isinstance(density, str) else clone(density)
+    unseeded = {
+        name: seed
+        for name, value in scorer.get_params(deep=True).items()
+        if value is None and (name == "random_state" or name.endswith("__random_state"))
+    }
+    scorer.set_params(**unseeded)
+    if isinstance(scorer, StandardizedDensity):
+        validate_parameter_constraints(
+            scorer._parameter_constraints,
+            scorer.get_params(deep=False),
+            caller_name=type(scorer).__name__,
+        )
+    if pca is None or statistics is None:
+        return _fit_to_rows(scorer, rows)
+    if isinstance(scorer, SummarisedDensity):
+        scorer._fit_statistics(statistics.projected(axes_of(pca)))
+    else:
+        _fit_to_rows(scorer, MappedRows(rows, pca.transform, pca.n_components_))
+    return Pipeline([("pca", pca), ("density", scorer)])
+
+
+def _fit_to_rows(scorer: Any, rows: Rows) -> Any:
+    if isinstance(scorer, StandardizedDensity):
+        return scorer._fit_rows(rows)
+    return scorer.fit(gather(rows))
+
+
+def _find_pca(statistics: Statistics, variance: float, remember: bool) -> PCA:
+    """The whitening PCA; with `remember`, of the same statistics it is the one made last."""
+    if not remember:
+        return whiten(statistics, variance)
+    sums = statistics.covariance().tobytes() + statistics.mean.tobytes()
+    key = combine(statistics.n_samples, sums, variance)
+    pca = _recent_pcas.get(key)
+    if pca is None:
+        pca = whiten(statistics, variance)
+        _recent_pcas.put(key, pca, pca.components_.nbytes)
+    return copy.deepcopy(pca)
+
+
+def require_spread(rows: Rows) -> None:
+    """Refuse features, one row an image, that no density can be fitted to."""
+    first = None
+    for shard in rows:
+        first = shard[0] if first is None else first
+        # The same image twice differs by rounding, in float32 some 1e-7 of its features.
+        if not np.allclose(shard, first, rtol=1e-5, atol=1e-5):
+            return
+    raise ValueError(
+        f"All {rows.shape[0]} images that the densities learn from are alike to the backbone; "
+        "normal images that do not vary have no density. Pass at least two that differ."
+    )
+
+
+def _location_and_scale(scores: np.ndarray) -> tuple[float, float]:
+    scale = float(np.std(scores))
+    return float(np.mean(scores)), scale if scale > 0 else 1.0
+
+
+def _scaled(scores: np.ndarray, units: tuple[float, float]) -> np.ndarray:
+    return (scores - units[0]) / units[1]
+
+
+#: Products of fewer rows round otherwise than those of many: seen with 1 row (a vector to BLAS) in
+#: a Gaussian, with up to 4 in the search for neighbours.
+_FEW_ROWS = 64
+
+
+def score_shards(
+    densities: Mapping[str, Any],
+    fusion: Mapping[str, tuple[float, float]],
+    shards: Iterable[Embedded],
+) -> dict[str, np.ndarray]:
+    """Score of each image in each space, float64 of shape (n_images,), higher = more normal."""
+    scores: dict[str, list[np.ndarray]] = {space: [] for space in densities}
+    for embedded in shards:
+        for space, density in densities.items():
+            rows = embedded[space]
+            with one_blas_thread(rows.size):
+                raw = np.asarray(density.score_samples(_padded(rows)), dtype=np.float64)
+            scores[space].append(_scaled(raw[: len(rows)], fusion[space]))
+    return {
+        space: np.concatenate(parts) if parts else np.empty(0) for space, parts in scores.items()
+    }
+
+
+def _padded(rows: np.ndarray) -> np.ndarray:
+    """So many rows that a score rounds as it does among many others."""
+    n_more = _FEW_ROWS - len(rows)
+    return np.concatenate([rows, np.repeat(rows[:1], n_more, axis=0)]) if n_more > 0 else rows
+
+
+def sum_spaces(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One score an image: the logarithm of the product of the likelihoods."""
+    return np.sum(list(scores.values()), axis=0)

@@ -1,0 +1,98 @@
+"""Densities, scale and threshold of a fitted detector, carried on to more images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from sklearn.pipeline import Pipeline
+
+from skanomaly_vit._backbone.discrepancy import PRETRAINED
+from skanomaly_vit.density._base import SummarisedDensity, UpdatableDensity
+from skanomaly_vit.density._rows import Rows
+from skanomaly_vit.density._statistics import Kind, Statistics
+from skanomaly_vit.density._whitening import axes_of, whiten
+from skanomaly_vit.detector._feature_store import FeatureStore
+from skanomaly_vit.detector._fit_summary import FitSummary, draw_held_out, shards_of_sample
+from skanomaly_vit.detector._fusion import Scorers, judge
+
+
+def require_updatable(densities: Mapping[str, Any], kept: FitSummary | None) -> FitSummary:
+    """What a detector has kept, if its densities can learn from more images.
+
+    Raises
+    ------
+    ValueError
+        If one of them cannot, or nothing was kept.
+    """
+    for space, scorer in densities.items():
+        behind_pca = isinstance(scorer, Pipeline)
+        density = scorer[-1] if behind_pca else scorer
+        if not isinstance(density, SummarisedDensity if behind_pca else UpdatableDensity):
+            raise ValueError(
+                f"the density of the {space} space, {type(density).__name__}"
+                f"{' behind a PCA' if behind_pca else ''}, cannot learn from more images without "
+                "those that it has seen. GaussianDensity and ExcessDensity can, and KNNDensity "
+                "without a PCA: use one of those, or fit again to all images."
+            )
+        if not behind_pca:
+            density._require_updatable()
+    if kept is None:
+        raise ValueError(
+            "this detector was saved by a version that kept no features of its images, so that no "
+            "more can be added to them. Fit again."
+        )
+    return kept
+
+
+def update_scorers(
+    densities: Mapping[str, Any],
+    kept: FitSummary,
+    store: FeatureStore,
+    *,
+    validation_fraction: float,
+    fusion: str,
+    contamination: float,
+) -> Scorers:
+    """Let densities learn from more images, and judge them by what was kept of all.
+
+    Parameters
+    ----------
+    densities : mapping of str to estimator
+        The scorer of each space; they stay as they are.
+    kept : FitSummary
+    store : FeatureStore
+        Features of the new images.
+    validation_fraction : float
+        Share of the new images that no density learns from.
+    fusion, contamination
+        See `judge`.
+    """
+    held_out = draw_held_out(store, validation_fraction)
+    updated, statistics = dict(densities), kept.statistics
+    if not held_out.all():
+        rows = {space: store.rows(space, ~held_out) for space in densities}
+        if statistics is not None:
+            statistics += Statistics.of_shards(rows[PRETRAINED], Kind.COVARIANCE)
+        updated = {
+            space: _update(scorer, rows[space], statistics) for space, scorer in densities.items()
+        }
+    all_kept = kept.merge(FitSummary.of(store, ~held_out, held_out, None), statistics)
+    return judge(
+        updated,
+        all_kept,
+        shards_of_sample(all_kept.learned),
+        shards_of_sample(all_kept.held_out),
+        fusion=fusion,
+        contamination=contamination,
+    )
+
+
+def _update(scorer: Any, rows: Rows, statistics: Statistics | None) -> Any:
+    """A new scorer; an update of ours replaces attributes and changes none in place."""
+    if not isinstance(scorer, Pipeline) or statistics is None:
+        return copy.copy(scorer)._update_rows(rows)
+    pca = whiten(statistics, scorer[0].n_components)
+    density = copy.copy(scorer[-1])._fit_statistics(statistics.projected(axes_of(pca)))
+    return Pipeline([("pca", pca), ("density", density)])

@@ -1,0 +1,391 @@
+"""A fitted detector, written into a model file and read from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED
+from skanomaly_vit._backbone.loading import load_backbone
+from skanomaly_vit._backbone.patches import FEATURES, METHODS, NormalPatches, PatchLayout
+from skanomaly_vit._backbone.teacher import Teacher, positions_of
+from skanomaly_vit._images.preprocessing import Preprocessing
+from skanomaly_vit._utils.files import check_target
+from skanomaly_vit.density._saving import build_density, describe_density, put_scorer, take_scorer
+from skanomaly_vit.detector._fit_summary import put_kept, take_kept
+from skanomaly_vit.detector._old_formats import upgrade
+from skanomaly_vit.distillation._saving import put_distillation, take_distillation
+from skanomaly_vit.features import ViTFeatures
+from skanomaly_vit.persistence._card import make_card
+from skanomaly_vit.persistence._container import read, refusal, write
+from skanomaly_vit.persistence._record import (
+    Record,
+    name_of,
+    put_parameters,
+    take_dtype,
+    take_parameters,
+)
+
+# What torch and timm make of parameters that no network has is any of these.
+_FAILURES = (
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    MemoryError,
+)
+
+#: Pixels of a side, at most: a forged size is not to take all memory for a network.
+LARGEST_SIDE = 8192
+
+#: Fitted attributes that a file holds.
+_ATTRIBUTES = {
+    "features_",
+    "distillation_",
+    "density_",
+    "fusion_",
+    "calibration_scores_",
+    "offset_",
+    "validation_indices_",
+    "n_samples_fit_",
+    "n_features_in_",
+    "feature_names_in_",
+}
+
+
+def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
+    """Write a fitted detector into one file; see `TransformalyDetector.save`.
+
+    Parameters
+    ----------
+    detector : TransformalyDetector
+        Fitted.
+    path : str or path-like
+        The file, in a folder that exists. An older one is replaced.
+    """
+    check_is_fitted(detector)
+    _require_savable(detector)
+    target = check_target(path, "model.skanomaly")
+    record = Record({}, {}, "detector")
+    put_parameters(record, detector, describe_density)
+    _put_features(record, detector)
+    if detector.distillation_ is not None:
+        put_distillation(record.put_part("distillation"), detector.distillation_)
+        _put_choosing(record, detector)
+    for space, scorer in detector.density_.items():
+        put_scorer(record.put_part("density").put_part(space), scorer)
+    _put_patches(record, detector._normal_patches)
+    put_kept(record, detector._kept)
+    record.put(
+        offset=float(detector.offset_),
+        fusion={space: list(map(float, values)) for space, values in detector.fusion_.items()},
+        n_samples_fit=int(detector.n_samples_fit_),
+        n_held_out=len(detector.validation_indices_),
+    )
+    record.put_tensor("validation_indices", detector.validation_indices_.astype(np.int64))
+    if detector.calibration_scores_ is not None:
+        record.put(n_calibrating=len(detector.calibration_scores_))
+        record.put_tensor("calibration_scores", detector.calibration_scores_)
+    if hasattr(detector, "n_features_in_"):
+        record.put(n_features_in=int(detector.n_features_in_))
+    if hasattr(detector, "feature_names_in_"):
+        record.put(feature_names_in=[str(name) for name in detector.feature_names_in_])
+    card = make_card(detector, record.values)
+    write(target, {"card": card, "detector": record.values}, record.tensors)
+
+
+def load_detector(detector_class: type[Any], path: str | os.PathLike[str]) -> Any:
+    """Read a detector from a file; see `TransformalyDetector.load`.
+
+    Parameters
+    ----------
+    detector_class : type
+        `TransformalyDetector`, or a subclass.
+    path : str or path-like
+        A file that `save_detector` wrote.
+
+    Returns
+    -------
+    detector : TransformalyDetector
+        Fitted.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is no model, or not a whole one.
+    """
+    name = os.path.expanduser(os.fsdecode(path))
+    values, tensors, version = read(name)
+    try:
+        upgrade(values, version)
+        root = Record(values, tensors, "model")
+        root.take("card", dict)
+        record = root.take_part("detector")
+        record.name = "detector"
+        detector = _build(detector_class, record)
+        for part in (record, root):
+            part.close()
+        if tensors:
+            raise ValueError(f"it holds the tensor {next(iter(tensors))!r}: unknown here")
+    except _FAILURES as error:
+        raise refusal(name, str(error) or type(error).__name__) from error
+    return detector
+
+
+def _require_savable(detector: Any) -> None:
+    if isinstance(detector.backbone, torch.nn.Module):
+        raise ValueError(
+            f"backbone=<{type(detector.backbone).__name__}> is a network, whose code no file of "
+            "numbers can hold. Fit with the name of a timm model, and with pretrained='its weights"
+            ".safetensors' if they are your own; or use joblib.dump after reading SECURITY.md."
+        )
+    _require_image_size(detector)
+    _require_image_size(detector.features_)
+    fitted = {name for name in vars(detector) if name.endswith("_") and not name.startswith("_")}
+    if unknown := sorted(fitted - _ATTRIBUTES):
+        raise ValueError(
+            f"the detector has the attribute {unknown[0]}, which no model file holds; delete it, "
+            "or use joblib.dump after reading SECURITY.md"
+        )
+
+
+def _require_image_size(estimator: Any) -> None:
+    sides = np.ravel([estimator.image_size or 1])
+    if sides.max() > LARGEST_SIDE:
+        raise ValueError(
+            f"image_size={estimator.image_size!r} is too large for a model file: a side has at "
+            f"most {LARGEST_SIDE} pixels"
+        )
+
+
+def _build(detector_class: type[Any], record: Record) -> Any:
+    detector = take_parameters(record, detector_class, build_density)
+    if not isinstance(detector.backbone, str):
+        raise ValueError("its backbone has no name")
+    features, blueprint = _take_features(record)
+    distillation = None
+    if "distillation" in record.values:
+        part = record.take_part("distillation")
+        distillation = take_distillation(part, blueprint)
+        for name in ("_teacher", "_teacher_seed", "_positions", "backbone_fingerprint_"):
+            setattr(distillation, name, getattr(features, name))
+    blocks = distillation.block_indices_ if distillation else []
+    n_features = {PRETRAINED: features._n_features_out, DISCREPANCY: len(blocks)}
+    density = _take_densities(record, n_features)
+    fusion = _take_fusion(record, density)
+    detector._kept = take_kept(record, n_features)
+    n_samples, n_held_out = record.take_int("n_samples_fit", 1), record.take_int("n_held_out")
+    held_out = record.take_array("validation_indices", n_held_out, dtype=np.int64)
+    if ((held_out < 0) | (held_out >= n_samples)).any():
+        raise ValueError("its held-out images are none of those that it was fitted on")
+    detector.features_, detector.distillation_ = features, distillation
+    detector.density_, detector.fusion_ = density, fusion
+    detector.offset_ = record.take_number("offset")
+    detector.validation_indices_, detector.n_samples_fit_ = held_out, n_samples
+    detector.calibration_scores_ = None
+    if "n_calibrating" in record.values:
+        n_calibrating = record.take_int("n_calibrating", 1)
+        detector.calibration_scores_ = record.take_array("calibration_scores", n_calibrating)
+    detector._normal_patches = _take_patches(record, blocks)
+    if distillation is not None:
+        distillation.validation_indices_ = _take_choosing(record, detector)
+    if "n_features_in" in record.values:
+        detector.n_features_in_ = record.take_int("n_features_in", 1)
+    if "feature_names_in" in record.values:
+        names = record.take_list("feature_names_in", str)
+        if len(names) != getattr(detector, "n_features_in_", None):
+            raise ValueError(f"it has {len(names)} names of columns, but not so many columns")
+        detector.feature_names_in_ = np.asarray(names, dtype=object)
+    return detector
+
+
+def _put_choosing(record: Record, detector: Any) -> None:
+    """Write which images students chose by, unless it shows from those that were held out."""
+    choosing = detector.distillation_.validation_indices_
+    if not np.array_equal(choosing, detector._share_out(detector.validation_indices_)[0]):
+        record.put(n_choosing=len(choosing))
+        record.put_tensor("choosing_indices", choosing.astype(np.int64))
+
+
+def _take_choosing(record: Record, detector: Any) -> np.ndarray:
+    held_out = detector.validation_indices_
+    if "n_choosing" not in record.values:
+        return detector._share_out(held_out)[0]
+    choosing = record.take_array("choosing_indices", record.take_int("n_choosing"), dtype=np.int64)
+    if not np.isin(choosing, held_out).all():
+        raise ValueError("the images that its students chose by were not held out")
+    return choosing
+
+
+def _put_features(record: Record, detector: Any) -> None:
+    features, part = detector.features_, record.put_part("features")
+    teacher = features._held_teacher()
+    put_parameters(part, features)
+    part.put(
+        n_features_out=int(features._n_features_out),
+        teacher_seed=int(features._teacher_seed),
+        fingerprint=features.backbone_fingerprint_,
+        preprocessing=asdict(teacher.preprocessing),
+        has_backbone=bool(detector.store_backbone),
+    )
+    positions = positions_of(teacher.model)
+    if positions is not None:
+        part.put(positions=[*positions.shape], positions_dtype=name_of(positions.dtype))
+        part.put_tensor("positions", positions)
+    if detector.store_backbone:
+        backbone = part.put_part("backbone")
+        for name, value in teacher.model.state_dict().items():
+            backbone.put_tensor(name, value)
+
+
+class _Blueprint:
+    """The backbone as its name says it is built, with random weights, built when it is needed.
+
+    Parameters
+    ----------
+    features : ViTFeatures
+        With the parameters of the backbone.
+    """
+
+    def __init__(self, features: ViTFeatures) -> None:
+        self._features = features
+        self._model: torch.nn.Module | None = None
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The network."""
+        if self._model is None:
+            self._model, _ = load_backbone(
+                self._features.backbone,
+                pretrained=False,
+                image_size=self._features.image_size,
+                seed=0,
+            )
+        return self._model
+
+    def block(self, index: int) -> torch.nn.Module:
+        """One of its blocks."""
+        blocks: Any = self.model.blocks
+        if index >= len(blocks):
+            raise ValueError(f"it has a student of block {index}; the backbone has {len(blocks)}")
+        return blocks[index]
+
+
+def _take_features(record: Record) -> tuple[ViTFeatures, _Blueprint]:
+    part = record.take_part("features")
+    features = take_parameters(part, ViTFeatures)
+    _require_image_size(features)
+    features._n_features_out = part.take_int("n_features_out", 1)
+    features._teacher_seed = part.take_int("teacher_seed")
+    features.backbone_fingerprint_ = part.take("fingerprint", str)
+    preprocessing = _take_preprocessing(part.take_part("preprocessing"))
+    blueprint = _Blueprint(features)
+    features._teacher, features._positions = None, None
+    if "positions" in part.values:
+        shape, dtype = part.take_list("positions", int), take_dtype(part, "positions_dtype")
+        features._positions = part.take_tensor("positions", *shape, dtype=dtype)
+    if part.take("has_backbone", bool):
+        features._teacher = _take_teacher(part.take_part("backbone"), features, preprocessing)
+    part.close()
+    return features, blueprint
+
+
+def _take_preprocessing(part: Record) -> Preprocessing:
+    size = part.take_list("image_size", int)
+    mean, std = (part.take_list(name, float) for name in ("mean", "std"))
+    if (len(size), len(mean), len(std)) != (2, 3, 3) or not np.isfinite([*mean, *std]).all():
+        raise ValueError(f"{part.name} describes no preprocessing of RGB images")
+    preprocessing = Preprocessing(
+        image_size=(size[0], size[1]),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        interpolation=part.take("interpolation", str),
+    )
+    part.close()
+    return preprocessing
+
+
+def _take_teacher(part: Record, features: ViTFeatures, preprocessing: Preprocessing) -> Teacher:
+    """The backbone that a file holds."""
+    model = _Blueprint(features).model
+    state = {
+        name: part.take_tensor(name, *value.shape, dtype=value.dtype)
+        for name, value in model.state_dict().items()
+    }
+    part.close()
+    model.load_state_dict(state)
+    teacher = Teacher(model, preprocessing, torch.device("cpu"))
+    if teacher.fingerprint != features.backbone_fingerprint_:
+        raise ValueError(
+            f"the backbone in it has the fingerprint {teacher.fingerprint[:12]}..., not "
+            f"{features.backbone_fingerprint_[:12]}... as it says"
+        )
+    return teacher
+
+
+def _take_densities(record: Record, n_features: dict[str, int]) -> dict[str, Any]:
+    part, density = record.take_part("density"), {}
+    for space in list(part.values):
+        if space not in n_features:
+            raise ValueError(f"{part.name} is about the unknown space {space!r}")
+        density[space], n_taken = take_scorer(part.take_part(space))
+        if n_taken != n_features[space]:
+            raise ValueError(
+                f"its density of the {space} space takes {n_taken} features; there are "
+                f"{n_features[space]}"
+            )
+    if not density:
+        raise ValueError("it has no density")
+    return density
+
+
+def _take_fusion(record: Record, density: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    part, fusion = record.take_part("fusion"), {}
+    for space in density:
+        values = part.take_list(space, float)
+        if len(values) != 2 or not np.isfinite(values).all() or values[1] <= 0:
+            raise ValueError(f"{part.name}.{space} is {values}, no location and scale")
+        fusion[space] = (values[0], values[1])
+    part.close()
+    return fusion
+
+
+def _put_patches(record: Record, normal: NormalPatches | None) -> None:
+    if normal is None:
+        return
+    part = record.put_part("normal_patches")
+    part.put(
+        **asdict(normal.layout),
+        dim=len(normal.center),
+        map_scale={method: float(scale) for method, scale in normal.map_scale.items()},
+    )
+    for name in ("center", "whitening", "location", "scale"):
+        part.put_tensor(name, getattr(normal, name))
+
+
+def _take_patches(record: Record, blocks: list[int]) -> NormalPatches | None:
+    if "normal_patches" not in record.values:
+        return None
+    part = record.take_part("normal_patches")
+    rows, columns = part.take_int("rows", 1), part.take_int("columns", 1)
+    layout = PatchLayout(rows, columns, part.take_int("block"))
+    dim, scales = part.take_int("dim", 1), part.take_part("map_scale")
+    if set(scales.values) != (set(METHODS) if blocks else {FEATURES}):
+        raise ValueError(f"{scales.name} is about {', '.join(scales.values) or 'nothing'}")
+    normal = NormalPatches(
+        layout=layout,
+        blocks=list(blocks),
+        center=part.take_tensor("center", dim, dtype=torch.float32),
+        whitening=part.take_tensor("whitening", dim, dim, dtype=torch.float32),
+        location=part.take_array("location", len(blocks) + 1),
+        scale=part.take_array("scale", len(blocks) + 1, positive=True),
+        map_scale={name: scales.take_number(name, positive=True) for name in list(scales.values)},
+    )
+    part.close()
+    return normal

@@ -1,0 +1,295 @@
+"""`GalleryDisplay`: images in the order of their scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from skanomaly_vit._images.pixels import shrink
+from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._utils.detectors import normality, require_normality, threshold_of
+from skanomaly_vit.display._style import (
+    TITLE_PAD,
+    VERMILION,
+    divided_axes,
+    finite_vector,
+    open_shown,
+    own_or_new_axes,
+    require_matplotlib,
+    show_image,
+    titles_of,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+_THUMBNAIL = 320  # pixels
+
+_GREY = "#999999"
+
+
+class GalleryDisplay:
+    """Images from the most normal to the most abnormal, flagged ones marked.
+
+    It is recommended to use `GalleryDisplay.from_estimator` or
+    `GalleryDisplay.from_predictions`, which choose the images. All parameters are stored as
+    attributes.
+
+    Parameters
+    ----------
+    images : list of ndarray of shape (height, width, 3), uint8
+        The images that are shown, first the most normal, of any sizes.
+    scores : ndarray of shape (n_shown,)
+        Their scores, higher = more normal.
+    offset : float or None, default=None
+        The threshold; images that score lower are flagged.
+    indices : ndarray of shape (n_shown,), int, or None, default=None
+        Place of each image among those that were scored.
+    n_scored : int or None, default=None
+        How many images were scored; ``None`` if all are shown.
+    titles : list of str or None, default=None
+        What each image is called. ``None`` shows scores alone.
+
+    Attributes
+    ----------
+    axes_ : ndarray of shape (n_shown,), dtype object
+        matplotlib Axes of each image.
+    ax_ : matplotlib Axes
+        Axes in whose place all of `axes_` are, and that has the title.
+    figure_ : matplotlib Figure
+        Figure of the axes.
+
+    See Also
+    --------
+    AnomalyMapDisplay : Where in the image the anomaly is.
+    ScoreDisplay : How the scores are distributed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit.display import GalleryDisplay
+    >>> images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    >>> display = GalleryDisplay.from_predictions(images, [1, 5, 3, 2, 4], offset=2, n_images=3)
+    >>> display.indices
+    array([1, 2, 0])
+    """
+
+    def __init__(
+        self,
+        images: list[np.ndarray],
+        scores: np.ndarray,
+        *,
+        offset: float | None = None,
+        indices: np.ndarray | None = None,
+        n_scored: int | None = None,
+        titles: list[str] | None = None,
+    ) -> None:
+        self.images = images
+        self.scores = scores
+        self.offset = offset
+        self.indices = indices
+        self.n_scored = n_scored
+        self.titles = titles
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        *,
+        n_images: int = 24,
+        n_columns: int = 6,
+        titles: Iterable[Any] | None = None,
+        ax: Axes | None = None,
+    ) -> GalleryDisplay:
+        """Score images and draw them.
+
+        Parameters
+        ----------
+        estimator : estimator
+            A fitted outlier detector, or a pipeline that ends in one. Its ``offset_`` is the
+            threshold; without one nothing is marked.
+        X : images
+            Images of any form that `estimator` takes.
+        n_images : int, default=24
+            Images to show, at least 2. Of more, the most normal, the most abnormal, and such
+            between that their ranks are evenly spaced.
+        n_columns : int, default=6
+            Images in a row.
+        titles : iterable of str or None, default=None
+            What each of `X` is called. ``None`` shows scores alone.
+        ax : matplotlib Axes or None, default=None
+            Axes whose place is divided among the images. ``None`` makes a new figure.
+
+        Returns
+        -------
+        display : GalleryDisplay
+            Drawn.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing.
+        ValueError
+            If `estimator` gives no score of normality, or a parameter is not as described.
+        """
+        require_matplotlib(f"{cls.__name__}.from_estimator")
+        require_normality(estimator)
+        _check_counts(n_images, n_columns)
+        source = open_shown(X, estimator)
+        names = None if titles is None else titles_of(titles, len(source))
+        return cls.from_predictions(
+            source,
+            normality(estimator, X),
+            offset=threshold_of(estimator),
+            n_images=n_images,
+            n_columns=n_columns,
+            titles=names,
+            ax=ax,
+        )
+
+    @classmethod
+    def from_predictions(
+        cls,
+        images: Any,
+        scores: Any,
+        *,
+        offset: float | None = None,
+        n_images: int = 24,
+        n_columns: int = 6,
+        titles: Iterable[Any] | None = None,
+        ax: Axes | None = None,
+    ) -> GalleryDisplay:
+        """Draw images by scores that are there already.
+
+        Parameters
+        ----------
+        images : images
+            Images of any form that `TransformalyDetector.fit` takes. Only those that are shown
+            are decoded.
+        scores : array-like of shape (n_images,)
+            Their scores, higher = more normal.
+        offset : float or None, default=None
+            The threshold, such as ``detector.offset_``; images that score lower are flagged.
+        n_images : int, default=24
+            Images to show, at least 2. Of more, the most normal, the most abnormal, and such
+            between that their ranks are evenly spaced.
+        n_columns : int, default=6
+            Images in a row.
+        titles : iterable of str or None, default=None
+            What each of `images` is called. ``None`` shows scores alone.
+        ax : matplotlib Axes or None, default=None
+            Axes whose place is divided among the images. ``None`` makes a new figure.
+
+        Returns
+        -------
+        display : GalleryDisplay
+            Drawn.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing.
+        ValueError
+            If a score is not finite, there is not one for each image, or a parameter is not as
+            described.
+        """
+        require_matplotlib(f"{cls.__name__}.from_predictions")
+        _check_counts(n_images, n_columns)
+        source = open_shown(images)
+        scores = finite_vector(scores, "scores", len(source))
+        shown = _spaced_ranks(scores, n_images)
+        names = None if titles is None else titles_of(titles, len(source))
+        display = cls(
+            _thumbnails(source, shown),
+            scores[shown],
+            offset=offset,
+            indices=shown,
+            n_scored=len(source),
+            titles=None if names is None else [names[index] for index in shown],
+        )
+        return display.plot(ax, n_columns=n_columns)
+
+    def plot(self, ax: Axes | None = None, *, n_columns: int = 6) -> GalleryDisplay:
+        """Draw the images row by row, each with its score.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or None, default=None
+            Axes whose place is divided among the images. ``None`` makes a new figure.
+        n_columns : int, default=6
+            Images in a row.
+
+        Returns
+        -------
+        self : GalleryDisplay
+            Drawn.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing.
+        ValueError
+            If `ax` has no place that could be divided.
+        """
+        require_matplotlib(f"{type(self).__name__}.plot")
+        n_shown = len(self.images)
+        n_columns = min(n_columns, n_shown)
+        n_rows = math.ceil(n_shown / n_columns)
+        shape = float(np.median([image.shape[0] / image.shape[1] for image in self.images]))
+        row = 0.45 + 1.8 * min(max(shape, 0.4), 1.6) + (0.15 if self.titles else 0.0)
+        self.ax_ = own_or_new_axes(ax, (max(6.0, 1.9 * n_columns), 0.6 + row * n_rows))
+        self.figure_ = self.ax_.figure
+        grid = divided_axes(self.ax_, n_rows, n_columns).ravel()
+        for empty in grid[n_shown:]:
+            empty.remove()
+        self.axes_ = grid[:n_shown]
+        for index, place in enumerate(self.axes_):
+            self._draw_image(place, index)
+        self.ax_.set_title(self._title(), fontsize=10, pad=TITLE_PAD)
+        return self
+
+    def _draw_image(self, ax: Axes, index: int) -> None:
+        show_image(ax, self.images[index])
+        lines = [] if self.titles is None else [self.titles[index]]
+        lines.append(f"{self.scores[index]:.4g}")
+        is_flagged = self.offset is not None and self.scores[index] < self.offset
+        if is_flagged:
+            lines.append("flagged")
+        ax.set_title("\n".join(lines), fontsize=10, fontweight="bold" if is_flagged else "normal")
+        for spine in ax.spines.values():
+            # Wide or thin, not only coloured: so that it is seen in grey.
+            spine.set(color=VERMILION if is_flagged else _GREY, linewidth=4 if is_flagged else 0.8)
+
+    def _title(self) -> str:
+        n_shown = len(self.images)
+        title = f"{n_shown} images by score, the most normal first"
+        if self.n_scored is not None and self.n_scored > n_shown:
+            title = f"{n_shown} of {self.n_scored} images by score, the most normal first:"
+            title += "\nboth ends, and evenly spaced ranks between"
+        if self.offset is not None:
+            title += f"\nwide frame: flagged, score below {self.offset:.4g}"
+        return title
+
+
+def _check_counts(n_images: int, n_columns: int) -> None:
+    for name, value, least in (("n_images", n_images, 2), ("n_columns", n_columns, 1)):
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}={value!r} is not an int of at least {least}")
+
+
+def _spaced_ranks(scores: np.ndarray, n_images: int) -> np.ndarray:
+    """Indices of the images to show, the most normal first; ties in their order."""
+    order = np.argsort(-scores, kind="stable")
+    if len(order) <= n_images:
+        return order
+    return order[np.linspace(0, len(order) - 1, n_images).round().astype(int)]
+
+
+def _thumbnails(source: ImageSource, indices: np.ndarray) -> list[np.ndarray]:
+    return [np.asarray(shrink(source[int(index)], _THUMBNAIL)) for index in indices]

@@ -1,0 +1,362 @@
+"""`AnomalyMapDisplay`: where in an image the anomaly is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from skanomaly_vit._images.pixels import as_uint8, read_mask
+from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit.display._style import (
+    BLACK,
+    DIMMED,
+    OPACITY,
+    SEQUENTIAL,
+    TITLE_PAD,
+    divided_axes,
+    open_shown,
+    own_or_new_axes,
+    require_matplotlib,
+    show_image,
+    titles_of,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# On two lines, as no line may be longer than the scale of a single image.
+_LABEL = "anomaly map (standard deviations\nof normal patches)"
+
+_MAX_ROWS = 50
+
+# Below it the brightest colour would go to what normal patches do now and then.
+_LEAST_VMAX = 5.0
+
+_LEAST_HEIGHT = 2.7  # inches of a figure, in which the label of the scale is as long
+
+_TALLEST = 1.5  # height of a place, in its widths
+
+_WHITE = "#FFFFFF"
+
+
+class AnomalyMapDisplay:
+    """Images, each beside its anomaly map laid over it.
+
+    One scale of colours holds for all images, so that they can be compared: from 0, what normal
+    patches have on average, and below, to the largest value of all maps. It is recommended to
+    use `AnomalyMapDisplay.from_estimator` or `AnomalyMapDisplay.from_predictions`. All
+    parameters are stored as attributes.
+
+    Parameters
+    ----------
+    images : list of ndarray of shape (height, width, 3), uint8
+        The images, of any sizes.
+    maps : list of ndarray of shape (height, width)
+        The anomaly map of each image, higher = more abnormal, in standard deviations of normal
+        patches.
+    masks : list of (ndarray of shape (height, width), bool, or None), or None, default=None
+        Where each image is abnormal in truth, as far as this is known.
+    titles : list of str or None, default=None
+        What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
+
+    Attributes
+    ----------
+    axes_ : ndarray of shape (n_images, 2), dtype object
+        matplotlib Axes: the image, and the map on it.
+    colorbar_ : matplotlib Colorbar
+        The scale of the maps.
+    ax_ : matplotlib Axes
+        Axes in whose place all of `axes_` are.
+    figure_ : matplotlib Figure
+        Figure of the axes.
+
+    See Also
+    --------
+    GalleryDisplay : Which images to look at.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit.display import AnomalyMapDisplay
+    >>> rng = np.random.default_rng(0)
+    >>> images = rng.integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+    >>> display = AnomalyMapDisplay.from_predictions(images, rng.normal(2, 3, (2, 32, 48)))
+    >>> display.axes_.shape
+    (2, 2)
+    """
+
+    def __init__(
+        self,
+        images: list[np.ndarray],
+        maps: list[np.ndarray],
+        *,
+        masks: list[np.ndarray | None] | None = None,
+        titles: list[str] | None = None,
+    ) -> None:
+        self.images = images
+        self.maps = maps
+        self.masks = masks
+        self.titles = titles
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        *,
+        method: str | None = None,
+        masks: Iterable[Any] | None = None,
+        titles: Iterable[Any] | None = None,
+        vmax: float | None = None,
+        contour: float | None = None,
+        ax: Axes | None = None,
+    ) -> AnomalyMapDisplay:
+        """Compute the anomaly maps of images and draw them.
+
+        Parameters
+        ----------
+        estimator : TransformalyDetector
+            Fitted.
+        X : images
+            At most 50 images, of any form that `estimator` takes.
+        method : {"discrepancy", "features", "both"} or None, default=None
+            What the map is made of. ``None`` is what the score is made of.
+        masks : iterable of masks or None, default=None
+            Where each image is abnormal in truth, to be outlined: an array (height, width) that
+            is not 0 there, an image or a path of one, or None.
+        titles : iterable of str or None, default=None
+            What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
+        vmax : float or None, default=None
+            Upper end of the scale of colours. ``None`` is the largest value of all maps, but at
+            least 5, so that normal images do not light up.
+        contour : float or None, default=None
+            Value at which the map is outlined. ``None`` draws no line.
+        ax : matplotlib Axes or None, default=None
+            Axes whose place is divided among the images. ``None`` makes a new figure.
+
+        Returns
+        -------
+        display : AnomalyMapDisplay
+            Drawn.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing.
+        ValueError
+            If `estimator` gives no anomaly maps, or the images or masks are not as described.
+        """
+        require_matplotlib(f"{cls.__name__}.from_estimator")
+        if not hasattr(estimator, "anomaly_map"):
+            raise ValueError(
+                f"{type(estimator).__name__} has no anomaly_map; pass a TransformalyDetector, or "
+                "maps to AnomalyMapDisplay.from_predictions"
+            )
+        source = open_shown(X, estimator)
+        _check_number(len(source))
+        _check_vmax(vmax)
+        titles = titles_of(titles, len(source))
+        options: dict[str, Any] = {"masks": masks, "titles": titles}
+        options |= {"vmax": vmax, "contour": contour, "ax": ax}
+        return cls.from_predictions(source, estimator.anomaly_map(X, method=method), **options)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        images: Any,
+        maps: Any,
+        *,
+        masks: Iterable[Any] | None = None,
+        titles: Iterable[Any] | None = None,
+        vmax: float | None = None,
+        contour: float | None = None,
+        ax: Axes | None = None,
+    ) -> AnomalyMapDisplay:
+        """Draw anomaly maps that are there already.
+
+        Parameters
+        ----------
+        images : images
+            At most 50 images, of any form that `TransformalyDetector.fit` takes.
+        maps : ndarray of shape (n_images, height, width) or list of (height, width)
+            The anomaly map of each image, of its size, as `TransformalyDetector.anomaly_map`
+            gives them. Higher = more abnormal.
+        masks : iterable of masks or None, default=None
+            Where each image is abnormal in truth, to be outlined: an array (height, width) that
+            is not 0 there, an image or a path of one, or None.
+        titles : iterable of str or None, default=None
+            What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
+        vmax : float or None, default=None
+            Upper end of the scale of colours. ``None`` is the largest value of all maps, but at
+            least 5, so that normal images do not light up.
+        contour : float or None, default=None
+            Value at which the map is outlined. ``None`` draws no line.
+        ax : matplotlib Axes or None, default=None
+            Axes whose place is divided among the images. ``None`` makes a new figure.
+
+        Returns
+        -------
+        display : AnomalyMapDisplay
+            Drawn.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing.
+        ValueError
+            If images, maps or masks are not as described, or of different sizes.
+        """
+        require_matplotlib(f"{cls.__name__}.from_predictions")
+        source = open_shown(images)
+        _check_number(len(source))
+        names = titles_of(titles, len(source))
+        opened = [as_uint8(source[index]) for index in range(len(source))]
+        display = cls(
+            opened,
+            _checked("maps", [np.asarray(values) for values in maps], source, opened),
+            masks=None if masks is None else _open_masks(masks, source, opened),
+            titles=names,
+        )
+        return display.plot(ax, vmax=vmax, contour=contour)
+
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        vmax: float | None = None,
+        contour: float | None = None,
+    ) -> AnomalyMapDisplay:
+        """Draw a row per image: the image, and the map on it.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or None, default=None
+            Axes whose place is divided among the images. ``None`` makes a new figure.
+        vmax : float or None, default=None
+            Upper end of the scale of colours. ``None`` is the largest value of all maps, but at
+            least 5, so that normal images do not light up.
+        contour : float or None, default=None
+            Value at which the map is outlined. ``None`` draws no line.
+
+        Returns
+        -------
+        self : AnomalyMapDisplay
+            Drawn.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing.
+        ValueError
+            If `vmax` is not above 0, or `ax` has no place that could be divided.
+        """
+        require_matplotlib(f"{type(self).__name__}.plot")
+        _check_vmax(vmax)
+        n_images = len(self.images)
+        heights = [min(image.shape[0] / image.shape[1], _TALLEST) for image in self.images]
+        height = 0.3 + sum(0.3 + 2.6 * height for height in heights)
+        self.ax_ = own_or_new_axes(ax, (6.8, max(height, _LEAST_HEIGHT)))
+        self.figure_ = self.ax_.figure
+        self.axes_ = divided_axes(self.ax_, n_images, 2, heights=heights)
+        largest = max(float(values.max()) for values in self.maps)
+        top = max(largest, _LEAST_VMAX) if vmax is None else vmax
+        titles = titles_of(self.titles, n_images)
+        for row, image, values, title in zip(
+            self.axes_, self.images, self.maps, titles, strict=True
+        ):
+            overlay = _draw_row(row, image, values, title, top)
+            if contour is not None:
+                _outline(row[1], values, contour, "-")
+        self._draw_masks()
+        self._draw_scale(overlay, largest > top, contour)
+        return self
+
+    def _draw_masks(self) -> None:
+        if self.masks is None:
+            return
+        for row, mask in zip(self.axes_, self.masks, strict=True):
+            if mask is not None:
+                for ax in row:
+                    _outline(ax, mask.astype(float), 0.5, "--")
+        title = "dashed outline: where the image is abnormal in truth"
+        self.ax_.set_title(title, fontsize=10, pad=TITLE_PAD)
+
+    def _draw_scale(self, overlay: Any, is_cut: bool, contour: float | None) -> None:
+        self.colorbar_ = self.figure_.colorbar(
+            overlay,
+            ax=self.axes_.ravel().tolist(),
+            extend="both" if is_cut else "min",
+            # As long as two rows at most: beside many rows the label would be lost.
+            shrink=min(1.0, 2 / len(self.images)),
+            panchor=False,  # images stay in the middle of their places
+        )
+        self.colorbar_.set_label(_LABEL, fontsize=9)
+        if contour is not None:
+            self.colorbar_.ax.axhline(contour, color=_WHITE, linewidth=3)
+            self.colorbar_.ax.axhline(contour, color=BLACK, linewidth=1)
+
+
+def _check_number(n_images: int) -> None:
+    if n_images > _MAX_ROWS:
+        raise ValueError(
+            f"{n_images} images are more than a picture can show in a row each; pass at most "
+            f"{_MAX_ROWS}, such as the most abnormal ones: X[np.argsort(scores)[:8]]"
+        )
+
+
+def _check_vmax(vmax: float | None) -> None:
+    if vmax is not None and not vmax > 0:
+        raise ValueError(f"vmax={vmax} must be above 0, where the scale of colours begins")
+
+
+def _checked(
+    name: str, arrays: list[np.ndarray], source: ImageSource, images: list[np.ndarray]
+) -> list[np.ndarray]:
+    """`arrays`, one finite array of the size of each image."""
+    if len(arrays) != len(images):
+        raise ValueError(f"{name} holds {len(arrays)} for {len(images)} images; pass one each")
+    for index, (values, image) in enumerate(zip(arrays, images, strict=True)):
+        if values.shape != image.shape[:2]:
+            raise ValueError(
+                f"{name}[{index}] has shape {values.shape}, but {source.name(index)} is of "
+                f"(height, width) {image.shape[:2]}; pass one of the image's own size"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name}[{index}] holds NaN or inf; pass finite values")
+    return arrays
+
+
+def _open_masks(
+    masks: Iterable[Any], source: ImageSource, images: list[np.ndarray]
+) -> list[np.ndarray | None]:
+    opened = [None if mask is None else read_mask(mask) for mask in masks]
+    if len(opened) != len(images):
+        raise ValueError(
+            f"masks holds {len(opened)} for {len(images)} images; pass one each, None for none"
+        )
+    blank = [np.zeros(image.shape[:2], bool) for image in images]
+    filled = [empty if mask is None else mask for mask, empty in zip(opened, blank, strict=True)]
+    _checked("masks", filled, source, images)
+    return opened
+
+
+def _draw_row(
+    row: np.ndarray, image: np.ndarray, values: np.ndarray, title: str, top: float
+) -> Any:
+    show_image(row[0], image)
+    row[0].set_title(title, fontsize=10)
+    show_image(row[1], image.mean(axis=2), cmap="gray", vmin=0, vmax=255 / DIMMED)
+    alpha = OPACITY * np.clip(values / top, 0, 1)
+    overlay = show_image(row[1], values, cmap=SEQUENTIAL, vmin=0, vmax=top, alpha=alpha)
+    row[1].set_title(f"map, up to {values.max():.1f}", fontsize=10)
+    return overlay
+
+
+def _outline(ax: Axes, values: np.ndarray, level: float, style: str) -> None:
+    """Line at a level, light on dark: to be seen on any ground."""
+    if values.min() < level < values.max():
+        ax.contour(values, [level], colors=BLACK, linewidths=2.5)
+        ax.contour(values, [level], colors=_WHITE, linewidths=1.2, linestyles=style)

@@ -1,0 +1,98 @@
+"""Images and anomaly maps -> small pictures as data URIs, for a page without files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from skanomaly_vit._images.pixels import fitting
+from skanomaly_vit.display._style import DIMMED, OPACITY, SEQUENTIAL
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+#: Weights of red, green and blue in what the eye takes for brightness (ITU-R BT.601).
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+_QUALITY = 82  # of JPEG
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture.
+
+    Parameters
+    ----------
+    uri : str
+        ``data:image/...;base64,...``.
+    width, height : int
+        In pixels.
+    """
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Range of map values that colours stand for; beyond it they stay as at its ends."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, maps: Sequence[Array]) -> Scale:
+        """From 0 to what 1 % of all values exceed, so that one bright spot does not dim the rest.
+
+        Where that leaves no range, the whole of it, and for constant maps one unit of it.
+        """
+        values = np.concatenate([each.ravel() for each in maps])
+        low, high = 0.0, float(np.quantile(values, 0.99))
+        if high <= low:
+            low, high = float(values.min()), float(values.max())
+        return cls(low, high if high > low else low + 1.0)
+
+
+def shrink_map(values: Array, longest: int) -> Array:
+    """A map (h, w) -> mean values of at most so many pixels a side."""
+    image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    return np.asarray(image.resize(fitting(image.size, longest), Image.Resampling.BOX))
+
+
+def encode(image: Image.Image) -> Picture:
+    """As a JPEG."""
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=_QUALITY, optimize=True)
+    return Picture(data_uri("jpeg", stream.getvalue()), *image.size)
+
+
+def overlay(image: Image.Image, values: Array, scale: Scale) -> Image.Image:
+    """Lay a map (h, w) over an image of the same size; what is low leaves the image to be seen."""
+    share = np.clip((values - scale.low) / (scale.high - scale.low), 0, 1)[..., None]  # [h, w, 1]
+    grey = DIMMED * (np.asarray(image) @ _LUMA)[..., None]  # [h, w, 1]
+    mixed = grey + OPACITY * share * (255 * _colour(share[..., 0]) - grey)  # [h, w, 3]
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """A picture as a URI that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def colour_bar() -> Picture:
+    """All colours of a map, from low to high."""
+    shares = np.linspace(0, 1, 256)[None]
+    return encode(Image.fromarray(np.rint(255 * _colour(shares)).astype(np.uint8)).resize((256, 8)))
+
+
+def _colour(shares: Array) -> Array:
+    """Shares (h, w) in [0, 1] -> colours (h, w, 3) in [0, 1]."""
+    import matplotlib
+
+    return np.asarray(matplotlib.colormaps[SEQUENTIAL](shares))[..., :3]

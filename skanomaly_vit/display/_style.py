@@ -1,0 +1,182 @@
+"""What the displays share: axes, colours that all eyes tell apart, images as they are shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from skanomaly_vit._images.source import ImageSource, open_images, reading_options
+from skanomaly_vit._utils.compat import check_matplotlib_support
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# Of Okabe and Ito (2008), "Color Universal Design". Their lightness differs too: grey print.
+BLUE, VERMILION, SKY, GREEN, PURPLE, BLACK = (
+    "#0072B2",
+    "#D55E00",
+    "#56B4E9",
+    "#009E73",
+    "#CC79A7",
+    "#000000",
+)
+
+GROUP_COLORS = (BLUE, VERMILION, GREEN, PURPLE, SKY, BLACK)
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
+
+LINE_STYLES = ("-", "--", "-.", ":")
+
+TITLE_PAD = 10.0  # points between a title and a grid of images with titles of their own
+
+_NO_HEIGHT = 1e-3
+
+_LEGEND_ROW = 0.1  # of the height of axes
+
+_CHARACTER = 0.085  # inches
+
+
+def require_matplotlib(caller: str) -> None:
+    """Refuse before any work if matplotlib is missing: an ImportError that says how to get it."""
+    check_matplotlib_support(caller)
+
+
+def own_or_new_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
+    """`ax`, or the axes of a new figure in which nothing overlaps; `figsize` is in inches."""
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot as plt
+
+    return plt.figure(figsize=figsize, layout="constrained").add_subplot()
+
+
+def divided_axes(
+    ax: Axes, n_rows: int, n_columns: int, *, heights: Sequence[float] | None = None
+) -> np.ndarray:
+    """Lay a grid of axes into the place of `ax`, of which a title above them is left.
+
+    Parameters
+    ----------
+    ax : Axes
+        One that has its place in a grid, as those of ``plt.subplots``.
+    n_rows, n_columns : int
+    heights : sequence of float of length n_rows, default=None
+        Of the rows, relative to each other.
+
+    Returns
+    -------
+    axes : ndarray of shape (n_rows, n_columns), dtype object
+
+    Raises
+    ------
+    ValueError
+        If `ax` has no place in a grid.
+    """
+    place = ax.get_subplotspec()
+    if place is None:
+        raise ValueError(
+            "ax has no place in a grid that could be divided; pass axes made by plt.subplots or "
+            "figure.add_subplot, or leave ax out"
+        )
+    parts = place.subgridspec(2, 1, height_ratios=[_NO_HEIGHT, 1], hspace=_NO_HEIGHT)
+    ax.set_axis_off()
+    ax.set_subplotspec(parts[0])
+    return parts[1].subgridspec(n_rows, n_columns, height_ratios=heights).subplots(squeeze=False)
+
+
+def legend_in_headroom(ax: Axes, n_columns: int) -> None:
+    """Legend inside the axes, over what is drawn: a title keeps its place above them."""
+    n_rows = math.ceil(len(ax.get_legend_handles_labels()[1]) / n_columns)
+    axis = ax.yaxis.get_transform()
+    bottom, top = axis.transform(np.array(ax.get_ylim()))
+    room = _LEGEND_ROW * n_rows * (top - bottom)
+    ax.set_ylim(top=float(axis.inverted().transform(np.array([top + room]))[0]))
+    ax.legend(loc="upper left", ncols=n_columns, framealpha=1)
+
+
+def name_blocks(ax: Axes, names: Sequence[str]) -> None:
+    """Write the names of blocks under the places 0, 1, 2..., upright if they are too long."""
+    needed = _CHARACTER * sum(len(name) + 1 for name in names)
+    ax.set_xticks(np.arange(len(names)), names, rotation=90 if needed > inches(ax)[0] else 0)
+    ax.set_xlabel("block")
+
+
+def inches(ax: Axes) -> tuple[float, float]:
+    """Width and height of axes."""
+    return ax.bbox.width / ax.figure.dpi, ax.bbox.height / ax.figure.dpi
+
+
+def show_image(ax: Axes, image: np.ndarray, **options: Any) -> Any:
+    """Draw an image without ticks; its axes keep a thin frame."""
+    shown = ax.imshow(image, **options)
+    ax.set(xticks=[], yticks=[])
+    return shown
+
+
+def open_shown(X: Any, estimator: Any = None) -> ImageSource:
+    """Images that an estimator takes, or any, opened and not yet decoded."""
+    return open_images(X, **reading_options(estimator))
+
+
+def finite_vector(values: Any, name: str, n_expected: int | None = None) -> np.ndarray:
+    """Finite float64 of shape (n,), or a ValueError that names the first value that is none."""
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or len(vector) == 0:
+        raise ValueError(f"{name} has shape {vector.shape}; pass one number per image, (n_images,)")
+    if n_expected is not None and len(vector) != n_expected:
+        raise ValueError(
+            f"{name} holds {len(vector)} values for {n_expected} images; pass one each"
+        )
+    wrong = np.flatnonzero(~np.isfinite(vector))
+    if len(wrong):
+        raise ValueError(
+            f"{name} holds {vector[wrong[0]]} for sample {wrong[0]}; leave such images out"
+        )
+    return vector
+
+
+def titles_of(titles: Iterable[Any] | None, n_images: int) -> list[str]:
+    """What each image is called: `titles`, by default its place in X."""
+    if titles is None:
+        return [f"image {index}" for index in range(n_images)]
+    given = [str(title) for title in titles]
+    if len(given) != n_images:
+        raise ValueError(f"titles holds {len(given)} titles for {n_images} images; pass one each")
+    return given
+
+
+def block_names_of(names: Iterable[Any] | None, n_blocks: int) -> list[str]:
+    """What each block is called: `names`, by default its place among those that have a student."""
+    if names is None:
+        return [f"{index} of {n_blocks}" for index in range(1, n_blocks + 1)]
+    given = [str(name) for name in names]
+    if len(given) != n_blocks:
+        raise ValueError(
+            f"block_names holds {len(given)} names for {n_blocks} blocks; pass one each"
+        )
+    return given
+
+
+def known_option(name: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is not one of {list(known)}")
+
+
+def cycled(styles: Sequence[str], index: int) -> str:
+    """The style at an index, from the start again where there are no more."""
+    return styles[index % len(styles)]
+
+
+#: matplotlib's name. Brightness rises evenly from end to end, so that it means the same in grey
+#: and to the colour-blind; over a grey image it stands out more than cividis or viridis do.
+SEQUENTIAL = "inferno"
+
+#: Of the highest value of an anomaly map over its image; lower ones leave more of it to be seen.
+OPACITY = 0.85
+
+#: Brightness that is left to an image under its map, so that light is not taken for abnormal.
+DIMMED = 0.6

@@ -1,0 +1,297 @@
+"""Checkpoints of a fit: what it takes to go on where it was stopped."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from skanomaly_vit._utils.files import write_atomically
+from skanomaly_vit._utils.progress import log
+from skanomaly_vit.distributed._torchrun import agreed, current_ranks
+from skanomaly_vit.exceptions import CheckpointWarning, ModelFileError
+from skanomaly_vit.persistence._container import read, refusal, write
+
+if TYPE_CHECKING:
+    import torch
+
+
+#: Seconds between checkpoints within a pass; to write one takes a second or so.
+INTERVAL = 60.0
+
+#: Values that JSON has, and named tensors on the CPU.
+Part: TypeAlias = "tuple[dict[str, Any], dict[str, torch.Tensor]]"
+
+#: Written last: a checkpoint without it is not complete.
+_SEAL = "complete.json"
+
+#: Says what a fit is about.
+_IDENTITY = "fit.json"
+
+_FOLDERS = "fit-"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Checkpoints:
+    """The checkpoints of one fit, each a folder of files with checksums; the last two are kept.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Of this fit alone. ``None`` writes nothing.
+    key : str
+        What the fit is about: files that have another are not used. Empty for no checkpoints.
+    """
+
+    def __init__(self, folder: Path | None = None, key: str = "") -> None:
+        self._folder = folder
+        self._key = key
+        self._saved_at = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint within a pass."""
+        return self._folder is not None and time.monotonic() - self._saved_at >= INTERVAL
+
+    def latest(self, names: Iterable[str], verbose: int = 0) -> tuple[int, dict[str, Part]]:
+        """Step and parts of the last good checkpoint that has parts of all `names`.
+
+        Step 0 and no parts, if there is none. Ranks that work together follow the first.
+        """
+        if not self._key:
+            return 0, {}
+        return agreed(self._latest(names, verbose))
+
+    def _latest(self, names: Iterable[str], verbose: int) -> tuple[int, dict[str, Part]]:
+        if self._folder is None:
+            return 0, {}
+        wanted, unusable = sorted(names), []
+        step, parts = 0, {}
+        for step in reversed(sealed_steps(self._folder)):
+            try:
+                parts = self._read(step, wanted)
+                break
+            except ModelFileError as error:
+                unusable.append(f"that of step {step} cannot be used: {error.cause}")
+        else:
+            step = 0
+        if unusable:
+            self._warn(f"{'; '.join(unusable)}. The fit goes on after step {step}")
+        if step:
+            log(verbose, "going on after step %d of %s", step, self._folder)
+        return step, parts
+
+    def save(self, step: int, parts: Iterable[tuple[str, Part]]) -> None:
+        """Write a checkpoint, and drop all but it and the one before."""
+        if self._folder is None:
+            return
+        before = [other for other in sealed_steps(self._folder) if other < step][-1:]
+        try:
+            _remove(self._folder, step)
+            self._write(step, parts)
+        except OSError as error:
+            _remove(self._folder, step)
+            self._warn(
+                f"that of step {step} cannot be written: {error}. The fit goes on, and if it is "
+                f"stopped, starts again after step {before[0] if before else 0}"
+            )
+            return
+        finally:
+            self._saved_at = time.monotonic()
+        for other in _all_steps(self._folder):
+            if other not in (step, *before):
+                _remove(self._folder, other)
+
+    def discard(self) -> None:
+        """Remove all of it, now or at the end of `kept_checkpoints`: the fit is done."""
+        postponed = _postponed.get()
+        if postponed is not None:
+            postponed.append(self)
+        elif self._folder is not None:
+            for step in _all_steps(self._folder):  # the last one at last, should this be stopped
+                _remove(self._folder, step)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def warn_of_workers(self) -> None:
+        """Say that students which are trained in other processes have no checkpoints."""
+        if self._folder is not None:
+            self._warn(
+                "there are none of block students that workers train: a fit that is stopped "
+                "starts again"
+            )
+
+    def _write(self, step: int, parts: Iterable[tuple[str, Part]]) -> None:
+        folder = _folder_of(self._folder, step)
+        folder.mkdir(parents=True)
+        names = []
+        for name, (values, tensors) in parts:
+            whole = {"fit": self._key, "step": step, "values": values}
+            write(_file_of(folder, name), whole, tensors)
+            names.append(name)
+        write_atomically(json.dumps({"parts": names}).encode(), folder / _SEAL)
+
+    def _read(self, step: int, names: list[str]) -> dict[str, Part]:
+        folder = _folder_of(self._folder, step)
+        parts = {}
+        for name in names:
+            path = _file_of(folder, name)
+            if not path.exists():
+                raise refusal(str(path), f"it has no part {name!r}")
+            whole, tensors, _ = read(str(path))
+            if (whole.get("fit"), whole.get("step")) != (self._key, step):
+                raise refusal(str(path), f"its part {name!r} is of another one")
+            parts[name] = whole["values"], tensors
+        return parts
+
+    def _warn(self, what: str) -> None:
+        message = f"Of the checkpoints in {str(self._folder)!r}, {what}."
+        warnings.warn(message, CheckpointWarning, stacklevel=3)
+
+
+#: Fits that are done, but whose checkpoints are kept for now.
+_postponed: ContextVar[list[Checkpoints] | None] = ContextVar("postponed", default=None)
+
+
+@contextmanager
+def kept_checkpoints() -> Iterator[None]:
+    """Keep the checkpoints of fits that end within until the block ends well.
+
+    For what comes after a fit, and has to succeed lest the fit was in vain.
+    """
+    done: list[Checkpoints] = []
+    token = _postponed.set(done)
+    try:
+        yield
+    finally:
+        _postponed.reset(token)
+    for checkpoints in done:
+        checkpoints.discard()
+
+
+def check_checkpoint_dir(checkpoint_dir: str | os.PathLike[str] | None, random_state: Any) -> None:
+    """Refuse, before any work, a folder that cannot be one, and a fit that cannot be repeated."""
+    if checkpoint_dir is None:
+        return
+    if os.path.exists(checkpoint_dir) and not os.path.isdir(checkpoint_dir):
+        raise ValueError(
+            f"checkpoint_dir={os.fsdecode(checkpoint_dir)!r} is a file; checkpoints need a folder"
+        )
+    if random_state is None:
+        raise ValueError(
+            "checkpoint_dir needs a random_state: with None, each fit holds out other images and "
+            "starts from other weights, so that none can go on where another was stopped. Pass an "
+            "int, such as random_state=0."
+        )
+
+
+def open_checkpoints(
+    checkpoint_dir: str | os.PathLike[str], key: bytes, identity: Mapping[str, Any]
+) -> Checkpoints:
+    """The checkpoints of a fit, with a warning if there are others' in their place.
+
+    Parameters
+    ----------
+    checkpoint_dir : path
+        Holds a folder for each fit that was stopped. It is made if it is not there.
+    key : bytes
+        Digest of all that the result depends on.
+    identity : mapping of str to JSON value
+        The same for people, so that the warning can say what differs; digests are bytes.
+
+    Raises
+    ------
+    OSError
+        If nothing can be written there, but for want of space: that may come.
+    """
+    ranks = current_ranks()
+    if ranks is not None and not ranks.is_first:
+        return Checkpoints(None, key.hex())
+    top = Path(checkpoint_dir)
+    folder = top / f"{_FOLDERS}{key.hex()[:16]}"
+    readable = {k: f"sha256:{v.hex()}" if isinstance(v, bytes) else v for k, v in identity.items()}
+    if not sealed_steps(folder):
+        _warn_of_others(top, readable)
+    running = {"process": os.getpid(), "host": platform.node()}
+    text = json.dumps({"identity": readable, **running}, indent=2)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(text.encode(), folder / _IDENTITY)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+    return Checkpoints(folder, key.hex())
+
+
+def _warn_of_others(top: Path, identity: Mapping[str, Any]) -> None:
+    others = {}
+    for path in top.glob(f"{_FOLDERS}*/{_IDENTITY}"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(path.read_bytes())
+            if sealed_steps(path.parent) and not _is_at_work(found["process"], found["host"]):
+                others[path.parent] = _differences(found["identity"], identity)
+    if not others:
+        return
+    nearest = min(others, key=lambda folder: (len(others[folder]), folder))
+    warnings.warn(
+        f"The checkpoint in {str(nearest)!r} is of another fit, and is not used: it differs in "
+        f"{', '.join(others[nearest])}. This fit starts from the beginning, in a folder of its "
+        "own. Delete the other one if it is of no use any more.",
+        CheckpointWarning,
+        stacklevel=3,
+    )
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    values = {name: (there.get(name), here.get(name)) for name in names}
+    return [
+        name if str(a).startswith("sha256:") else f"{name} ({a!r} there, {b!r} here)"
+        for name, (a, b) in values.items()
+    ]
+
+
+def _is_at_work(process: int, host: str) -> bool:
+    """Whether the fit that wrote this is another process of this machine, and not ended."""
+    if os.name != "posix" or host != platform.node() or process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
+def sealed_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a folder, first to last."""
+    return [step for step in _all_steps(folder) if (_folder_of(folder, step) / _SEAL).exists()]
+
+
+def _all_steps(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal())
+
+
+def _folder_of(folder: Path | None, step: int) -> Path:
+    return (folder or Path()) / f"{step:08d}"
+
+
+def _file_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def _remove(folder: Path, step: int) -> None:
+    target = _folder_of(folder, step)
+    with suppress(OSError):
+        (target / _SEAL).unlink(missing_ok=True)  # first: half of a checkpoint is none
+    shutil.rmtree(target, ignore_errors=True)

@@ -1,0 +1,255 @@
+"""Students in closed form: a ridge map from a block's tokens to what the block adds to them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from skanomaly_vit._backbone.passes import TeacherPasses
+from skanomaly_vit._backbone.teacher import BlockCall
+from skanomaly_vit._utils.progress import log
+from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
+from skanomaly_vit.distillation._students import Trained
+
+
+class RidgeStudent(nn.Module):
+    """A linear imitation of a transformer block.
+
+    The residual h_j - h_{j-1} of a token is predicted from the token and the mean token of its
+    image, which stands in for what attention brings from elsewhere.
+
+    Parameters
+    ----------
+    token_weight, mean_weight : torch.Tensor of shape (dim, dim)
+        Of the maps from the token, and from the mean token, to the residual.
+    bias : torch.Tensor of shape (1, dim)
+    """
+
+    token_weight: torch.Tensor
+    mean_weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(
+        self, token_weight: torch.Tensor, mean_weight: torch.Tensor, bias: torch.Tensor
+    ) -> None:
+        super().__init__()
+        # Copies of one layout, wherever the weights come from: products round by layout.
+        layout = torch.contiguous_format
+        self.register_buffer("token_weight", token_weight.clone(memory_format=layout))
+        self.register_buffer("mean_weight", mean_weight.clone(memory_format=layout))
+        self.register_buffer("bias", bias.clone(memory_format=layout))
+
+    def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; other arguments are not used."""
+        mean = tokens.mean(dim=1, keepdim=True)  # (batch, 1, dim)
+        # One product an image: a product of all means rounds otherwise for few images than for
+        # many, and a score would depend on its neighbours.
+        shift = torch.bmm(mean, self.mean_weight.expand(len(mean), -1, -1)) + self.bias
+        flat = tokens.flatten(0, 1)
+        return torch.addmm(flat, flat, self.token_weight).view_as(tokens).add_(shift)
+
+
+@dataclass
+class RidgeStatistics:
+    """Sums over tokens of outer products: all that a ridge student needs of the training images.
+
+    Attributes
+    ----------
+    gram : torch.Tensor of shape (2 * dim + 1, 2 * dim + 1), float64
+        Of the inputs [token, mean token, 1].
+    cross : torch.Tensor of shape (2 * dim + 1, dim), float64
+        Of the inputs with the residuals.
+    square : float
+        Sum of the squared residuals.
+    dtype : torch.dtype
+        Of the tokens that were added last.
+
+    Notes
+    -----
+    The statistics of two sets of images add up to those of their union.
+    """
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    square: float = 0.0
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def empty(cls, dim: int) -> RidgeStatistics:
+        """Statistics of no image."""
+        size = 2 * dim + 1
+        gram = torch.zeros(size, size, dtype=torch.float64)
+        return cls(gram, torch.zeros(size, dim, dtype=torch.float64))
+
+    def part(self) -> Part:
+        """All of it, for a checkpoint."""
+        # A tensor, since JSON has no number that is not finite.
+        square = torch.tensor(self.square, dtype=torch.float64)
+        values = {"dtype": str(self.dtype).removeprefix("torch.")}
+        return values, {"gram": self.gram, "cross": self.cross, "square": square}
+
+    @classmethod
+    def from_part(cls, part: Part) -> RidgeStatistics:
+        """The inverse of `part`."""
+        values, tensors = part
+        square, dtype = float(tensors["square"]), getattr(torch, values["dtype"])
+        return cls(tensors["gram"], tensors["cross"], square, dtype)
+
+    def add(self, call: BlockCall) -> None:
+        """Add the tokens of a batch."""
+        tokens, residual = call.tokens, call.output - call.tokens
+        batch, n_tokens, dim = tokens.shape
+        mean, mean_residual = tokens.mean(dim=1), residual.mean(dim=1)  # (batch, dim)
+        flat = tokens.reshape(-1, dim)
+        # What the mean token shares with all tokens of its image is the sum over them, so its
+        # products cost one row an image.
+        shared = n_tokens * _outer(mean, mean)
+        total = n_tokens * mean.sum(dim=0).double().cpu()
+        of_tokens, crossed = _outer(flat, flat), _outer(flat, residual.reshape(-1, dim))
+        crossed_means = n_tokens * _outer(mean, mean_residual)
+        total_residual = n_tokens * mean_residual.sum(dim=0).double().cpu()
+        square = float(residual.square().sum(dtype=torch.float64))
+        # Nothing is added before all is there: the device can run out of memory up to here.
+        t, m = slice(0, dim), slice(dim, 2 * dim)
+        self.gram[t, t] += of_tokens
+        self.gram[t, m] += shared
+        self.gram[m, t] += shared
+        self.gram[m, m] += shared
+        for part in (t, m):
+            self.gram[part, -1] += total
+            self.gram[-1, part] += total
+        self.gram[-1, -1] += batch * n_tokens
+        self.cross[t] += crossed
+        self.cross[m] += crossed_means
+        self.cross[-1] += total_residual
+        self.square += square
+        self.dtype = tokens.dtype
+
+    @torch.inference_mode()
+    def merge(self, other: RidgeStatistics) -> None:
+        """Add the statistics of other images."""
+        self.gram += other.gram
+        self.cross += other.cross
+        self.square += other.square
+
+    def solve(self, alpha: float) -> torch.Tensor:
+        """Weights of shape (2 * dim + 1, dim) that minimise the penalised squared error.
+
+        Each squared weight but those of the bias is penalised by `alpha` times the mean square
+        of the inputs.
+        """
+        penalty = alpha * self.gram.diagonal()[:-1].mean()
+        penalised = self.gram.clone()
+        penalised.diagonal()[:-1] += penalty
+        return torch.linalg.solve(penalised, self.cross)
+
+    def loss(self, weights: torch.Tensor) -> float:
+        """Mean squared error of the map `weights` over the tokens and channels of these images."""
+        explained = 2 * (weights * self.cross).sum() - (weights * (self.gram @ weights)).sum()
+        n_values = self.gram[-1, -1] * weights.shape[1]
+        return float((self.square - explained) / n_values)
+
+
+def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Sum over rows of the outer products of `a` and `b`, on the CPU in float64."""
+    return (a.T @ b).double().cpu()
+
+
+#: Block -> statistics of its tokens.
+RidgeSums: TypeAlias = dict[int, RidgeStatistics]
+
+
+@torch.inference_mode()
+def sum_tokens(
+    passes: TeacherPasses,
+    indices: np.ndarray,
+    blocks: Collection[int],
+    track: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+) -> RidgeSums:
+    """Statistics of the tokens of some images, before and after each of `blocks`."""
+    sums: RidgeSums = {}
+
+    def visit(call: BlockCall) -> None:
+        if call.index not in sums:
+            sums[call.index] = RidgeStatistics.empty(call.tokens.shape[-1])
+        sums[call.index].add(call)
+
+    for _ in passes.run(indices, blocks, visit, track=track):
+        pass
+    return sums
+
+
+def fit_ridge_students(
+    sums_after: Callable[[int], Iterable[RidgeSums]],
+    blocks: Collection[int],
+    *,
+    alpha: float,
+    checkpoints: Checkpoints,
+    verbose: int = 0,
+) -> dict[int, Trained]:
+    """Fit one ridge student for each block.
+
+    Parameters
+    ----------
+    sums_after : callable
+        Given a number of shards of the training images, the sums of one shard after the other that
+        come after them. Float sums round by order: shards have to be the same ones whoever has
+        summed them.
+    blocks : collection of int
+        Their indices.
+    alpha : float
+        Strength of the penalty, relative to the mean square of the inputs.
+    checkpoints : Checkpoints
+        Of the sums; their steps are shards.
+    verbose : int
+
+    Returns
+    -------
+    trained : dict of int to Trained
+        In the floating type of the tokens.
+
+    Raises
+    ------
+    ValueError
+        If the backbone's tokens are not finite.
+    """
+    started = time.perf_counter()
+    n_shards, parts = checkpoints.latest(map(str, blocks), verbose)
+    total = {i: RidgeStatistics.from_part(parts[str(i)]) for i in blocks if parts}
+
+    def save() -> None:
+        checkpoints.save(n_shards, ((str(index), total[index].part()) for index in total))
+
+    for sums in sums_after(n_shards):
+        for index, statistics in sums.items():
+            if index in total:
+                total[index].merge(statistics)
+            else:
+                total[index] = statistics
+        n_shards += 1
+        if checkpoints.is_due:
+            save()
+    save()
+    trained = {index: _solve(index, sums, alpha) for index, sums in total.items()}
+    mean = sum(record.train_loss[0] for record in trained.values()) / len(trained)
+    log(verbose, "ridge students: mean loss %.4g, %.1f s", mean, time.perf_counter() - started)
+    return trained
+
+
+def _solve(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
+    weights = sums.solve(alpha) if math.isfinite(sums.square) else torch.tensor(math.nan)
+    if not weights.isfinite().all():
+        raise ValueError(
+            f"Block {index} of the backbone gives tokens that are not finite, or too large to "
+            "square. Check its weights."
+        )
+    dim = weights.shape[1]
+    student = RidgeStudent(*weights.to(sums.dtype).split([dim, dim, 1]))
+    return Trained(student, [sums.loss(weights)], [])

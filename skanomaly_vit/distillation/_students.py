@@ -1,0 +1,94 @@
+"""What becomes of a student's training: the student, and the record of its losses."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from skanomaly_vit._caching.memory import Tensors
+
+_STATE = "state"
+
+
+@dataclass
+class Trained:
+    """A student and its losses.
+
+    Attributes
+    ----------
+    student : nn.Module
+        Frozen.
+    train_loss, valid_loss : list of float
+        Mean squared error over the images of each epoch that it was trained in; `valid_loss` is
+        empty where no images were held out.
+    """
+
+    student: nn.Module
+    train_loss: list[float]
+    valid_loss: list[float]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the student."""
+        return sum(value.nbytes for value in self.student.state_dict().values())
+
+    def to_tensors(self) -> Tensors:
+        """All of it, as tensors on the CPU."""
+        state = {
+            f"{_STATE}/{name}": value.detach().cpu().contiguous()
+            for name, value in self.student.state_dict().items()
+        }
+        losses = {"train_loss": self.train_loss, "valid_loss": self.valid_loss}
+        return state | {
+            name: torch.tensor(values, dtype=torch.float64) for name, values in losses.items()
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors, build: Callable[[Tensors], nn.Module]) -> Trained:
+        """The inverse of `to_tensors`; `build` makes a student of its state_dict."""
+        losses = (tensors[name].tolist() for name in ("train_loss", "valid_loss"))
+        return cls(build(below(_STATE, tensors)), *losses)
+
+
+def below(prefix: str, tensors: Tensors) -> Tensors:
+    """Tensors whose names start with ``prefix/``, without it."""
+    start = f"{prefix}/"
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+def history_of(trained: Iterable[Trained], seconds: list[float]) -> list[dict[str, Any]]:
+    """Records of the epochs of all students, nan where a student had stopped.
+
+    Parameters
+    ----------
+    trained : iterable of Trained
+        First the student of the earliest block.
+    seconds : list of float
+        Of each epoch; 0 is taken for those that are not there.
+
+    Returns
+    -------
+    history : list of dict
+        Per epoch: ``epoch``, ``train_loss`` and, where images were held out, ``valid_loss``
+        (lists, one MSE per block), ``seconds``.
+    """
+    columns = list(trained)
+    train = _by_epoch(record.train_loss for record in columns)
+    valid = _by_epoch(record.valid_loss for record in columns)
+    history: list[dict[str, Any]] = []
+    for i, losses in enumerate(train):
+        record: dict[str, Any] = {"epoch": i + 1, "train_loss": losses}
+        if valid:
+            record["valid_loss"] = valid[i]
+        history.append(record | {"seconds": seconds[i] if i < len(seconds) else 0.0})
+    return history
+
+
+def _by_epoch(losses: Iterable[list[float]]) -> list[list[float]]:
+    return [list(row) for row in itertools.zip_longest(*losses, fillvalue=math.nan)]

@@ -1,0 +1,229 @@
+"""Where shards of work run: under joblib's active backend, or on the ranks of torchrun."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import pickle
+import sys
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import joblib
+import torch
+from joblib.parallel import get_active_backend
+
+from skanomaly_vit.distributed._tasks import (
+    Engine,
+    Failure,
+    Function,
+    Luggage,
+    Result,
+    Success,
+    Task,
+    attempt,
+)
+from skanomaly_vit.distributed._torchrun import current_ranks
+
+#: Of objects that have travelled, those that a process holds on to.
+_HELD = 4
+
+
+def active_engine() -> Engine | None:
+    """The engine that the user has asked for; None to work in this process alone.
+
+    A task of a joblib call, such as a fit of a grid search, is not split any further.
+    """
+    ranks = current_ranks()
+    if ranks is not None:
+        return ranks
+    # Of other backends, joblib says that a task has one worker.
+    n_workers = 1 if _is_dask_task() else joblib.effective_n_jobs(None)
+    return JoblibEngine(n_workers) if n_workers > 1 else None
+
+
+def _is_dask_task() -> bool:
+    # joblib counts its nesting anew in each of Dask's workers.
+    if "distributed" not in sys.modules:
+        return False
+    try:
+        sys.modules["distributed"].get_worker()
+    except ValueError:
+        return False
+    return True
+
+
+# Under joblib
+
+
+class JoblibEngine:
+    """Whatever joblib's active backend is.
+
+    Parameters
+    ----------
+    n_workers : int
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        self.n_workers = n_workers
+
+    def run(
+        self, function: Function[Result], luggage: Luggage, tasks: Iterable[Task]
+    ) -> Iterator[Result]:
+        """See `Engine`."""
+        stopped = threading.Event()
+        rest = itertools.takewhile(lambda task: not stopped.is_set(), tasks)
+        backend, _ = get_active_backend()
+        near = getattr(backend, "supports_sharedmem", False)
+        outcomes = (self._run_near if near else self._run_far)(function, luggage, rest)
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                # Tasks that have begun are waited for: for joblib to abort is to kill workers.
+                stopped.set()
+                deque(outcomes, maxlen=0)
+            yield outcome.reveal()
+
+    def _run_near(
+        self, function: Function[Result], luggage: Luggage, tasks: Iterable[Task]
+    ) -> Iterator[Success[Result] | Failure]:
+        """In threads of this process."""
+        return self._in_order(joblib.delayed(attempt)(function, luggage, task) for task in tasks)
+
+    def _run_far(
+        self, function: Function[Result], luggage: Luggage, tasks: Iterable[Task]
+    ) -> Iterator[Success[Result] | Failure]:
+        """In processes that share no memory with this one, and may share no disk."""
+        # Some sums round by the number of threads.
+        n_threads = torch.get_num_threads()
+        waiting: deque[Task] = deque()
+        missed = False
+
+        def call(task: Task, *, whole: bool) -> Any:
+            sent = parcels if whole else [parcel.by_name() for parcel in parcels]
+            return joblib.delayed(_run_here)(function, sent, task, n_threads)
+
+        def calls() -> Iterator[Any]:
+            for task in tasks:
+                waiting.append(task)
+                yield call(task, whole=missed)
+
+        with TemporaryDirectory(prefix="skanomaly-", dir=_shared_folder()) as folder:
+            parcels = [Parcel.pack(thing, folder) for thing in luggage]
+            for outcome in self._in_order(calls()):
+                task = waiting.popleft()
+                if isinstance(outcome, _Missing):
+                    # There is a worker that cannot see the folder. It says so at once and asks for
+                    # the next task: from now on what is needed goes with each.
+                    missed = True
+                    (outcome,) = self._in_order([call(task, whole=True)])
+                yield outcome
+
+    def _in_order(self, calls: Iterable[Any]) -> Iterator[Any]:
+        backend, _ = get_active_backend()
+        # A shard is no quick task: joblib is not to make batches of several.
+        if backend.supports_return_generator:
+            yield from joblib.Parallel(batch_size=1, return_as="generator")(calls)
+            return
+        # Backends of others (Ray, Spark) give all results at once: that is not to be all of them.
+        iterator = iter(calls)
+        while wave := list(itertools.islice(iterator, 4 * self.n_workers)):
+            yield from joblib.Parallel(batch_size=1)(wave)
+
+
+def _shared_folder() -> str | None:
+    """Where joblib puts what its workers share, if the user says so; None is the system's."""
+    return os.environ.get("JOBLIB_TEMP_FOLDER")
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Something that travels under the digest of its content.
+
+    Attributes
+    ----------
+    digest : bytes
+    path : str
+        A file with the content, for those who can see it.
+    content : bytes or None
+        None leaves it to the file.
+    """
+
+    digest: bytes
+    path: str
+    content: bytes | None
+
+    @classmethod
+    def pack(cls, thing: Any, folder: str) -> Parcel:
+        """Write a thing into a file named after its content."""
+        packed = thing.pack() if hasattr(thing, "pack") else thing
+        # A network may be of a class that the user's script defines, which pickle leaves behind.
+        content = pickle.dumps(joblib.wrap_non_picklable_objects(packed, keep_wrapper=False))
+        digest = hashlib.sha256(content)
+        path = os.path.join(folder, digest.hexdigest())
+        with open(path, "wb") as file:
+            file.write(content)
+        return cls(digest.digest(), path, content)
+
+    def by_name(self) -> Parcel:
+        """The parcel without its content."""
+        return replace(self, content=None)
+
+    def open(self) -> Any:
+        """The thing, or a `_MissingError` where the file cannot be seen."""
+        content = self.content
+        if content is None:
+            try:
+                with open(self.path, "rb") as file:
+                    content = file.read()
+            except OSError as error:
+                raise _MissingError(self.path) from error
+        # The digest came with the task. A file that anyone may have written is not unpickled.
+        if hashlib.sha256(content).digest() != self.digest:
+            raise _MissingError(self.path)
+        packed = pickle.loads(content)
+        return packed.unpack() if hasattr(packed, "unpack") else packed
+
+
+class _MissingError(Exception):
+    """A parcel is not where this process can find it."""
+
+
+class _Missing:
+    """Says that it is so."""
+
+
+#: What has travelled to this process, by digest.
+_held: OrderedDict[bytes, Any] = OrderedDict()
+
+_held_lock = threading.Lock()
+
+
+def _unpacked(parcel: Parcel) -> Any:
+    # One lock for all: of several threads that want the same backbone, one loads it.
+    with _held_lock:
+        if parcel.digest not in _held:
+            _held[parcel.digest] = parcel.open()
+            if len(_held) > _HELD:
+                _held.popitem(last=False)
+        _held.move_to_end(parcel.digest)
+        return _held[parcel.digest]
+
+
+def _run_here(
+    function: Function[Result], parcels: Sequence[Parcel], task: Task, n_threads: int
+) -> Success[Result] | Failure | _Missing:
+    """Run a task in a worker, with the threads of the process that has sent it."""
+    if torch.get_num_threads() != n_threads:
+        torch.set_num_threads(n_threads)
+    try:
+        luggage = tuple(_unpacked(parcel) for parcel in parcels)
+    except _MissingError:
+        return _Missing()
+    except Exception as error:  # noqa: BLE001 - raised again where the results are awaited
+        return Failure(error)
+    return attempt(function, luggage, task)

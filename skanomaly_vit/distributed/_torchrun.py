@@ -1,0 +1,173 @@
+"""The ranks of torchrun: processes that run the same program side by side."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from skanomaly_vit._utils.hashing import combine
+from skanomaly_vit.distributed._tasks import Function, Luggage, Result, Task, attempt
+
+Value = TypeVar("Value")
+
+#: What torchrun tells a process in its environment.
+_ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Ranks:
+    """Does every n-th task in this process, and has the others' results from their processes.
+
+    Parameters
+    ----------
+    group : ProcessGroup
+        Of gloo: results are on the CPU.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self.n_workers = dist.get_world_size(group)
+        self._rank = dist.get_rank(group)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes what all have in common."""
+        return self._rank == 0
+
+    def run(
+        self, function: Function[Result], luggage: Luggage, tasks: Iterable[Task]
+    ) -> Iterator[Result]:
+        """See `Engine`; to be called, and read to the end, on all ranks alike."""
+        iterator = iter(tasks)
+        while wave := list(itertools.islice(iterator, self.n_workers)):
+            own = wave[self._rank] if self._rank < len(wave) else None
+            outcome = None if own is None else attempt(function, luggage, own)
+            signature = combine(function.__name__, *(task.signature() for task in wave))
+            gathered = self.gather((signature, outcome))
+            _require_same([signature for signature, _ in gathered])
+            for _, theirs in gathered[: len(wave)]:
+                yield theirs.reveal()  # type: ignore[union-attr] # each of these had a task
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all ranks, in their order."""
+        values: list[Any] = [None] * self.n_workers
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def follow(self, value: Value) -> Value:
+        """Rank 0's value."""
+        values = [value]
+        dist.broadcast_object_list(values, dist.get_global_rank(self._group, 0), self._group)
+        # Rank 0 keeps its own, since drawing from a copy would leave the original as it was.
+        return value if self._rank == 0 else values[0]
+
+
+def _require_same(signatures: list[bytes]) -> None:
+    others = [rank for rank, each in enumerate(signatures) if each != signatures[0]]
+    if others:
+        raise ValueError(
+            f"Ranks {others} have other work than rank 0. Within `torchrun()` all ranks have to "
+            "make the same calls: pass the same images in the same order, and the same parameters."
+        )
+
+
+_ranks: ContextVar[Ranks | None] = ContextVar("ranks", default=None)
+
+
+def current_ranks() -> Ranks | None:
+    """The ranks that share this process's work; None if it works alone."""
+    return _ranks.get()
+
+
+def agreed(value: Value) -> Value:
+    """Rank 0's value of something that is left to chance; the value itself in a lone process."""
+    ranks = current_ranks()
+    return value if ranks is None else ranks.follow(value)
+
+
+@contextmanager
+def sharing_ranks() -> Iterator[None]:
+    """Share the work of this process with the other ranks, within a ``with`` block."""
+    with _process_group():
+        if dist.get_world_size() == 1:
+            yield
+            return
+        # Of its own: the user's may be of NCCL, which knows nothing of the CPU.
+        group: Any = dist.new_group(backend="gloo")
+        token = _ranks.set(Ranks(group))
+        try:
+            yield
+            dist.barrier(group)  # lest rank 0, which the others talk through, be gone before them
+        finally:
+            _ranks.reset(token)
+            dist.destroy_process_group(group)
+
+
+@contextmanager
+def _process_group() -> Iterator[None]:
+    """The group that the user has initialised, or one made from torchrun's environment."""
+    if dist.is_available() and dist.is_initialized():
+        yield
+        return
+    missing = [name for name in _ENVIRONMENT if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f"There are no ranks to share work with: {', '.join(missing)} are not in the "
+            "environment. Start the script with torchrun --nproc-per-node=2 SCRIPT, or call "
+            "torch.distributed.init_process_group first."
+        )
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def torchrun() -> Iterator[None]:
+    """Share the work of estimators among the processes that torchrun has started.
+
+    Within the ``with`` block all ranks make the same calls with the same images. Each passes its
+    share of the images through the backbone, trains the block students of its share of the blocks,
+    and has the rest from the others: all end with the same results, which are those of one process
+    to the bit.
+
+    Yields
+    ------
+    None
+        Nothing; results come from the estimators.
+
+    Raises
+    ------
+    RuntimeError
+        If there are no ranks: the script was not started by torchrun, and
+        ``torch.distributed.init_process_group`` has not been called.
+
+    See Also
+    --------
+    joblib.parallel_config : Shares the work among the workers of Dask, Ray, Spark or this machine.
+
+    Notes
+    -----
+    It has to be asked for, since a call that only one of the ranks makes would wait for the
+    others forever. ``torch.distributed`` is initialised (with gloo) if it is not yet, and left as
+    it was found. With ``device=None`` a rank runs on its own GPU. Where `random_state` is no
+    int, rank 0 draws for all. Ranks that were given different images get a ValueError.
+
+    Examples
+    --------
+    A script ``fit.py`` for two GPUs, to be started with ``torchrun --nproc-per-node=2 fit.py``:
+
+    >>> from skanomaly_vit import TransformalyDetector
+    >>> from skanomaly_vit.distributed._torchrun import torchrun
+    >>> def main(paths):
+    ...     with torchrun():
+    ...         return TransformalyDetector(student="block", random_state=0).fit(paths)
+    """
+    with sharing_ranks():
+        yield

@@ -1,0 +1,246 @@
+"""Features tuned to lie close together (PANDA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Real
+from os import PathLike
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.image_estimator import TRAINING_CONSTRAINTS
+from skanomaly_vit._backbone.passes import TeacherPasses
+from skanomaly_vit._backbone.teacher import BlockCall, Teacher
+from skanomaly_vit._images.pillow_rules import MAX_PIXELS
+from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._utils.compat import Interval
+from skanomaly_vit.features._tuned import TunedFeatures
+from skanomaly_vit.features._tuning import Objective, Track, TunedNetwork, TuningSchedule
+
+
+class Compactness(Objective[BlockCall]):
+    """Mean squared distance of features to a fixed centre (PANDA).
+
+    Divided by the number of channels, as in the authors' code.
+
+    Parameters
+    ----------
+    passes : TeacherPasses
+        Give the tokens before the first block that learns; they do not change.
+    network : TunedNetwork
+    center : ndarray of shape (dim,)
+    """
+
+    def __init__(self, passes: TeacherPasses, network: TunedNetwork, center: np.ndarray) -> None:
+        self._passes = passes
+        self._network = network
+        self._center = torch.from_numpy(center).to(network.device)
+
+    def batches(self, indices: np.ndarray, seed: int, track: Track) -> Iterator[BlockCall]:
+        calls: list[BlockCall] = []
+        first = [self._network.first]
+        for _ in self._passes.run(indices, first, calls.append, track=track, in_parts=False):
+            yield calls.pop()
+
+    def n_batches(self, n_images: int) -> int:
+        return self._passes.n_batches(n_images)
+
+    def losses(self, batch: BlockCall) -> torch.Tensor:
+        return (self._network.features_from(batch) - self._center).square().mean(dim=1)
+
+
+class CompactFeatures(TunedFeatures):
+    """Features tuned to lie close together on normal images (PANDA).
+
+    The last blocks of a Vision Transformer are tuned by stochastic gradient descent so that the
+    pooled features of normal images come closer to a fixed centre, the mean feature of all of
+    them, held-out ones too, under the pre-trained network: the loss is the mean squared distance
+    to it [1]_. Images of another kind are not drawn along, or less. Only a density after it, such
+    as `KNNDensity`, makes a score of the features.
+
+    The loss is smallest where all images have the same feature, whatever they show. Against this
+    collapse the authors stop after a fixed number of epochs and clip the gradient; beyond that,
+    and this is ours, tuning ends where the loss on held-out images falls below a share of what
+    it was (`min_spread`).
+
+    Parameters
+    ----------
+    backbone : str or torch.nn.Module, default="embedded"
+        ``"embedded"`` (the small ViT that ships with the package), the name of a timm model
+        with transformer blocks in ``.blocks``, or such a network. A network is copied.
+    pretrained : bool, str or path-like, default=True
+        ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
+        draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
+        read as tensors only. Of no effect if `backbone` is a network.
+    image_size : int, tuple of (int, int) or None, default=None
+        Height and width in pixels that images are resized to. ``None`` is the backbone's own.
+    image_shape : tuple of (int, int, int) or None, default=None
+        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+    n_tuned_blocks : int, default=2
+        How many of the last blocks are tuned, together with the final norm.
+    max_epochs : int, default=15
+        Passes over the training images, at most; the authors' number.
+    learning_rate : float, default=1e-2
+        Of stochastic gradient descent with momentum 0.9; the authors' value.
+    validation_fraction : float, default=0.2
+        Share of the images in [0, 1) that no step is made on: they take part in the centre
+        alone. The epoch with the smallest loss on them is kept. With 0 the last epoch counts,
+        and only `max_epochs` guards against collapse.
+    patience : int, default=3
+        Tuning ends after so many epochs without a smaller loss on the held-out images.
+    min_spread : float, default=0.5
+        Share in [0, 1) of the held-out loss before tuning. The first epoch with a smaller one
+        ends tuning, and is not kept.
+    activation_cache : int, default=2**30
+        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
+        that they pass through it once and not in every epoch. The result does not depend on it.
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded, lest a small file
+        fill the memory. ``None`` is no limit.
+    batch_size : int, default=32
+        Images in a step of training, and in a pass of the backbone.
+    store_backbone : bool, default=False
+        Whether a pickle holds the backbone beside what was tuned. If not, it is loaded again
+        where the pickle is used, as `backbone` and `pretrained` say, and refused if it is not the
+        same to the bit.
+    device : str, torch.device or None, default=None
+        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
+    n_jobs : int or None, default=None
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+    memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
+        Where features and tokens are kept for other calls: a folder, a `DiskCache`, or an object
+        such as `joblib.Memory`, which keeps features alone. The keys are the contents of images
+        and the weights of the network. Results are the same with or without.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the order of images, of the validation split, and of random weights.
+    verbose : int, default=0
+        Above 0, a line per epoch goes to the logger ``"skanomaly_vit"``.
+
+    Attributes
+    ----------
+    center_ : ndarray of shape (dim,)
+        Mean feature of all images that `fit` was given, held-out ones too, before tuning.
+    history_ : list of dict
+        Per epoch ``epoch``, ``train_loss``, ``valid_loss`` where images were held out, and
+        ``seconds``.
+    initial_loss_ : float
+        Loss on the held-out images before tuning; nan if none were held out.
+    n_epochs_ : int
+        Epochs of tuning that are in the features; 0 is the pre-trained network, which is kept
+        if no epoch brings a gain on the held-out images.
+    validation_indices_ : ndarray of int
+        Positions in `X` of the images that were held out.
+    backbone_fingerprint_ : str
+        SHA-256 over class, weights and preprocessing of the backbone, before tuning.
+    n_features_in_ : int
+        Length of a flattened image; only where `image_shape` is given.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns; only where `X` has names that are all strings and `image_shape` is
+        given.
+
+    See Also
+    --------
+    MeanShiftedFeatures : Tuned by contrast, which cannot collapse.
+    ViTFeatures : The features before tuning.
+    skanomaly_vit.evaluation.NeighborDistance : What the authors score features by.
+
+    Notes
+    -----
+    As in the authors' code, which tunes the last two stages of a ResNet: the squared distance is
+    divided by the number of channels, the norm of the gradient clipped to 1e-3, the weight decay
+    5e-5. The network stays in eval mode. Steps are as short as that: a few hundred images need
+    more epochs, or a larger `learning_rate`, to move as far as the authors' thousands.
+
+    References
+    ----------
+    .. [1] T. Reiss, N. Cohen, L. Bergman and Y. Hoshen, "PANDA: Adapting Pretrained Features for
+       Anomaly Detection and Segmentation", CVPR 2021, arXiv:2010.05903.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit import CompactFeatures
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    >>> features = CompactFeatures(max_epochs=1, random_state=0).fit(images)
+    >>> features.transform(images).shape
+    (8, 384)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **TunedFeatures._parameter_constraints,
+        "min_spread": [Interval(Real, 0, 1, closed="left")],
+        "activation_cache": TRAINING_CONSTRAINTS["activation_cache"],
+    }
+
+    def __init__(
+        self,
+        *,
+        backbone: str | torch.nn.Module = "embedded",
+        pretrained: bool | str | PathLike[str] = True,
+        image_size: int | tuple[int, int] | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        n_tuned_blocks: int = 2,
+        max_epochs: int = 15,
+        learning_rate: float = 1e-2,
+        validation_fraction: float = 0.2,
+        patience: int = 3,
+        min_spread: float = 0.5,
+        activation_cache: int = 2**30,
+        max_pixels: int | None = MAX_PIXELS,
+        batch_size: int = 32,
+        store_backbone: bool = False,
+        device: str | torch.device | None = None,
+        n_jobs: int | None = None,
+        memory: Any = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.pretrained = pretrained
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.n_tuned_blocks = n_tuned_blocks
+        self.max_epochs = max_epochs
+        self.learning_rate = learning_rate
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.min_spread = min_spread
+        self.activation_cache = activation_cache
+        self.max_pixels = max_pixels
+        self.batch_size = batch_size
+        self.store_backbone = store_backbone
+        self.device = device
+        self.n_jobs = n_jobs
+        self.memory = memory
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fitting_passes(
+        self, teacher: Teacher, source: ImageSource, network: TunedNetwork
+    ) -> RememberedPasses:
+        """Passes that keep the tokens before the first tuned block from one to the next."""
+        return self._passes(
+            teacher, source, activation_cache=self.activation_cache, kept_blocks=[network.first]
+        )
+
+    def _objective(
+        self,
+        source: ImageSource,
+        passes: RememberedPasses,
+        network: TunedNetwork,
+        center: np.ndarray,
+    ) -> Compactness:
+        return Compactness(passes.passes, network, center)
+
+    def _schedule(self) -> TuningSchedule:
+        return TuningSchedule(
+            max_epochs=self.max_epochs,
+            learning_rate=self.learning_rate,
+            patience=self.patience,
+            min_share=self.min_spread,
+            momentum=0.9,
+            max_norm=1e-3,
+        )

@@ -1,0 +1,325 @@
+"""Features tuned by contrast around their mean (MSAD)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from numbers import Integral, Real
+from os import PathLike
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.preprocessing import normalize
+from torchvision.transforms import v2
+
+from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._images.pillow_rules import MAX_PIXELS
+from skanomaly_vit._images.preprocessing import Preprocessing
+from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._utils.compat import Interval
+from skanomaly_vit._utils.seeding import seeded
+from skanomaly_vit.features._tuned import TunedFeatures
+from skanomaly_vit.features._tuning import Objective, Track, TunedNetwork, TuningSchedule
+
+
+class MeanShiftedContrast(Objective[torch.Tensor]):
+    """InfoNCE between two views of each image, angles taken around a fixed centre.
+
+    Parameters
+    ----------
+    source : ImageSource
+    preprocessing : Preprocessing
+    network : TunedNetwork
+    center : ndarray of shape (dim,)
+        Of features scaled to length 1.
+    temperature : float
+    batch_size : int
+    n_jobs : int or None
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        preprocessing: Preprocessing,
+        network: TunedNetwork,
+        center: np.ndarray,
+        *,
+        temperature: float,
+        batch_size: int,
+        n_jobs: int | None,
+    ) -> None:
+        self._source = source
+        self._network = network
+        self._center = torch.from_numpy(center).to(network.device)
+        self._temperature = temperature
+        self._batch_size = batch_size
+        self._n_jobs = n_jobs
+        # Colours are changed on the scale where white is 1, and normalised after that.
+        self._plain = dataclasses.replace(preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
+        self._augment = _augmentation(preprocessing)
+
+    def batches(self, indices: np.ndarray, seed: int, track: Track) -> Iterator[torch.Tensor]:
+        source = self._source.take(indices)
+        bounds = itertools.pairwise([*self._starts(len(indices)), len(indices)])
+        images = (source.load(range(*ends), self._plain, self._n_jobs) for ends in bounds)
+        seeds = np.random.SeedSequence(seed)
+        for batch in track(images):
+            yield self._views(batch, int(seeds.spawn(1)[0].generate_state(1)[0]))
+
+    def n_batches(self, n_images: int) -> int:
+        return len(self._starts(n_images))
+
+    def losses(self, batch: torch.Tensor) -> torch.Tensor:
+        features = torch.nn.functional.normalize(
+            self._network.features(batch.flatten(0, 1))
+        )  # (2 * images, dim)
+        first, second = (features - self._center).chunk(2)
+        return info_nce(first, second, self._temperature)
+
+    def _starts(self, n_images: int) -> range:
+        """Where batches start: not at the last image, since the loss of one alone is 0."""
+        return range(0, n_images - 1, self._batch_size)
+
+    def _views(self, images: torch.Tensor, seed: int) -> torch.Tensor:
+        """Two random views of each image: (2, images, 3, height, width)."""
+        # Image by image, since torchvision would change all images of a batch alike.
+        with seeded(seed):  # torchvision draws from torch's global generator
+            views = [self._augment(image) for _ in range(2) for image in images]
+        return torch.stack(views).unflatten(0, (2, len(images)))
+
+
+def info_nce(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
+    """InfoNCE of each image, given vectors of two views of each.
+
+    A view has to be told by its angle to be the other one of its image, among all other views
+    of the batch.
+
+    Parameters
+    ----------
+    first, second : torch.Tensor of shape (images, dim)
+        Of any length; only directions count.
+    temperature : float
+
+    Returns
+    -------
+    losses : torch.Tensor of shape (images,)
+        Mean of both views.
+    """
+    n_images = len(first)
+    directions = torch.nn.functional.normalize(torch.cat([first, second]))  # (2 * images, dim)
+    similarity = directions @ directions.T / temperature  # (2 * images, 2 * images)
+    similarity.fill_diagonal_(-torch.inf)
+    partner = torch.arange(2 * n_images, device=first.device).roll(n_images)
+    losses = torch.nn.functional.cross_entropy(similarity, partner, reduction="none")
+    return losses.view(2, n_images).mean(dim=0)
+
+
+def _augmentation(preprocessing: Preprocessing) -> v2.Compose:
+    """The changes that views are made by in the authors' code, then the backbone's own scale."""
+    height, width = preprocessing.image_size
+    kernel = max(3, min(height, width) // 20 * 2 + 1)  # a tenth of the image, odd
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop((height, width), scale=(0.2, 1.0), antialias=True),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.RandomApply([v2.GaussianBlur(kernel, sigma=(0.1, 2.0))], p=0.5),
+            v2.RandomHorizontalFlip(),
+            v2.Normalize(preprocessing.mean, preprocessing.std),
+        ]
+    )
+
+
+class MeanShiftedFeatures(TunedFeatures):
+    """Features tuned by contrast around the mean of normal images, of length 1 (MSAD).
+
+    The last blocks of a Vision Transformer are tuned by stochastic gradient descent on pairs of
+    random views of normal images. Features are scaled to length 1 and seen from a fixed centre,
+    the mean feature of all images, held-out ones too, under the pre-trained network; the
+    direction in which one view of an image lies has to be nearer to that of the other view than
+    to those of all other images of the batch (InfoNCE) [1]_. Angles are taken at the centre since
+    at the origin, where contrastive learning has them, the loss would drive normal images apart.
+    The authors score the features by cosine distance to the two nearest neighbours; as all have
+    length 1, Euclidean distance (`KNNDensity`) has the same neighbours.
+
+    Parameters
+    ----------
+    backbone : str or torch.nn.Module, default="embedded"
+        ``"embedded"`` (the small ViT that ships with the package), the name of a timm model
+        with transformer blocks in ``.blocks``, or such a network. A network is copied.
+    pretrained : bool, str or path-like, default=True
+        ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
+        draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
+        read as tensors only. Of no effect if `backbone` is a network.
+    image_size : int, tuple of (int, int) or None, default=None
+        Height and width in pixels that images are resized to. ``None`` is the backbone's own.
+    image_shape : tuple of (int, int, int) or None, default=None
+        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+    n_tuned_blocks : int, default=2
+        How many of the last blocks are tuned, together with the final norm.
+    max_epochs : int, default=20
+        Passes over the training images, at most; the authors' number.
+    learning_rate : float, default=1e-5
+        Of stochastic gradient descent; the authors' value.
+    temperature : float, default=0.25
+        By which cosines are divided in the loss.
+    validation_fraction : float, default=0.2
+        Share of the images in [0, 1) that no step is made on: they take part in the centre
+        alone. The epoch with the smallest loss on them is kept. With 0 the last epoch counts.
+    patience : int, default=3
+        Tuning ends after so many epochs without a smaller loss on the held-out images.
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded, lest a small file
+        fill the memory. ``None`` is no limit.
+    batch_size : int, default=64
+        Images in a step of training, at least 2, and in a pass of the backbone. An image that is
+        left over joins the step before, since its views are told from those of others.
+    store_backbone : bool, default=False
+        Whether a pickle holds the backbone beside what was tuned. If not, it is loaded again
+        where the pickle is used, as `backbone` and `pretrained` say, and refused if it is not the
+        same to the bit.
+    device : str, torch.device or None, default=None
+        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
+    n_jobs : int or None, default=None
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+    memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
+        Where features are kept for other calls: a folder, a `DiskCache`, or an object such as
+        `joblib.Memory`. The keys are the contents of images and the weights of the network.
+        Results are the same with or without.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the order of images and of their views, of the validation split, and of random
+        weights.
+    verbose : int, default=0
+        Above 0, a line per epoch goes to the logger ``"skanomaly_vit"``.
+
+    Attributes
+    ----------
+    center_ : ndarray of shape (dim,)
+        Mean of the features, each scaled to length 1, of all images that `fit` was given,
+        held-out ones too, before tuning.
+    history_ : list of dict
+        Per epoch ``epoch``, ``train_loss``, ``valid_loss`` where images were held out, and
+        ``seconds``.
+    initial_loss_ : float
+        Loss on the held-out images before tuning; nan if none were held out.
+    n_epochs_ : int
+        Epochs of tuning that are in the features; 0 is the pre-trained network, which is kept
+        if no epoch brings a gain on the held-out images.
+    validation_indices_ : ndarray of int
+        Positions in `X` of the images that were held out.
+    backbone_fingerprint_ : str
+        SHA-256 over class, weights and preprocessing of the backbone, before tuning.
+    n_features_in_ : int
+        Length of a flattened image; only where `image_shape` is given.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns; only where `X` has names that are all strings and `image_shape` is
+        given.
+
+    See Also
+    --------
+    CompactFeatures : Tuned to lie close together.
+    ViTFeatures : The features before tuning.
+    skanomaly_vit.evaluation.NeighborDistance : What the authors score features by; here by cosine.
+
+    Notes
+    -----
+    As in the authors' code, views are made by a random crop of 0.2 to 1 of the area, changes of
+    colour, grey, blur and mirroring (here of images already resized to the backbone's size), and
+    the weight decay is 5e-5. That code has neither held-out images nor an early end, and tunes
+    the last two stages of a ResNet. The network stays in eval mode; held-out images are seen in
+    the same views in every epoch. A few hundred images make so few steps that the authors'
+    `learning_rate` hardly moves the features.
+
+    References
+    ----------
+    .. [1] T. Reiss and Y. Hoshen, "Mean-Shifted Contrastive Loss for Anomaly Detection",
+       AAAI 2023, arXiv:2106.03844.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit import MeanShiftedFeatures
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    >>> features = MeanShiftedFeatures(max_epochs=1, random_state=0).fit(images)
+    >>> features.transform(images).shape
+    (8, 384)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **TunedFeatures._parameter_constraints,
+        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
+    }
+
+    # Of one image alone the loss is 0, whatever the network: there is none to tell its views from.
+    _min_images: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        *,
+        backbone: str | torch.nn.Module = "embedded",
+        pretrained: bool | str | PathLike[str] = True,
+        image_size: int | tuple[int, int] | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        n_tuned_blocks: int = 2,
+        max_epochs: int = 20,
+        learning_rate: float = 1e-5,
+        temperature: float = 0.25,
+        validation_fraction: float = 0.2,
+        patience: int = 3,
+        max_pixels: int | None = MAX_PIXELS,
+        batch_size: int = 64,
+        store_backbone: bool = False,
+        device: str | torch.device | None = None,
+        n_jobs: int | None = None,
+        memory: Any = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.pretrained = pretrained
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.n_tuned_blocks = n_tuned_blocks
+        self.max_epochs = max_epochs
+        self.learning_rate = learning_rate
+        self.temperature = temperature
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.max_pixels = max_pixels
+        self.batch_size = batch_size
+        self.store_backbone = store_backbone
+        self.device = device
+        self.n_jobs = n_jobs
+        self.memory = memory
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _features_of(self, passes: RememberedPasses, n_images: int) -> np.ndarray:
+        return normalize(super()._features_of(passes, n_images))
+
+    def _objective(
+        self,
+        source: ImageSource,
+        passes: RememberedPasses,
+        network: TunedNetwork,
+        center: np.ndarray,
+    ) -> MeanShiftedContrast:
+        return MeanShiftedContrast(
+            source,
+            passes.teacher.preprocessing,
+            network,
+            center,
+            temperature=self.temperature,
+            batch_size=self.batch_size,
+            n_jobs=self.n_jobs,
+        )
+
+    def _schedule(self) -> TuningSchedule:
+        return TuningSchedule(
+            max_epochs=self.max_epochs,
+            learning_rate=self.learning_rate,
+            patience=self.patience,
+        )

@@ -1,0 +1,210 @@
+"""What the transformers that tune a backbone share: how they fit, and what a pickle holds."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from numbers import Integral
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.discrepancy import PRETRAINED
+from skanomaly_vit._backbone.image_estimator import (
+    TRAINING_CONSTRAINTS,
+    ImageEstimator,
+    draw_seed,
+    split_validation,
+)
+from skanomaly_vit._backbone.teacher import Teacher, resolve_device
+from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._utils.compat import Interval, _fit_context
+from skanomaly_vit._utils.labels import warn_about_labels
+from skanomaly_vit._utils.progress import Progress
+from skanomaly_vit.distributed._torchrun import agreed
+from skanomaly_vit.features._tuning import Objective, TunedNetwork, TuningSchedule, tune, tuned_copy
+
+
+class TunedFeatures(
+    CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator
+):
+    """Base of the transformers that tune the last blocks of a backbone.
+
+    The backbone itself is left as it is: a pickle holds what was tuned, and finds the rest again
+    as `ImageEstimator` does.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **ImageEstimator._parameter_constraints,
+        **{
+            name: TRAINING_CONSTRAINTS[name]
+            for name in (
+                "max_epochs", "learning_rate", "validation_fraction", "patience", "verbose",
+            )
+        },
+        "n_tuned_blocks": [Interval(Integral, 1, None, closed="left")],
+    }  # fmt: skip
+
+    #: Fewest images to learn from, and to hold out if any are.
+    _min_images: ClassVar[int] = 1
+
+    n_tuned_blocks: int
+    max_epochs: int
+    learning_rate: float
+    validation_fraction: float
+    patience: int
+    random_state: int | np.random.RandomState | None
+    verbose: int
+
+    _tuned_teacher: Teacher | None
+
+    @with_callbacks
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Tune the last blocks on normal images.
+
+        Parameters
+        ----------
+        X : images
+            Any images that `TransformalyDetector.fit` takes.
+        y : None
+            Ignored. Labels that show anomalies among the images give a `LabelWarning`.
+
+        Returns
+        -------
+        self : estimator
+            Fitted.
+
+        Raises
+        ------
+        ValueError
+            If a parameter, the images or the backbone are not as described, or a loss is not
+            finite.
+        WeightsUnavailableError
+            If the weights cannot be had.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If no epoch brought a gain on the held-out images, so that the features are those of
+            the backbone as it was.
+        """
+        warn_about_labels(y, stacklevel=4)  # past the two decorators
+        source = self._open(X, reset=True)
+        rng = agreed(check_random_state(self.random_state))
+        split = split_validation(
+            len(source),
+            self.validation_fraction,
+            rng,
+            min_train=self._min_images,
+            min_held_out=self._min_images,
+        )
+        teacher_seed, seed = draw_seed(rng), draw_seed(rng)
+        teacher = self._load_teacher(teacher_seed)
+        context = self._init_callback_context(max_subtasks=self.max_epochs)
+        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+        self._tune(teacher, source, split, seed, Progress(self, context))
+        self._hold(teacher, teacher_seed)
+        self._held_tuned()  # here, since `transform` is to leave the attributes alone
+        context.call_on_fit_task_end(estimator=self, X=X, y=y)
+        if self.history_ and self.n_epochs_ == 0:
+            warnings.warn(
+                f"{len(self.history_)} epochs brought no gain on {len(split[1])} held-out images: "
+                "the features are those of the backbone before tuning. Pass more images or another "
+                "learning_rate.",
+                ConvergenceWarning,
+                stacklevel=4,  # past the two decorators
+            )
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Compute the tuned features of images.
+
+        Parameters
+        ----------
+        X : images
+            Any images that `TransformalyDetector.fit` takes.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_images, dim)
+            In the floating type of the backbone, as a rule float32.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, or one cannot be decoded.
+        """
+        check_is_fitted(self)
+        source = self._open(X, reset=False)
+        passes = self._passes(self._held_tuned(), source, store_tokens=False)
+        return self._features_of(passes, len(source))
+
+    def _tune(
+        self,
+        teacher: Teacher,
+        source: ImageSource,
+        split: tuple[np.ndarray, np.ndarray],
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        network = TunedNetwork(teacher, self.n_tuned_blocks)
+        passes = self._fitting_passes(teacher, source, network)
+        features = self._features_of(passes, len(source))
+        center = features.mean(axis=0, dtype=np.float64).astype(features.dtype)
+        tuned = tune(
+            network,
+            self._objective(source, passes, network, center),
+            *split,
+            schedule=self._schedule(),
+            seed=seed,
+            progress=progress,
+            verbose=self.verbose,
+        )
+        # Last, lest a fit that fails leaves half of a new state in an old one.
+        self._tuned_state, self._tuned_teacher = tuned.state, None
+        self._n_features_out = len(center)
+        self.center_, self.validation_indices_ = center, split[1]
+        self.history_, self.n_epochs_ = tuned.history, tuned.n_epochs
+        self.initial_loss_ = tuned.initial_loss
+
+    def _fitting_passes(
+        self, teacher: Teacher, source: ImageSource, network: TunedNetwork
+    ) -> RememberedPasses:
+        return self._passes(teacher, source)
+
+    def _features_of(self, passes: RememberedPasses, n_images: int) -> np.ndarray:
+        return passes.extract(np.arange(n_images), {})[PRETRAINED]
+
+    @abstractmethod
+    def _objective(
+        self,
+        source: ImageSource,
+        passes: RememberedPasses,
+        network: TunedNetwork,
+        center: np.ndarray,
+    ) -> Objective[Any]:
+        """What the network is tuned to minimise."""
+
+    @abstractmethod
+    def _schedule(self) -> TuningSchedule:
+        """How it is tuned."""
+
+    def _held_tuned(self) -> Teacher:
+        """The tuned network, on the device that this estimator is to run on, here and now."""
+        if self._tuned_teacher is None:
+            self._tuned_teacher = tuned_copy(self._held_teacher(), self._tuned_state)
+        self._tuned_teacher = self._tuned_teacher.on(resolve_device(self.device))
+        return self._tuned_teacher
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if "_tuned_teacher" in state:
+            state["_tuned_teacher"] = None  # made again of the backbone and what was tuned
+        return state

@@ -1,0 +1,175 @@
+"""Images to the pre-trained features of a Vision Transformer."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.discrepancy import PRETRAINED
+from skanomaly_vit._backbone.image_estimator import ImageEstimator, draw_seed
+from skanomaly_vit._images.pillow_rules import MAX_PIXELS
+from skanomaly_vit._utils.compat import _fit_context
+from skanomaly_vit.distributed._torchrun import agreed
+
+
+class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):
+    """Pre-trained features of images: the pooled output of a frozen Vision Transformer.
+
+    The feature is the penultimate output of the backbone, the class token (or whatever the
+    backbone pools) after the final norm: z_p of [1]_, section 3.1. Nothing is trained; `fit`
+    loads the backbone.
+
+    Parameters
+    ----------
+    backbone : str or torch.nn.Module, default="embedded"
+        ``"embedded"`` (the small ViT that ships with the package), the name of a timm model
+        with transformer blocks in ``.blocks``, or such a network. A network is copied.
+    pretrained : bool, str or path-like, default=True
+        ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
+        draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
+        read as tensors only. Of no effect if `backbone` is a network.
+    image_size : int, tuple of (int, int) or None, default=None
+        Height and width in pixels that images are resized to. ``None`` is the backbone's own.
+    image_shape : tuple of (int, int, int) or None, default=None
+        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded, lest a small file
+        fill the memory. ``None`` is no limit.
+    batch_size : int, default=32
+        Images that are decoded and go through the backbone at once.
+    store_backbone : bool, default=False
+        Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
+        as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
+    device : str, torch.device or None, default=None
+        Where the backbone runs. ``None`` is CUDA or MPS if there is one, else the CPU.
+    n_jobs : int or None, default=None
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+    memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
+        Where features are kept for other calls: a folder, a `DiskCache`, or an object such as
+        `joblib.Memory`. The keys are the contents of images and the weights of the backbone.
+        Results are the same with or without.
+    random_state : int, RandomState instance or None, default=None
+        Seed of random weights; used only with ``pretrained=False``.
+
+    Attributes
+    ----------
+    backbone_fingerprint_ : str
+        SHA-256 over class, weights and preprocessing of the backbone.
+    n_features_in_ : int
+        Length of a flattened image; only where `image_shape` is given.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns; only where `X` has names that are all strings and `image_shape` is
+        given.
+
+    See Also
+    --------
+    BlockDistillation : The second feature space, what students fail to imitate.
+    TransformalyDetector : Both spaces and a density in each.
+
+    Notes
+    -----
+    Memory is one batch of images and activations beyond the features themselves.
+
+    References
+    ----------
+    .. [1] M. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One",
+       CVPR Workshops 2022, arXiv:2112.04185.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly_vit import ViTFeatures
+    >>> images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    >>> ViTFeatures().fit_transform(images).shape
+    (2, 384)
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: str | torch.nn.Module = "embedded",
+        pretrained: bool | str | PathLike[str] = True,
+        image_size: int | tuple[int, int] | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        max_pixels: int | None = MAX_PIXELS,
+        batch_size: int = 32,
+        store_backbone: bool = False,
+        device: str | torch.device | None = None,
+        n_jobs: int | None = None,
+        memory: Any = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.pretrained = pretrained
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.max_pixels = max_pixels
+        self.batch_size = batch_size
+        self.store_backbone = store_backbone
+        self.device = device
+        self.n_jobs = n_jobs
+        self.memory = memory
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> ViTFeatures:
+        """Load the backbone.
+
+        Parameters
+        ----------
+        X : images
+            Any images that `TransformalyDetector.fit` takes; one is looked at, to see that the
+            backbone works.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : ViTFeatures
+            Fitted.
+
+        Raises
+        ------
+        ValueError
+            If a parameter, the images or the backbone are not as described.
+        WeightsUnavailableError
+            If the weights cannot be had.
+        """
+        source = self._open(X, reset=True)
+        seed = draw_seed(agreed(check_random_state(self.random_state)))
+        return self._adopt(self._passes(self._load_teacher(seed), source), seed)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Compute the pre-trained features of images.
+
+        Parameters
+        ----------
+        X : images
+            Any images that `TransformalyDetector.fit` takes.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_images, dim)
+            In the floating type of the backbone, as a rule float32; of bfloat16 in float32.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, or one cannot be decoded.
+        """
+        check_is_fitted(self)
+        source = self._open(X, reset=False)
+        passes = self._passes(self._held_teacher(), source)
+        return passes.extract(np.arange(len(source)), {})[PRETRAINED]
+
+    def _adopt(self, passes: RememberedPasses, seed: int) -> ViTFeatures:
+        self._n_features_out = passes.extract(np.arange(1), {})[PRETRAINED].shape[1]
+        self._hold(passes.teacher, seed)
+        return self

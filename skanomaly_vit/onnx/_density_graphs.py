@@ -1,0 +1,177 @@
+"""Fitted densities as networks in float64, which can be exported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg import solve_triangular
+from scipy.special import gammaln
+from sklearn.decomposition import PCA
+from sklearn.pipeline import Pipeline
+from torch import nn
+
+from skanomaly_vit._utils.compat import fitted_samples
+from skanomaly_vit.density import ExcessDensity, GaussianDensity, GaussianMixtureDensity, KNNDensity
+from skanomaly_vit.density._base import StandardizedDensity
+from skanomaly_vit.density._knn import SMALLEST_RADIUS
+from skanomaly_vit.density._whitening import axes_of
+
+
+def density_graph(scorer: Any) -> nn.Module:
+    """A scorer as `fit_density` makes it, PCA and all: (batch, n_features) -> (batch,), float64.
+
+    Raises
+    ------
+    ValueError
+        If the density is none of ours.
+    """
+    if type(scorer) is Pipeline and [type(step) for _, step in scorer.steps[:-1]] == [PCA]:
+        return nn.Sequential(_Whitening(scorer[0]), density_graph(scorer[-1]))
+    if type(scorer) not in _GRAPHS:
+        raise ValueError(
+            f"density={type(scorer).__name__} cannot be exported to ONNX; use one of "
+            f"{', '.join(cls.__name__ for cls in _GRAPHS)}"
+        )
+    return nn.Sequential(_Standardized(scorer), _GRAPHS[type(scorer)](scorer))
+
+
+class _Constants(nn.Module):
+    """A module that holds arrays in float64."""
+
+    def _hold(self, **arrays: np.ndarray) -> None:
+        for name, array in arrays.items():
+            values = np.ascontiguousarray(array, dtype=np.float64)
+            self.register_buffer(name, torch.from_numpy(values))
+
+
+class _Whitening(_Constants):
+    """A whitening `PCA`."""
+
+    mean: torch.Tensor
+    axes: torch.Tensor
+
+    def __init__(self, pca: PCA) -> None:
+        super().__init__()
+        self._hold(mean=pca.mean_, axes=axes_of(pca))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self.mean) @ self.axes
+
+
+class _Standardized(_Constants):
+    """What all of our densities do to features first.
+
+    Without the bound on what is far: features of float32 do not reach it.
+    """
+
+    location: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, density: StandardizedDensity) -> None:
+        super().__init__()
+        self._hold(location=density.location_, scale=density.scale_)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self.location) / self.scale
+
+
+def _units(density: StandardizedDensity) -> float:
+    """What is added to a log-density of standardised features for one of features."""
+    return -float(np.log(density.scale_).sum())
+
+
+class _Gaussian(_Constants):
+    whitening: torch.Tensor
+
+    def __init__(self, density: GaussianDensity) -> None:
+        super().__init__()
+        factor = density.cholesky_
+        inverse = solve_triangular(factor, np.eye(len(factor)), lower=True)
+        self._hold(whitening=inverse.T)
+        log_det = 2 * float(np.log(factor.diagonal()).sum())
+        self._constant = _units(density) - 0.5 * (len(factor) * math.log(2 * math.pi) + log_det)
+
+    def forward(self, Z: torch.Tensor) -> torch.Tensor:
+        return -0.5 * (Z @ self.whitening).square().sum(dim=1) + self._constant
+
+
+class _Excess(_Constants):
+    def __init__(self, density: ExcessDensity) -> None:
+        super().__init__()
+        # Of features that exceed nothing.
+        flat = density._log_density(np.zeros((1, density.n_features_in_)))[0]
+        self._constant = float(flat) + _units(density)
+
+    def forward(self, Z: torch.Tensor) -> torch.Tensor:
+        return -0.5 * Z.clamp(min=0).square().sum(dim=1) + self._constant
+
+
+class _Mixture(_Constants):
+    whitening: torch.Tensor
+    means: torch.Tensor
+    constant: torch.Tensor
+
+    def __init__(self, density: GaussianMixtureDensity) -> None:
+        super().__init__()
+        mixture = density.mixture_
+        n_features = mixture.means_.shape[1]
+        whitening = _as_matrices(mixture)  # (components, n_features, n_features)
+        log_det = np.log(np.diagonal(whitening, axis1=1, axis2=2)).sum(axis=1)
+        constant = np.log(mixture.weights_) + log_det - 0.5 * n_features * math.log(2 * math.pi)
+        self._hold(
+            whitening=whitening,
+            means=np.einsum("kd,kde->ke", mixture.means_, whitening)[:, None],
+            constant=constant[:, None] + _units(density),
+        )
+
+    def forward(self, Z: torch.Tensor) -> torch.Tensor:
+        deviation = Z[None] @ self.whitening - self.means  # (components, batch, n_features)
+        log_parts = self.constant - 0.5 * deviation.square().sum(dim=2)  # (components, batch)
+        highest = log_parts.amax(dim=0, keepdim=True)
+        return (log_parts - highest).exp().sum(dim=0).log() + highest[0]
+
+
+def _as_matrices(mixture: Any) -> np.ndarray:
+    """Factors of the precisions of all components, whatever `covariance_type` is."""
+    factors, n_features = mixture.precisions_cholesky_, mixture.means_.shape[1]
+    if mixture.covariance_type == "full":
+        return factors
+    if mixture.covariance_type == "tied":
+        return np.repeat(factors[None], len(mixture.means_), axis=0)
+    if mixture.covariance_type == "spherical":
+        factors = factors[:, None]
+    return np.eye(n_features) * factors[:, None, :]
+
+
+class _Neighbors(_Constants):
+    samples: torch.Tensor
+    squares: torch.Tensor
+
+    def __init__(self, density: KNNDensity) -> None:
+        super().__init__()
+        samples = fitted_samples(density.neighbors_)
+        n_samples, n_features = samples.shape
+        self._k, self._n_features = int(density.neighbors_.n_neighbors), n_features
+        self._smallest = SMALLEST_RADIUS * math.sqrt(n_features)
+        log_unit_ball = 0.5 * n_features * math.log(math.pi) - gammaln(0.5 * n_features + 1)
+        self._constant = math.log(self._k / n_samples) - float(log_unit_ball) + _units(density)
+        self._hold(samples=samples.T, squares=np.square(samples).sum(axis=1))
+
+    def forward(self, Z: torch.Tensor) -> torch.Tensor:
+        products = Z @ self.samples  # (batch, n_samples)
+        squares = Z.square().sum(dim=1, keepdim=True) - 2 * products + self.squares
+        nearest = squares.topk(self._k, dim=1, largest=False).values[:, -1]
+        radius = nearest.clamp(min=0).sqrt().clamp(min=self._smallest)
+        return self._constant - self._n_features * radius.log()
+
+
+_GRAPHS: dict[type, Callable[[Any], nn.Module]] = {
+    GaussianDensity: _Gaussian,
+    GaussianMixtureDensity: _Mixture,
+    KNNDensity: _Neighbors,
+    ExcessDensity: _Excess,
+}

@@ -1,0 +1,221 @@
+"""The bytes of an ONNX model of ours: a graph, and a JSON text among its metadata.
+
+The text, under the key `KEY`, says what a caller has to know beside the graph. Its ``sha256`` is
+that of the whole file in which its own 64 digits are zeros. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from skanomaly_vit._images.preprocessing import Preprocessing
+from skanomaly_vit._utils.files import write_atomically
+from skanomaly_vit._utils.version import __version__
+from skanomaly_vit.persistence._container import check_regular, check_version, refusal
+
+KEY = "skanomaly_vit"
+
+FORMAT_VERSION = 1
+
+#: Name of the graph's input, and of all outputs that one may have.
+PIXELS = "pixels"
+
+SCORE, DECISION, P_VALUE, MAP = "score", "decision", "p_value", "anomaly_map"
+
+OUTPUTS = (SCORE, DECISION, P_VALUE, MAP)
+
+#: Bytes of a file, at most: what the format's protocol buffers hold.
+LARGEST_FILE = 2**31 - 1
+
+#: Pixels of a side, at most: a forged size is not to take all memory for images.
+_LARGEST_SIDE = 8192
+
+_NO_DIGEST = "0" * 64
+
+_DIGEST = re.compile(rb'"sha256": "([0-9a-f]{64})"')
+
+_EXPECTED = "expected a file that skanomaly_vit.onnx.export_onnx or `skanomaly export` wrote"
+
+#: Key -> type of what the text holds.
+_CONTENT: dict[str, type | tuple[type, ...]] = {
+    "created": str,
+    "versions": dict,
+    "backbone": str,
+    "backbone_fingerprint": str,
+    "preprocessing": dict,
+    "image_shape": (list, type(None)),
+    "threshold": (int, float),
+    "n_calibrating": int,
+    "map_method": (str, type(None)),
+    "outputs": dict,
+}
+
+
+def require(package: str) -> Any:
+    """A package of the extra ``onnx``, or an ImportError that says how to get it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"ONNX models need the package {package}, which cannot be imported ({error}): "
+            "pip install 'skanomaly-vit[onnx]'"
+        ) from error
+
+
+def write(path: Path, proto: Any, values: Mapping[str, Any]) -> None:
+    """Write a ``ModelProto`` with these values in its metadata into one file."""
+    text = json.dumps(
+        {
+            "format_version": FORMAT_VERSION,
+            "sha256": _NO_DIGEST,
+            "written_by": f"skanomaly-vit {__version__}",
+            **values,
+        },
+        allow_nan=False,
+    )
+    proto.producer_name, proto.producer_version = "skanomaly-vit", __version__
+    proto.metadata_props.add(key=KEY, value=text)
+    content = bytearray(proto.SerializeToString())
+    start = _digest_span(content)[0]
+    content[start : start + len(_NO_DIGEST)] = hashlib.sha256(content).hexdigest().encode("ascii")
+    write_atomically(content, path)
+
+
+def read(path: str) -> tuple[bytes, dict[str, Any]]:
+    """A file's bytes, and the values in its metadata, after all of it has been checked.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not as `write` left it, or wants to read other files.
+    """
+    content = _read_bytes(path)
+    proto = _parse(path, content)
+    values = _take_values(path, proto)
+    _check_digest(path, content, values)
+    for message in _messages(proto):
+        if message.DESCRIPTOR.name == "TensorProto" and (
+            message.data_location or message.external_data
+        ):
+            raise refusal(path, "it wants to read weights from another file, which is refused")
+    _check_values(path, values)
+    _check_ends(path, proto.graph, values)
+    return content, values
+
+
+def preprocessing_of(values: Mapping[str, Any]) -> Preprocessing:
+    """The format of the pixels; a ValueError, TypeError or KeyError if it is none."""
+    found = values["preprocessing"]
+    height, width = found["image_size"]
+    mean, std = ([float(value) for value in found[name]] for name in ("mean", "std"))
+    if (len(mean), len(std)) != (3, 3) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ValueError(f"mean {mean} and std {std} are not those of three channels")
+    if not all(type(side) is int and side <= _LARGEST_SIDE for side in (height, width)):
+        raise ValueError(f"its images have {height} x {width} pixels")
+    return Preprocessing(
+        (height, width), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]),
+        found["interpolation"],
+    )  # fmt: skip
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        size = check_regular(path).st_size
+        if not size:
+            raise refusal(path, "it is empty")
+        if size > LARGEST_FILE:
+            raise refusal(path, f"it has {size} bytes; at most {LARGEST_FILE} are read")
+        with open(path, "rb") as stream:
+            return stream.read()
+    except (OSError, MemoryError) as error:
+        cause = getattr(error, "strerror", None) or str(error) or "it does not fit into memory"
+        raise refusal(path, cause) from error
+
+
+def _parse(path: str, content: bytes) -> Any:
+    onnx = require("onnx")
+    try:
+        return onnx.ModelProto.FromString(content)
+    # protobuf's own error; its package is not one of ours.
+    except Exception as error:
+        raise refusal(
+            path, f"it is cut off, damaged or another kind of file ({error}); {_EXPECTED}"
+        ) from error
+
+
+def _take_values(path: str, proto: Any) -> dict[str, Any]:
+    texts = [entry.value for entry in proto.metadata_props if entry.key == KEY]
+    if len(texts) != 1:
+        what = "an ONNX model of another program" if proto.graph.node else "another kind of file"
+        raise refusal(path, f"it is {what}; {_EXPECTED}")
+    try:
+        values = json.loads(texts[0])
+    except (ValueError, RecursionError) as error:
+        raise refusal(path, f"its metadata is no JSON ({error}); it is damaged") from error
+    if not isinstance(values, dict):
+        raise refusal(path, f"its metadata is no JSON object; {_EXPECTED}")
+    check_version(path, values, FORMAT_VERSION, _EXPECTED)
+    return values
+
+
+def _digest_span(content: bytes | bytearray) -> tuple[int, int]:
+    """Where the digits of the digest stand: the metadata is behind the graph."""
+    spans = [found.span(1) for found in _DIGEST.finditer(content)]
+    return spans[-1] if spans else (0, 0)
+
+
+def _check_digest(path: str, content: bytes, values: dict[str, Any]) -> None:
+    stated, (start, stop) = values.pop("sha256", None), _digest_span(content)
+    digest = hashlib.sha256(content[:start])
+    digest.update(_NO_DIGEST.encode())
+    digest.update(memoryview(content)[stop:])
+    if stated != digest.hexdigest():
+        raise refusal(
+            path,
+            "its content does not have the checksum that it was written with: it was damaged or "
+            "changed since. Copy it again from where it came from, or export it again.",
+        )
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """A protocol buffer and all that are in it, those of nested graphs too."""
+    stack = [message]
+    while stack:
+        found = stack.pop()
+        yield found
+        for field, value in found.ListFields():
+            if field.message_type is not None:
+                stack.extend([value] if hasattr(value, "ListFields") else value)
+
+
+def _check_values(path: str, values: dict[str, Any]) -> None:
+    for key, kind in _CONTENT.items():
+        if not isinstance(values.get(key), kind):
+            raise refusal(path, f"its metadata has no {key}; {_EXPECTED}")
+    if not math.isfinite(values["threshold"]):
+        raise refusal(path, f"its threshold is {values['threshold']}")
+    try:
+        preprocessing_of(values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise refusal(path, f"it describes no preprocessing of images ({error})") from error
+
+
+def _check_ends(path: str, graph: Any, values: dict[str, Any]) -> None:
+    """Whether a graph takes the pixels and gives the outputs that the metadata promises."""
+    outputs = [output.name for output in graph.output]
+    promised = list(values["outputs"])
+    if outputs != promised or not {SCORE, DECISION} <= set(outputs) <= set(OUTPUTS):
+        raise refusal(path, f"it gives {', '.join(outputs) or 'nothing'}; {_EXPECTED}")
+    weights = {weight.name for weight in graph.initializer}
+    inputs = [each for each in graph.input if each.name not in weights]
+    height, width = values["preprocessing"]["image_size"]
+    shapes = [[side.dim_value for side in i.type.tensor_type.shape.dim] for i in inputs]
+    if [each.name for each in inputs] != [PIXELS] or shapes != [[0, 3, height, width]]:
+        raise refusal(path, f"it does not take pixels of shape (n, 3, {height}, {width})")

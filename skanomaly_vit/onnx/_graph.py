@@ -1,0 +1,193 @@
+"""A fitted detector as one network, from normalised pixels to score, p-value and map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from skanomaly_vit._backbone.discrepancy import DISCREPANCY as DISCREPANCY_SPACE
+from skanomaly_vit._backbone.discrepancy import PRETRAINED
+from skanomaly_vit._backbone.patches import (
+    BOTH,
+    DISCREPANCY,
+    FEATURES,
+    SMALLEST_ERROR,
+    NormalPatches,
+)
+from skanomaly_vit._backbone.teacher import BlockCall, penultimate
+from skanomaly_vit.distillation._ridge import RidgeStudent
+from skanomaly_vit.onnx._density_graphs import density_graph
+
+
+class DetectorGraph(nn.Module):
+    """All that scores and maps are made of, in a form that can be exported.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The backbone, on the CPU. Hooks are put on its blocks.
+    students : mapping of int to nn.Module
+        The student of each block that counts.
+    densities, fusion : dict
+        As `TransformalyDetector` has them.
+    offset : float
+    calibration_scores : ndarray or None
+        Without them there are no p-values.
+    normal : NormalPatches or None
+        Without them there are no maps.
+    map_method : str
+        What maps are made of; one of ``normal.map_scale``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        students: Mapping[int, nn.Module],
+        densities: Mapping[str, Any],
+        fusion: Mapping[str, tuple[float, float]],
+        *,
+        offset: float,
+        calibration_scores: np.ndarray | None,
+        normal: NormalPatches | None,
+        map_method: str,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.students = nn.ModuleDict({str(i): _exportable(s) for i, s in students.items()})
+        self.densities = nn.ModuleDict({name: density_graph(d) for name, d in densities.items()})
+        self._fusion = dict(fusion)
+        self._offset = offset
+        self.calibration = None if calibration_scores is None else _Calibration(calibration_scores)
+        self.maps = None if normal is None else _Maps(normal, map_method)
+        self._calls: list[BlockCall] = []
+        watched = {*students, *(self.maps.blocks if self.maps is not None else ())}
+        for index, block in enumerate(model.blocks):  # type: ignore[arg-type]
+            if index in watched:
+                block.register_forward_hook(self._hook_of(index), with_kwargs=True)
+
+    def _hook_of(self, index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._calls.append(BlockCall(index, args, kwargs, output))
+
+        return hook
+
+    def output_names(self) -> list[str]:
+        """Names of what `forward` gives."""
+        names = ["score", "decision"]
+        names += ["p_value"] if self.calibration is not None else []
+        return names + (["anomaly_map"] if self.maps is not None else [])
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Normalised pixels (batch, 3, height, width) -> as `output_names` says."""
+        self._calls.clear()
+        features = penultimate(self.model, pixels)  # (batch, dim)
+        errors = {call.index: self._errors_of(call) for call in self._students_calls()}
+        score = self._score(features, errors)  # (batch,)
+        outputs = [score, score - self._offset]
+        if self.calibration is not None:
+            outputs.append(self.calibration(score))
+        if self.maps is not None:
+            outputs.append(self.maps(self._calls, errors))
+        return tuple(outputs)
+
+    def _students_calls(self) -> list[BlockCall]:
+        return [call for call in self._calls if str(call.index) in self.students]
+
+    def _errors_of(self, call: BlockCall) -> torch.Tensor:
+        difference = call.replay(self.students[str(call.index)]) - call.output
+        return difference.square().mean(dim=2)  # (batch, tokens, dim) -> (batch, tokens)
+
+    def _score(self, features: torch.Tensor, errors: dict[int, torch.Tensor]) -> torch.Tensor:
+        embedded = {PRETRAINED: features.double()}
+        if errors:
+            columns = [errors[index].mean(dim=1) for index in sorted(errors)]
+            embedded[DISCREPANCY_SPACE] = torch.stack(columns, dim=1).double()
+        parts = []
+        for space, density in self.densities.items():
+            location, scale = self._fusion[space]
+            parts.append((density(embedded[space]) - location) / scale)
+        return torch.stack(parts).sum(dim=0)
+
+
+class _LinearStudent(nn.Module):
+    """A `RidgeStudent` without a copy of its weights for each image of a batch."""
+
+    token_weight: torch.Tensor
+    mean_weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, student: RidgeStudent) -> None:
+        super().__init__()
+        self.register_buffer("token_weight", student.token_weight)
+        self.register_buffer("mean_weight", student.mean_weight)
+        self.register_buffer("bias", student.bias)
+
+    def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        shift = tokens.mean(dim=1, keepdim=True) @ self.mean_weight + self.bias  # (batch, 1, dim)
+        return tokens + tokens @ self.token_weight + shift
+
+
+def _exportable(student: nn.Module) -> nn.Module:
+    return _LinearStudent(student) if isinstance(student, RidgeStudent) else student
+
+
+class _Calibration(nn.Module):
+    """P-values by counting, as `conformal_p_values` has them."""
+
+    known: torch.Tensor
+
+    def __init__(self, scores: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("known", torch.from_numpy(np.sort(scores)))
+
+    def forward(self, score: torch.Tensor) -> torch.Tensor:
+        rank = (self.known[None] <= score[:, None]).double().sum(dim=1)
+        return (1 + rank) / (self.known.shape[0] + 1)
+
+
+class _Maps(nn.Module):
+    """Maps of patches, as `MapCollector` makes them."""
+
+    center: torch.Tensor
+    whitening: torch.Tensor
+
+    def __init__(self, normal: NormalPatches, method: str) -> None:
+        super().__init__()
+        self._layout, self._method, self._scale = normal.layout, method, normal.map_scale
+        self._students = list(normal.blocks)
+        self._location = normal.location.tolist()
+        self._deviation = normal.scale.tolist()
+        self.register_buffer("center", normal.center)
+        self.register_buffer("whitening", normal.whitening)
+
+    @property
+    def blocks(self) -> set[int]:
+        return set() if self._method == DISCREPANCY else {self._layout.block}
+
+    def forward(self, calls: list[BlockCall], errors: dict[int, torch.Tensor]) -> torch.Tensor:
+        parts = []
+        if self._method != FEATURES:
+            columns = [
+                self._standardise(column, self._layout.patches(errors[index]))
+                for column, index in enumerate(self._students)
+            ]
+            mean = torch.stack(columns).mean(dim=0)  # (batch, patches)
+            parts.append(mean / self._scale[DISCREPANCY])
+        if self._method != DISCREPANCY:
+            (call,) = (call for call in calls if call.index == self._layout.block)
+            parts.append(self._standardise(-1, self._distances(call)) / self._scale[FEATURES])
+        combined = parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / self._scale[BOTH]
+        return combined.unflatten(1, (self._layout.rows, self._layout.columns)).float()
+
+    def _distances(self, call: BlockCall) -> torch.Tensor:
+        tokens = self._layout.tokens_of(call)
+        center, whitening = self.center.to(tokens), self.whitening.to(tokens)
+        return ((tokens - center) @ whitening).square().mean(dim=2)
+
+    def _standardise(self, column: int, values: torch.Tensor) -> torch.Tensor:
+        logarithms = values.double().clamp(min=SMALLEST_ERROR).log()
+        return (logarithms - self._location[column]) / self._deviation[column]

@@ -1,0 +1,229 @@
+"""What is fitted, taken apart into JSON values and named tensors, and read back with checks."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+
+from skanomaly_vit._utils.compat import validate_parameter_constraints
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
+
+Estimator = TypeVar("Estimator", bound=BaseEstimator)
+
+#: Parameters that are about a machine, not about what was learned.
+MACHINE_PARAMETERS = ("device", "n_jobs", "memory", "checkpoint_dir", "verbose")
+
+# An array stored by columns; products round by layout, and scores are to be the same to the bit.
+_TRANSPOSED = ".T"
+
+_LARGEST_INT = 2**53  # beyond, other programs read a JSON number as a float
+
+
+class Record:
+    """A part of a model: JSON values, and tensors whose names start with that of the part.
+
+    What is written with `put` and `put_tensor` is read with the methods that start with ``take``,
+    which raise a ValueError for what is missing, or not what it has to be.
+
+    Parameters
+    ----------
+    values : dict
+        JSON values; what is taken is removed.
+    tensors : dict of str to torch.Tensor
+        Those of all parts; what is taken is removed.
+    name : str
+        Of the part.
+    """
+
+    def __init__(self, values: dict[str, Any], tensors: Tensors, name: str) -> None:
+        self.values = values
+        self.tensors = tensors
+        self.name = name
+
+    def put(self, **values: Any) -> None:
+        """Write JSON values."""
+        self.values.update(values)
+
+    def put_tensor(self, key: str, value: np.ndarray | torch.Tensor) -> None:
+        """Write a tensor in its own layout, by rows or by columns."""
+        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        tensor, name = tensor.detach().cpu(), f"{self.name}.{key}"
+        if tensor.ndim == 2 and not tensor.is_contiguous() and tensor.T.is_contiguous():
+            tensor, name = tensor.T, name + _TRANSPOSED
+        # Of its own: safetensors refuses tensors that share memory.
+        self.tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
+
+    def put_part(self, key: str) -> Record:
+        """Begin a part of this part."""
+        return Record(self.values.setdefault(key, {}), self.tensors, f"{self.name}.{key}")
+
+    def take(self, key: str, kind: type | tuple[type, ...]) -> Any:
+        """A value of a type."""
+        if key not in self.values:
+            raise ValueError(f"{self.name} lacks {key!r}")
+        value = self.values.pop(key)
+        # True is an int to Python.
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise ValueError(f"{self.name}.{key} is of type {type(value).__name__}")
+        return value
+
+    def take_part(self, key: str) -> Record:
+        """A part of this part."""
+        return Record(self.take(key, dict), self.tensors, f"{self.name}.{key}")
+
+    def take_int(self, key: str, lowest: int = 0) -> int:
+        """An integer from `lowest` on, of a size that any program reads."""
+        value = self.take(key, int)
+        if not lowest <= value <= _LARGEST_INT:
+            raise ValueError(f"{self.name}.{key} is {value}")
+        return value
+
+    def take_number(self, key: str, *, positive: bool = False) -> float:
+        """A finite number."""
+        value = float(self.take(key, (int, float)))
+        if not math.isfinite(value) or (positive and value <= 0):
+            raise ValueError(f"{self.name}.{key} is {value}")
+        return value
+
+    def take_list(self, key: str, kind: type) -> list[Any]:
+        """A list of values of one type."""
+        items = self.take(key, list)
+        return [
+            Record({str(i): item}, self.tensors, f"{self.name}.{key}").take(str(i), kind)
+            for i, item in enumerate(items)
+        ]
+
+    def take_array(
+        self, key: str, *shape: int, dtype: Any = np.float64, positive: bool = False
+    ) -> np.ndarray:
+        """A finite array of exactly this shape and type."""
+        kind = torch.from_numpy(np.empty(0, dtype)).dtype
+        array = self.take_tensor(key, *shape, dtype=kind).numpy()
+        if positive and not (array > 0).all():
+            raise ValueError(f"{self.name}.{key} holds values that are not positive")
+        return array
+
+    def take_tensor(self, key: str, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        """A finite tensor of exactly this shape and type, in the layout that was written."""
+        name = f"{self.name}.{key}"
+        if name in self.tensors:
+            tensor = self.tensors.pop(name)
+        elif name + _TRANSPOSED in self.tensors:
+            tensor = self.tensors.pop(name + _TRANSPOSED).mT
+        else:
+            raise ValueError(f"there is no tensor {name!r}")
+        if (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
+            raise ValueError(
+                f"{name} is of type {tensor.dtype} and shape {tuple(tensor.shape)}, not of {dtype} "
+                f"and {shape}"
+            )
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite")
+        return tensor
+
+    def close(self) -> None:
+        """Refuse what was not taken."""
+        if self.values:
+            raise ValueError(f"{self.name} holds {', '.join(map(repr, self.values))}: unknown here")
+
+
+def put_parameters(
+    record: Record, estimator: BaseEstimator, describe: Callable[[Any], Any] | None = None
+) -> None:
+    """Write the parameters of an estimator, but for those that are about a machine.
+
+    Parameters
+    ----------
+    record : Record
+    estimator : estimator
+    describe : callable or None
+        Gives JSON for a parameter that has none of its own, or raises a ValueError.
+
+    Raises
+    ------
+    ValueError
+        If a parameter cannot be written.
+    """
+    owner = type(estimator).__name__
+    values = {
+        name: _plain(f"{owner}({name}=...)", value, describe)
+        for name, value in estimator.get_params(deep=False).items()
+        if name not in MACHINE_PARAMETERS
+    }
+    record.put(parameters=values)
+
+
+def take_parameters(
+    record: Record,
+    estimator_class: type[Estimator],
+    build: Callable[[Record], Any] | None = None,
+) -> Estimator:
+    """The estimator that `put_parameters` wrote, not fitted.
+
+    Parameters
+    ----------
+    record : Record
+    estimator_class : type
+    build : callable or None
+        Makes a value of a record, the inverse of `describe`.
+    """
+    written = record.take("parameters", dict)
+    estimator = estimator_class()
+    known = estimator.get_params(deep=False).keys() - set(MACHINE_PARAMETERS)
+    if unknown := written.keys() - known:
+        raise ValueError(f"{estimator_class.__name__} has no parameter {sorted(unknown)[0]!r}")
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in written.items()}
+    if build is not None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                values[name] = build(Record(value, record.tensors, f"{record.name}.{name}"))
+    estimator.set_params(**values)
+    validate_parameter_constraints(
+        estimator._parameter_constraints,
+        estimator.get_params(deep=False),
+        caller_name=estimator_class.__name__,
+    )
+    return estimator
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A type as JSON has it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def take_dtype(record: Record, key: str) -> torch.dtype:
+    """The inverse of `name_of`, for floating types."""
+    name = record.take(key, str)
+    if name not in ("float16", "bfloat16", "float32", "float64"):
+        raise ValueError(f"{record.name}.{key} is {name!r}")
+    return getattr(torch, name)
+
+
+def _plain(name: str, value: Any, describe: Callable[[Any], Any] | None) -> Any:
+    """A parameter as JSON has it."""
+    if value is None or isinstance(value, bool | np.bool_):
+        return None if value is None else bool(value)
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, tuple):
+        return [_plain(name, item, describe) for item in value]
+    if isinstance(value, np.random.RandomState):
+        raise ValueError(
+            f"{name} is a RandomState, which cannot be saved. It has done its work: replace it, "
+            "with set_params(random_state=None) or a number."
+        )
+    if describe is not None:
+        return describe(value)
+    raise ValueError(f"{name} is of type {type(value).__name__}, which cannot be saved")

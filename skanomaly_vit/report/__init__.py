@@ -1,0 +1,5 @@
+"""A report on scored images: one HTML file to hand to someone else."""
+
+from skanomaly_vit.report._report import report
+
+__all__ = ["report"]
