@@ -90,7 +90,7 @@ def time_projection(options) -> None:
     for n_projected in (384, 128, 32):
         _coreset.N_PROJECTED = n_projected
         started = time.perf_counter()
-        chosen = _coreset.spread_out(rows, 1000, 0)
+        chosen = _coreset.greedy_k_center(rows, 1000, 0)
         seconds = time.perf_counter() - started
         reach = pairwise_distances_argmin_min(rows, rows[chosen])[1].max()
         print(f"projection to {n_projected}: {seconds:.1f} s, largest distance {reach:.2f}")

@@ -6,9 +6,9 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from images import blobs
 from scipy.stats import binomtest, ks_2samp
 from sklearn import config_context
 from sklearn.pipeline import make_pipeline

@@ -72,41 +72,43 @@ class HeldActivations(Activations):
 
 
 class LayeredActivations(Activations):
-    """Keeps tokens near, as far as there is room, and far.
+    """Keeps tokens in memory, as far as there is room, and on disk.
 
     Parameters
     ----------
-    near, far : Activations
-        What is found far away is kept near.
+    memory, disk : Activations
+        Tokens that are found on disk are kept in memory.
     kept_blocks : collection of int
-        The blocks whose tokens are kept near, whichever are kept far away.
+        The blocks whose tokens are kept in memory, whichever are kept on disk.
     """
 
-    def __init__(self, near: Activations, far: Activations, kept_blocks: Collection[int]) -> None:
-        self._near = near
-        self._far = far
-        self._near_levels = _levels(kept_blocks)
+    def __init__(
+        self, memory: Activations, disk: Activations, kept_blocks: Collection[int]
+    ) -> None:
+        self._memory = memory
+        self._disk_store = disk
+        self._levels_in_memory = _levels(kept_blocks)
 
     def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
-        found = self._near.find(positions, levels)
+        found = self._memory.find(positions, levels)
         rest = [position for position in positions if position not in found]
         if not rest:
             return found
-        from_far = self._far.find(rest, levels)
-        self._keep_near(from_far)
-        return found | from_far
+        from_disk = self._disk_store.find(rest, levels)
+        self._keep_in_memory(from_disk)
+        return found | from_disk
 
     def keep(self, tokens: Mapping[int, Tokens]) -> None:
-        self._keep_near(tokens)
-        self._far.keep(tokens)
+        self._keep_in_memory(tokens)
+        self._disk_store.keep(tokens)
 
     def has_room(self, n_images: int) -> bool:
-        return self._near.has_room(n_images) or self._far.has_room(n_images)
+        return self._memory.has_room(n_images) or self._disk_store.has_room(n_images)
 
-    def _keep_near(self, tokens: Mapping[int, Tokens]) -> None:
-        self._near.keep(
+    def _keep_in_memory(self, tokens: Mapping[int, Tokens]) -> None:
+        self._memory.keep(
             {
-                position: {level: values[level] for level in values.keys() & self._near_levels}
+                position: {level: values[level] for level in values.keys() & self._levels_in_memory}
                 for position, values in tokens.items()
             }
         )

@@ -63,7 +63,7 @@ class Part:
 FORMAT = 4
 
 
-class RememberedPasses:
+class CachedPasses:
     """Passes of one teacher over one set of images, and what is remembered of them.
 
     Attributes
@@ -76,10 +76,10 @@ class RememberedPasses:
     teacher : Teacher
     source : ImageSource
     memory : Memory
-    held : Activations
+    in_memory : Activations
         Where tokens are kept between passes, beside a `memory` on disk.
     kept_blocks : collection of int
-        The blocks whose tokens are worth keeping in `held`.
+        The blocks whose tokens are worth keeping in `in_memory`.
     store_tokens : bool
         Whether tokens are kept in a `memory` on disk, where they take a megabyte an image: not
         those of a network that no other estimator has.
@@ -95,7 +95,7 @@ class RememberedPasses:
         source: ImageSource,
         memory: Memory,
         *,
-        held: Activations,
+        in_memory: Activations,
         kept_blocks: Collection[int],
         store_tokens: bool,
         batch_size: int,
@@ -110,13 +110,13 @@ class RememberedPasses:
             self._digests  # noqa: B018, here, so that what is unreadable is found before any work
         if memory.disk is not None and store_tokens:
             stored = StoredActivations(memory.disk, source, self._digests, self._context)
-            held = LayeredActivations(held, stored, kept_blocks)
+            in_memory = LayeredActivations(in_memory, stored, kept_blocks)
             # All blocks: which of them other settings will want is not known.
             kept_blocks = range(len(teacher.blocks))
         self.passes = TeacherPasses(
             teacher,
             source,
-            activations=held,
+            activations=in_memory,
             kept_blocks=kept_blocks,
             batch_size=batch_size,
             n_jobs=n_jobs,

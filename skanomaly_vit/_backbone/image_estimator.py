@@ -16,7 +16,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 
-from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.loading import Backbone, ImageSize, Pretrained
 from skanomaly_vit._backbone.shared_passes import passes_of
 from skanomaly_vit._backbone.teacher import (
@@ -94,7 +94,7 @@ class ImageEstimator(BaseEstimator):
         activation_cache: int = 0,
         kept_blocks: Collection[int] = (),
         store_tokens: bool = True,
-    ) -> RememberedPasses:
+    ) -> CachedPasses:
         return passes_of(
             teacher,
             source,
@@ -105,7 +105,7 @@ class ImageEstimator(BaseEstimator):
             batch_size=self.batch_size,
             n_jobs=self.n_jobs,
             device=self.device,
-            whole=self.store_backbone,
+            include_weights=self.store_backbone,
         )
 
     def _hold(self, teacher: Teacher, seed: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from skanomaly_vit._backbone.activations import HeldActivations
-from skanomaly_vit._backbone.cached_passes import Part, RememberedPasses, Result
+from skanomaly_vit._backbone.cached_passes import CachedPasses, Part, Result
 from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded, concatenate, embed
 from skanomaly_vit._backbone.passes import TeacherPasses, shards_of
 from skanomaly_vit._backbone.patches import Observer
@@ -31,7 +31,7 @@ from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit.distributed._joblib import active_engine
-from skanomaly_vit.distributed._tasks import Engine, Luggage
+from skanomaly_vit.distributed._tasks import Engine, SharedObjects
 
 _CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Backbone:
+class PackedTeacher:
     """A teacher on its way to another process, which gets to know its name and finds it there.
 
     Attributes
@@ -64,12 +64,12 @@ class Backbone:
     positions: torch.Tensor | None
     device: str | torch.device | None
 
-    def unpack(self) -> Traveller:
+    def unpack(self) -> TeacherHandle:
         """Take out the network, or load it; a ValueError if it is not the same to the bit."""
         if self.model is not None:
             device = resolve_device(self.device)
-            return Traveller(Teacher(self.model, self.preprocessing, device), self.device, True)
-        return Traveller(self._load(), self.device, False)
+            return TeacherHandle(Teacher(self.model, self.preprocessing, device), self.device, True)
+        return TeacherHandle(self._load(), self.device, False)
 
     def _load(self) -> Teacher:
         name, pretrained, image_size, seed = self.origin  # type: ignore[misc]
@@ -88,7 +88,7 @@ class Backbone:
 
 
 @dataclass(frozen=True)
-class Traveller:
+class TeacherHandle:
     """A teacher that is used where it is, and packed where it has to leave.
 
     Attributes
@@ -96,19 +96,19 @@ class Traveller:
     teacher : Teacher
     device : str, torch.device or None
         What the user has set.
-    whole : bool
+    include_weights : bool
         Whether the network itself travels, even if it could be found by name.
     """
 
     teacher: Teacher
     device: str | torch.device | None
-    whole: bool
+    include_weights: bool
 
-    def pack(self) -> Backbone:
+    def pack(self) -> PackedTeacher:
         """See `Engine.run`."""
         teacher = self.teacher
-        by_name = teacher.origin is not None and not self.whole
-        return Backbone(
+        by_name = teacher.origin is not None and not self.include_weights
+        return PackedTeacher(
             origin=teacher.origin if by_name else None,
             model=None if by_name else on_device(teacher.model, _CPU),
             preprocessing=teacher.preprocessing,
@@ -119,7 +119,7 @@ class Traveller:
 
 
 @dataclass(frozen=True)
-class Company:
+class StudentsHandle:
     """What is done with the tokens, beside the backbone.
 
     Attributes
@@ -131,11 +131,11 @@ class Company:
     students: Mapping[int, nn.Module]
     observer: Observer | None
 
-    def pack(self) -> Company:
+    def pack(self) -> StudentsHandle:
         """See `Engine.run`."""
         return replace(self, students={i: on_device(s, _CPU) for i, s in self.students.items()})
 
-    def unpack(self) -> Company:
+    def unpack(self) -> StudentsHandle:
         """What was packed is ready for use."""
         return self
 
@@ -147,13 +147,13 @@ class PartTask:
     Attributes
     ----------
     function : callable
-        See `RememberedPasses.map`.
+        See `CachedPasses.map`.
     source : ImageSource
         Of the images of the part alone.
     part : Part
         Its indices are those in `source`.
     batch_size, n_jobs
-        See `RememberedPasses`.
+        See `CachedPasses`.
     activation_cache : int
         Bytes of tokens that the worker may keep.
     """
@@ -186,22 +186,22 @@ class PartTask:
 # What is done with it, where it arrives
 
 
-def run_task(luggage: Luggage, task: PartTask) -> tuple[Any, ImageSource]:
+def run_part(objects: SharedObjects, task: PartTask) -> tuple[Any, ImageSource]:
     """Result of a task, and what was found out about its images."""
-    traveller, *shared = luggage
-    result = task.function(task.passes(traveller.teacher), task.part, *shared)
+    handle, *shared = objects
+    result = task.function(task.passes(handle.teacher), task.part, *shared)
     return result, task.source.without_pixels()
 
 
 def embed_part(
-    passes: TeacherPasses, part: Part, company: Company, track: Callable[..., Any] = iter
+    passes: TeacherPasses, part: Part, shared: StudentsHandle, track: Callable[..., Any] = iter
 ) -> tuple[Embedded, tuple[Any, ...]]:
     """Features of the images of a part, and what the observer has seen of them."""
-    observer = company.observer
+    observer = shared.observer
     if observer is not None:
         observer = observer.part(part.start, part.start + len(part.indices))
     device = passes.teacher.device
-    students = {index: company.students[index].to(device) for index in part.blocks}
+    students = {index: shared.students[index].to(device) for index in part.blocks}
     batches = embed(passes, part.indices, students, observer, track)
     embedded = concatenate(batches, len(students))
     return embedded, observer.collected() if observer is not None else ()
@@ -210,22 +210,22 @@ def embed_part(
 # Who shares it out
 
 
-class ShardedPasses(RememberedPasses):
+class SharedPasses(CachedPasses):
     """Passes that an engine shares out among its workers.
 
-    Results are those of `RememberedPasses` to the bit. Workers keep no tokens on disk.
+    Results are those of `CachedPasses` to the bit. Workers keep no tokens on disk.
 
     Parameters
     ----------
     engine : Engine
     device : str, torch.device or None
         What the user has set, for workers on other machines.
-    whole : bool
+    include_weights : bool
         Whether the backbone itself travels, and not its name.
     activation_cache : int
         Bytes of tokens that each worker may keep where it passes over its images again.
     *args, **options
-        Of `RememberedPasses`.
+        Of `CachedPasses`.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class ShardedPasses(RememberedPasses):
         *args: Any,
         engine: Engine,
         device: str | torch.device | None,
-        whole: bool,
+        include_weights: bool,
         activation_cache: int,
         **options: Any,
     ) -> None:
@@ -241,7 +241,7 @@ class ShardedPasses(RememberedPasses):
         self.n_workers = engine.n_workers
         self._engine = engine
         self._activation_cache = activation_cache
-        self._backbone = Traveller(self.teacher, device, whole)
+        self._backbone = TeacherHandle(self.teacher, device, include_weights)
 
     def embed(
         self,
@@ -250,14 +250,14 @@ class ShardedPasses(RememberedPasses):
         observer: Observer | None,
         track: Callable[..., Any] = iter,
     ) -> Iterator[Embedded]:
-        """See `RememberedPasses`; a shard is a batch."""
+        """See `CachedPasses`; a shard is a batch."""
         shards = shards_of(len(indices), self.batch_size)
         if len(shards) < 2:
             yield from super().embed(indices, students, observer, track)
             return
         parts = [Part(indices[shard], sorted(students), shard.start) for shard in shards]
-        company = Company(students, observer)
-        for embedded, observed in self.map(embed_part, parts, shared=(company,), track=track):
+        handle = StudentsHandle(students, observer)
+        for embedded, observed in self.map(embed_part, parts, shared=(handle,), track=track):
             if observer is not None:
                 observer.absorb(observed)
             if len(embedded[PRETRAINED]):
@@ -272,12 +272,12 @@ class ShardedPasses(RememberedPasses):
         track: Callable[..., Any] = iter,
         keeps_tokens: bool = False,
     ) -> Iterator[Result]:
-        """See `RememberedPasses`."""
+        """See `CachedPasses`."""
         if len(parts) < 2:
             return super().map(function, parts, shared=shared, track=track)
         activation_cache = self._activation_cache if keeps_tokens else 0
         tasks = (self._task(function, part, activation_cache) for part in parts)
-        outcomes = self._engine.run(run_task, (self._backbone, *shared), tasks)
+        outcomes = self._engine.run(run_part, (self._backbone, *shared), tasks)
         return self._results(outcomes, parts, track)
 
     def _results(
@@ -298,12 +298,12 @@ class ShardedPasses(RememberedPasses):
         for outcome in track(tick()):
             if outcome is not None:
                 result, findings = outcome
-                self._source.learn(next(done).indices, findings)
+                self._source.merge_findings(next(done).indices, findings)
                 yield result
 
     def _task(self, function: Callable[..., Any], part: Part, activation_cache: int) -> PartTask:
         own = replace(part, indices=np.arange(len(part.indices)))
-        source = self._source.alone(part.indices)
+        source = self._source.subset(part.indices)
         return PartTask(function, source, own, self.batch_size, self._n_jobs, activation_cache)
 
 
@@ -314,21 +314,21 @@ def passes_of(
     *,
     activation_cache: int,
     device: str | torch.device | None,
-    whole: bool,
+    include_weights: bool,
     **options: Any,
-) -> RememberedPasses:
+) -> CachedPasses:
     """Passes under the engine that is active here and now, or in this process alone."""
-    options["held"] = HeldActivations(activation_cache)
+    options["in_memory"] = HeldActivations(activation_cache)
     engine = active_engine()
     if engine is None:
-        return RememberedPasses(teacher, source, memory, **options)
-    return ShardedPasses(
+        return CachedPasses(teacher, source, memory, **options)
+    return SharedPasses(
         teacher,
         source,
         memory,
         engine=engine,
         device=device,
-        whole=whole,
+        include_weights=include_weights,
         activation_cache=activation_cache,
         **options,
     )

@@ -143,7 +143,7 @@ Tensors: TypeAlias = dict[str, torch.Tensor]
 Value = TypeVar("Value")
 
 
-class RecentlyUsed(Generic[Value]):
+class LRUCache(Generic[Value]):
     """Objects under keys made of content; those used least recently go first.
 
     Whoever gets an object shares it: it must not be changed.

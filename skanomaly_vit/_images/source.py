@@ -93,7 +93,7 @@ class ImageSource:
             max_pixels=self._max_pixels,
         )
 
-    def alone(self, positions: Array) -> ImageSource:
+    def subset(self, positions: Array) -> ImageSource:
         """Some of the images without a reference to the others: what another process is sent."""
         index = self._index[positions]
         items: Any = self._items
@@ -107,8 +107,8 @@ class ImageSource:
             skips_unreadable=self.skips_unreadable,
         )
 
-    def learn(self, positions: Array, other: ImageSource) -> None:
-        """Note what has been found out about the images at `positions` in an `alone` of them."""
+    def merge_findings(self, positions: Array, other: ImageSource) -> None:
+        """Note what has been found out about the images at `positions` in a `subset` of them."""
         for place, image in other.unreadable.items():
             self.unreadable[int(positions[place])] = image
         known = other._sizes.any(axis=1)
@@ -120,7 +120,7 @@ class ImageSource:
         told._sizes = self._sizes
         return told
 
-    def again(self, max_pixels: int | None, on_error: str) -> ImageSource:
+    def reopen(self, max_pixels: int | None, on_error: str) -> ImageSource:
         """The same images under other rules."""
         if self.unreadable and on_error == "raise":
             raise merge(
@@ -324,7 +324,7 @@ def open_images(
         If ``X`` is sparse or an iterator.
     """
     if isinstance(X, ImageSource):
-        return X.again(max_pixels, on_error)
+        return X.reopen(max_pixels, on_error)
     items = check_form(X, image_shape)
     found = list(find_unreadable(items))
     if found and on_error == "raise":

@@ -207,7 +207,7 @@ class UpdatableDensity(StandardizedDensity):
         """As `partial_fit`, to rows that need not be held at once."""
 
 
-class SummarisedDensity(UpdatableDensity):
+class MomentDensity(UpdatableDensity):
     """Base of the densities that need nothing but statistics of samples.
 
     A subclass says of which kind in `_kind`, and is fitted to them by `_fit_statistics`.

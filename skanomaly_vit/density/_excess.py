@@ -6,14 +6,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from skanomaly_vit.density._base import SummarisedDensity
+from skanomaly_vit.density._base import MomentDensity
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
 
 #: Integral of exp(-z^2 / 2) from 0 to infinity.
 _HALF_GAUSSIAN = np.sqrt(np.pi / 2)
 
 
-class ExcessDensity(SummarisedDensity):
+class ExcessDensity(MomentDensity):
     """Log-density of errors: flat from zero to the mean, half a Gaussian beyond.
 
     An image that the students imitate better than they do normal ones is no anomaly, though a

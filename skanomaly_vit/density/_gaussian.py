@@ -9,11 +9,11 @@ import numpy as np
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from skanomaly_vit._utils.compat import Interval, StrOptions
-from skanomaly_vit.density._base import SummarisedDensity
+from skanomaly_vit.density._base import MomentDensity
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
 
 
-class GaussianDensity(SummarisedDensity):
+class GaussianDensity(MomentDensity):
     """Log-density under one multivariate Gaussian with a full covariance.
 
     The density that Transformaly puts in each of its two feature spaces [1]_. Ranks samples by

@@ -164,7 +164,7 @@ class KNNDensity(UpdatableDensity):
         location, scale = statistics.location_and_scale()
         Z = standardize(samples, location, scale)
         if self.max_samples is not None and len(Z) > self.max_samples:
-            Z = Z[spread_out(Z, self.max_samples, seed)]
+            Z = Z[greedy_k_center(Z, self.max_samples, seed)]
         check_at_most_n_samples("n_neighbors", self.n_neighbors, len(Z), "KNNDensity")
         search = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs)
         self.neighbors_ = search.fit(Z)
@@ -186,7 +186,7 @@ class KNNDensity(UpdatableDensity):
 N_PROJECTED = 128
 
 
-def spread_out(rows: FloatArray, n_chosen: int, seed: int) -> NDArray[np.intp]:
+def greedy_k_center(rows: FloatArray, n_chosen: int, seed: int) -> NDArray[np.intp]:
     """Choose rows, each as far as possible from those chosen before it.
 
     The largest distance from any row to its nearest chosen one is at most twice the smallest that

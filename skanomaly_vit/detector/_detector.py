@@ -15,7 +15,7 @@ from sklearn.utils import Bunch, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbone.anomaly_maps import MapCollector, enlarge
-from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED, Embedded
 from skanomaly_vit._backbone.image_estimator import (
     TRAINING_CONSTRAINTS,
@@ -36,8 +36,8 @@ from skanomaly_vit.density._by_name import DENSITIES
 from skanomaly_vit.detector._calibrated import CalibratedMixin
 from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
 from skanomaly_vit.detector._fit_summary import FitSummary
-from skanomaly_vit.detector._fusion import Scorers, fit_scorers, score_shards, sum_spaces
-from skanomaly_vit.detector._partial_fit import require_updatable, update_scorers
+from skanomaly_vit.detector._fusion import FittedDensities, fit_densities, score_shards, sum_spaces
+from skanomaly_vit.detector._partial_fit import require_updatable, update_densities
 from skanomaly_vit.detector._recipes import RECIPES, resolve
 from skanomaly_vit.detector._saving import load_detector, save_detector
 from skanomaly_vit.distillation import BlockDistillation
@@ -404,7 +404,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         """
         if not hasattr(self, "density_"):
             return self.fit(X, y)
-        kept = require_updatable(self.density_, self._kept)  # before any work
+        kept = require_updatable(self.density_, self._fit_summary)  # before any work
         warn_about_labels(y, stacklevel=3)  # past the decorator
         self._update(self._open(X, reset=False), kept)
         return self
@@ -593,7 +593,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
 
     def _scoring_passes(
         self, source: ImageSource
-    ) -> tuple[RememberedPasses, dict[int, torch.nn.Module]]:
+    ) -> tuple[CachedPasses, dict[int, torch.nn.Module]]:
         passes = self._passes(self._held_teacher(), source)
         return passes, self._students_on(passes.teacher.device, self.distillation_)
 
@@ -650,7 +650,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
                     np.arange(len(source)), students, sample, store.append, task.track
                 )
             with one_blas_thread(store.n_values):
-                scorers = fit_scorers(
+                fitted = fit_densities(
                     store,
                     SPACES[self.feature_spaces],
                     (split[0], calibrating),
@@ -663,7 +663,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
                 )
         # Last, lest a fit that fails leaves half of a new state in an old one.
         self.features_, self.distillation_ = features, distillation
-        self._set_scorers(scorers)
+        self._set_densities(fitted)
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
         self._normal_patches = normal_patches
         checkpoints.discard()
@@ -674,7 +674,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
             for embedded in passes.stream(np.arange(len(source)), students):
                 store.append(embedded)
             with one_blas_thread(store.n_values):
-                scorers = update_scorers(
+                fitted = update_densities(
                     self.density_,
                     kept,
                     store,
@@ -682,13 +682,13 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
                     fusion=resolve(self)["fusion"],
                     contamination=self.contamination,
                 )
-        self._set_scorers(scorers)
+        self._set_densities(fitted)
         self.n_samples_fit_ += len(source)
 
-    def _set_scorers(self, scorers: Scorers) -> None:
-        self.density_, self.fusion_ = scorers.density, scorers.fusion
-        self.calibration_scores_, self.offset_ = scorers.calibration_scores, scorers.offset
-        self._kept: FitSummary | None = scorers.kept
+    def _set_densities(self, fitted: FittedDensities) -> None:
+        self.density_, self.fusion_ = fitted.density, fitted.fusion
+        self.calibration_scores_, self.offset_ = fitted.calibration_scores, fitted.offset
+        self._fit_summary: FitSummary | None = fitted.summary
 
     def _share_out(self, held_out: np.ndarray, groups: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Held-out images that block students choose their epochs by, and those that calibrate.

@@ -109,7 +109,7 @@ def _keys(embedded: Mapping[str, np.ndarray], salt: bytes) -> NDArray[np.uint64]
     return draw_keys(np.concatenate(list(embedded.values()), axis=1), salt)
 
 
-def put_kept(record: Record, kept: FitSummary | None) -> None:
+def write_summary(record: Record, kept: FitSummary | None) -> None:
     """Write what is kept of a detector's images as a part of `record`; nothing if nothing is."""
     if kept is None:
         return
@@ -120,8 +120,8 @@ def put_kept(record: Record, kept: FitSummary | None) -> None:
     put_statistics(part, kept.statistics)
 
 
-def take_kept(record: Record, n_features: dict[str, int]) -> FitSummary | None:
-    """The inverse of `put_kept`; files of format 1 hold nothing of the kind."""
+def read_summary(record: Record, n_features: dict[str, int]) -> FitSummary | None:
+    """The inverse of `write_summary`; files of format 1 hold nothing of the kind."""
     if "kept" not in record.values:
         return None
     part = record.take_part("kept")

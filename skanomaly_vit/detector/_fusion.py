@@ -13,12 +13,12 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
 
 from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
-from skanomaly_vit._caching.memory import RecentlyUsed
+from skanomaly_vit._caching.memory import LRUCache
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import validate_parameter_constraints
 from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit.calibration import conformal_threshold
-from skanomaly_vit.density._base import StandardizedDensity, SummarisedDensity
+from skanomaly_vit.density._base import MomentDensity, StandardizedDensity
 from skanomaly_vit.density._by_name import DENSITIES
 from skanomaly_vit.density._rows import MappedRows, Rows, gather
 from skanomaly_vit.density._statistics import Kind, Statistics
@@ -27,10 +27,10 @@ from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import FitSummary, n_images
 
 #: A search fits the same PCA for every number of blocks.
-_recent_pcas: RecentlyUsed[PCA] = RecentlyUsed(2**26)
+_recent_pcas: LRUCache[PCA] = LRUCache(2**26)
 
 
-def fit_scorers(
+def fit_densities(
     store: FeatureStore,
     spaces: Collection[str],
     split: tuple[np.ndarray, np.ndarray],
@@ -41,7 +41,7 @@ def fit_scorers(
     contamination: float,
     seed: int,
     remember: bool,
-) -> Scorers:
+) -> FittedDensities:
     """Fit densities and fusion on the training images, and the threshold on the held-out ones.
 
     Parameters
@@ -81,10 +81,10 @@ def fit_scorers(
             pca=pca if space == PRETRAINED else None,
             statistics=statistics,
         )
-    kept = FitSummary.of(store, train, held_out, statistics)
-    return judge(
+    summary = FitSummary.of(store, train, held_out, statistics)
+    return calibrate(
         fitted,
-        kept,
+        summary,
         store.embedded(train),
         store.embedded(held_out),
         fusion=fusion,
@@ -93,7 +93,7 @@ def fit_scorers(
 
 
 @dataclass(frozen=True)
-class Scorers:
+class FittedDensities:
     """What scores images, and what it takes to go on from it.
 
     Attributes
@@ -105,31 +105,31 @@ class Scorers:
     calibration_scores : ndarray of shape (n_held_out,), float64, or None
         Without any held out, None.
     offset : float
-    kept : FitSummary
+    summary : FitSummary
     """
 
     density: dict[str, Any]
     fusion: dict[str, tuple[float, float]]
     calibration_scores: np.ndarray | None
     offset: float
-    kept: FitSummary
+    summary: FitSummary
 
 
-def judge(
+def calibrate(
     density: dict[str, Any],
-    kept: FitSummary,
+    summary: FitSummary,
     learned: Iterable[Embedded],
     unseen: Iterable[Embedded],
     *,
     fusion: str,
     contamination: float,
-) -> Scorers:
+) -> FittedDensities:
     """Scale and threshold of densities, by images that they have learned from and others.
 
     Parameters
     ----------
     density : dict of str to estimator
-    kept : FitSummary
+    summary : FitSummary
     learned, unseen : iterable of dict of str to ndarray
         Shards of features.
     fusion : {"product", "standardized"}
@@ -137,16 +137,18 @@ def judge(
     """
     scales = dict.fromkeys(density, (0.0, 1.0))
     raw = {}
-    if fusion == "standardized" or not n_images(kept.held_out):
+    if fusion == "standardized" or not n_images(summary.held_out):
         raw = score_shards(density, scales, learned)
     if fusion == "standardized":
         scales = {space: _location_and_scale(values) for space, values in raw.items()}
-    if not n_images(kept.held_out):
+    if not n_images(summary.held_out):
         total = sum_spaces({s: _scaled(values, scales[s]) for s, values in raw.items()})
         offset = float(np.percentile(total, 100.0 * contamination))
-        return Scorers(density, scales, None, offset, kept)
+        return FittedDensities(density, scales, None, offset, summary)
     scores = sum_spaces(score_shards(density, scales, unseen))
-    return Scorers(density, scales, scores, conformal_threshold(scores, contamination), kept)
+    return FittedDensities(
+        density, scales, scores, conformal_threshold(scores, contamination), summary
+    )
 
 
 def fit_density(
@@ -192,7 +194,7 @@ def fit_density(
         )
     if pca is None or statistics is None:
         return _fit_to_rows(scorer, rows)
-    if isinstance(scorer, SummarisedDensity):
+    if isinstance(scorer, MomentDensity):
         scorer._fit_statistics(statistics.projected(axes_of(pca)))
     else:
         _fit_to_rows(scorer, MappedRows(rows, pca.transform, pca.n_components_))

@@ -9,27 +9,27 @@ from typing import Any
 from sklearn.pipeline import Pipeline
 
 from skanomaly_vit._backbone.discrepancy import PRETRAINED
-from skanomaly_vit.density._base import SummarisedDensity, UpdatableDensity
+from skanomaly_vit.density._base import MomentDensity, UpdatableDensity
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
 from skanomaly_vit.density._whitening import axes_of, whiten
 from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import FitSummary, draw_held_out, shards_of_sample
-from skanomaly_vit.detector._fusion import Scorers, judge
+from skanomaly_vit.detector._fusion import FittedDensities, calibrate
 
 
-def require_updatable(densities: Mapping[str, Any], kept: FitSummary | None) -> FitSummary:
-    """What a detector has kept, if its densities can learn from more images.
+def require_updatable(densities: Mapping[str, Any], summary: FitSummary | None) -> FitSummary:
+    """The summary of a fit, if its densities can learn from more images.
 
     Raises
     ------
     ValueError
-        If one of them cannot, or nothing was kept.
+        If one of them cannot, or there is no summary.
     """
     for space, scorer in densities.items():
         behind_pca = isinstance(scorer, Pipeline)
         density = scorer[-1] if behind_pca else scorer
-        if not isinstance(density, SummarisedDensity if behind_pca else UpdatableDensity):
+        if not isinstance(density, MomentDensity if behind_pca else UpdatableDensity):
             raise ValueError(
                 f"the density of the {space} space, {type(density).__name__}"
                 f"{' behind a PCA' if behind_pca else ''}, cannot learn from more images without "
@@ -38,39 +38,39 @@ def require_updatable(densities: Mapping[str, Any], kept: FitSummary | None) -> 
             )
         if not behind_pca:
             density._require_updatable()
-    if kept is None:
+    if summary is None:
         raise ValueError(
             "this detector was saved by a version that kept no features of its images, so that no "
             "more can be added to them. Fit again."
         )
-    return kept
+    return summary
 
 
-def update_scorers(
+def update_densities(
     densities: Mapping[str, Any],
-    kept: FitSummary,
+    summary: FitSummary,
     store: FeatureStore,
     *,
     validation_fraction: float,
     fusion: str,
     contamination: float,
-) -> Scorers:
-    """Let densities learn from more images, and judge them by what was kept of all.
+) -> FittedDensities:
+    """Let densities learn from more images, and calibrate them by what was kept of all.
 
     Parameters
     ----------
     densities : mapping of str to estimator
         The scorer of each space; they stay as they are.
-    kept : FitSummary
+    summary : FitSummary
     store : FeatureStore
         Features of the new images.
     validation_fraction : float
         Share of the new images that no density learns from.
     fusion, contamination
-        See `judge`.
+        See `calibrate`.
     """
     held_out = draw_held_out(store, validation_fraction)
-    updated, statistics = dict(densities), kept.statistics
+    updated, statistics = dict(densities), summary.statistics
     if not held_out.all():
         rows = {space: store.rows(space, ~held_out) for space in densities}
         if statistics is not None:
@@ -78,12 +78,12 @@ def update_scorers(
         updated = {
             space: _update(scorer, rows[space], statistics) for space, scorer in densities.items()
         }
-    all_kept = kept.merge(FitSummary.of(store, ~held_out, held_out, None), statistics)
-    return judge(
+    all_summary = summary.merge(FitSummary.of(store, ~held_out, held_out, None), statistics)
+    return calibrate(
         updated,
-        all_kept,
-        shards_of_sample(all_kept.learned),
-        shards_of_sample(all_kept.held_out),
+        all_summary,
+        shards_of_sample(all_summary.learned),
+        shards_of_sample(all_summary.held_out),
         fusion=fusion,
         contamination=contamination,
     )

@@ -17,7 +17,7 @@ from skanomaly_vit._backbone.teacher import Teacher, positions_of
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.files import check_target
 from skanomaly_vit.density._saving import build_density, describe_density, put_scorer, take_scorer
-from skanomaly_vit.detector._fit_summary import put_kept, take_kept
+from skanomaly_vit.detector._fit_summary import read_summary, write_summary
 from skanomaly_vit.detector._old_formats import upgrade
 from skanomaly_vit.distillation._saving import put_distillation, take_distillation
 from skanomaly_vit.features import ViTFeatures
@@ -81,7 +81,7 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     for space, scorer in detector.density_.items():
         put_scorer(record.put_part("density").put_part(space), scorer)
     _put_patches(record, detector._normal_patches)
-    put_kept(record, detector._kept)
+    write_summary(record, detector._fit_summary)
     record.put(
         offset=float(detector.offset_),
         fusion={space: list(map(float, values)) for space, values in detector.fusion_.items()},
@@ -179,7 +179,7 @@ def _build(detector_class: type[Any], record: Record) -> Any:
     n_features = {PRETRAINED: features._n_features_out, DISCREPANCY: len(blocks)}
     density = _take_densities(record, n_features)
     fusion = _take_fusion(record, density)
-    detector._kept = take_kept(record, n_features)
+    detector._fit_summary = read_summary(record, n_features)
     n_samples, n_held_out = record.take_int("n_samples_fit", 1), record.take_int("n_held_out")
     held_out = record.take_array("validation_indices", n_held_out, dtype=np.int64)
     if ((held_out < 0) | (held_out >= n_samples)).any():

@@ -17,7 +17,7 @@ from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY
 from skanomaly_vit._backbone.image_estimator import (
     TRAINING_CONSTRAINTS,
@@ -26,7 +26,7 @@ from skanomaly_vit._backbone.image_estimator import (
     split_validation,
 )
 from skanomaly_vit._backbone.teacher import Teacher, on_device
-from skanomaly_vit._caching.memory import RecentlyUsed, Tensors
+from skanomaly_vit._caching.memory import LRUCache, Tensors
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.compat import _fit_context
@@ -44,7 +44,7 @@ from skanomaly_vit.distillation._students import Trained, history_of
 from skanomaly_vit.distributed._torchrun import agreed
 
 #: Students that came from `memory`; a search asks for the same ones in setting after setting.
-_recent_students: RecentlyUsed[Trained] = RecentlyUsed(2**28)
+_recent_students: LRUCache[Trained] = LRUCache(2**28)
 
 
 class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
@@ -308,7 +308,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
     def _fitting_passes(
         self, teacher: Teacher, source: ImageSource, also: Collection[int] = ()
-    ) -> RememberedPasses:
+    ) -> CachedPasses:
         """Passes that keep tokens, of the blocks `also` too, from one to the next."""
         kept_blocks = sorted({*teacher.last_blocks(self.n_blocks), *also})
         return self._passes(
@@ -317,7 +317,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
     def _fit_students(
         self,
-        passes: RememberedPasses,
+        passes: CachedPasses,
         split: tuple[np.ndarray, np.ndarray],
         seed: int,
         progress: Progress,
@@ -349,7 +349,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         return checkpoints
 
     def _checkpoints(
-        self, passes: RememberedPasses, split: tuple[np.ndarray, np.ndarray], seed: int
+        self, passes: CachedPasses, split: tuple[np.ndarray, np.ndarray], seed: int
     ) -> Checkpoints:
         if self.checkpoint_dir is None:
             return Checkpoints()
@@ -367,7 +367,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
     def _recall_students(
         self,
-        passes: RememberedPasses,
+        passes: CachedPasses,
         keys: dict[int, bytes],
         train: Callable[[Collection[int]], dict[int, Trained]],
         progress: Progress,
@@ -393,7 +393,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
     def _fit_ridge(
         self,
-        passes: RememberedPasses,
+        passes: CachedPasses,
         blocks: list[int],
         train: np.ndarray,
         progress: Progress,
@@ -418,7 +418,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
     def _train(
         self,
-        passes: RememberedPasses,
+        passes: CachedPasses,
         blocks: list[int],
         split: tuple[np.ndarray, np.ndarray],
         seed: int,
@@ -441,7 +441,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
     def _student_key(
         self,
-        passes: RememberedPasses,
+        passes: CachedPasses,
         index: int,
         split: tuple[np.ndarray, np.ndarray],
         seed: int,

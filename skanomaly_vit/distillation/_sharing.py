@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skanomaly_vit._backbone.cached_passes import Part, RememberedPasses
+from skanomaly_vit._backbone.cached_passes import CachedPasses, Part
 from skanomaly_vit._backbone.passes import TeacherPasses, shards_of
 from skanomaly_vit._utils.progress import Progress, log
 from skanomaly_vit.distillation._block_training import Schedule, train_students
@@ -18,7 +18,7 @@ from skanomaly_vit.distillation._students import Trained
 
 
 def sum_shards(
-    passes: RememberedPasses,
+    passes: CachedPasses,
     indices: np.ndarray,
     blocks: Sequence[int],
     track: Callable[..., Any],
@@ -38,7 +38,7 @@ def sum_part(passes: TeacherPasses, part: Part, track: Callable[..., Any] = iter
 
 
 def train_blocks(
-    passes: RememberedPasses,
+    passes: CachedPasses,
     blocks: Sequence[int],
     split: tuple[np.ndarray, np.ndarray],
     schedule: Schedule,

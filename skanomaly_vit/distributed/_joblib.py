@@ -22,11 +22,11 @@ from skanomaly_vit.distributed._tasks import (
     Engine,
     Failure,
     Function,
-    Luggage,
     Result,
+    SharedObjects,
     Success,
     Task,
-    attempt,
+    run_task,
 )
 from skanomaly_vit.distributed._torchrun import current_ranks
 
@@ -73,38 +73,40 @@ class JoblibEngine:
         self.n_workers = n_workers
 
     def run(
-        self, function: Function[Result], luggage: Luggage, tasks: Iterable[Task]
+        self, function: Function[Result], shared: SharedObjects, tasks: Iterable[Task]
     ) -> Iterator[Result]:
         """See `Engine`."""
         stopped = threading.Event()
         rest = itertools.takewhile(lambda task: not stopped.is_set(), tasks)
         backend, _ = get_active_backend()
-        near = getattr(backend, "supports_sharedmem", False)
-        outcomes = (self._run_near if near else self._run_far)(function, luggage, rest)
+        shares_memory = getattr(backend, "supports_sharedmem", False)
+        outcomes = (self._run_in_threads if shares_memory else self._run_in_processes)(
+            function, shared, rest
+        )
         for outcome in outcomes:
             if isinstance(outcome, Failure):
                 # Tasks that have begun are waited for: for joblib to abort is to kill workers.
                 stopped.set()
                 deque(outcomes, maxlen=0)
-            yield outcome.reveal()
+            yield outcome.result()
 
-    def _run_near(
-        self, function: Function[Result], luggage: Luggage, tasks: Iterable[Task]
+    def _run_in_threads(
+        self, function: Function[Result], shared: SharedObjects, tasks: Iterable[Task]
     ) -> Iterator[Success[Result] | Failure]:
-        """In threads of this process."""
-        return self._in_order(joblib.delayed(attempt)(function, luggage, task) for task in tasks)
+        """Run tasks in threads of this process."""
+        return self._in_order(joblib.delayed(run_task)(function, shared, task) for task in tasks)
 
-    def _run_far(
-        self, function: Function[Result], luggage: Luggage, tasks: Iterable[Task]
+    def _run_in_processes(
+        self, function: Function[Result], shared: SharedObjects, tasks: Iterable[Task]
     ) -> Iterator[Success[Result] | Failure]:
-        """In processes that share no memory with this one, and may share no disk."""
+        """Run tasks in processes that share no memory with this one, and may share no disk."""
         # Some sums round by the number of threads.
         n_threads = torch.get_num_threads()
         waiting: deque[Task] = deque()
         missed = False
 
         def call(task: Task, *, whole: bool) -> Any:
-            sent = parcels if whole else [parcel.by_name() for parcel in parcels]
+            sent = objects if whole else [shared_object.by_name() for shared_object in objects]
             return joblib.delayed(_run_here)(function, sent, task, n_threads)
 
         def calls() -> Iterator[Any]:
@@ -113,7 +115,7 @@ class JoblibEngine:
                 yield call(task, whole=missed)
 
         with TemporaryDirectory(prefix="skanomaly-", dir=_shared_folder()) as folder:
-            parcels = [Parcel.pack(thing, folder) for thing in luggage]
+            objects = [SharedObject.pack(thing, folder) for thing in shared]
             for outcome in self._in_order(calls()):
                 task = waiting.popleft()
                 if isinstance(outcome, _Missing):
@@ -141,7 +143,7 @@ def _shared_folder() -> str | None:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class SharedObject:
     """Something that travels under the digest of its content.
 
     Attributes
@@ -158,7 +160,7 @@ class Parcel:
     content: bytes | None
 
     @classmethod
-    def pack(cls, thing: Any, folder: str) -> Parcel:
+    def pack(cls, thing: Any, folder: str) -> SharedObject:
         """Write a thing into a file named after its content."""
         packed = thing.pack() if hasattr(thing, "pack") else thing
         # A network may be of a class that the user's script defines, which pickle leaves behind.
@@ -169,8 +171,8 @@ class Parcel:
             file.write(content)
         return cls(digest.digest(), path, content)
 
-    def by_name(self) -> Parcel:
-        """The parcel without its content."""
+    def by_name(self) -> SharedObject:
+        """The shared object without its content."""
         return replace(self, content=None)
 
     def open(self) -> Any:
@@ -190,7 +192,7 @@ class Parcel:
 
 
 class _MissingError(Exception):
-    """A parcel is not where this process can find it."""
+    """A shared object is not where this process can find it."""
 
 
 class _Missing:
@@ -203,27 +205,27 @@ _held: OrderedDict[bytes, Any] = OrderedDict()
 _held_lock = threading.Lock()
 
 
-def _unpacked(parcel: Parcel) -> Any:
+def _unpacked(shared_object: SharedObject) -> Any:
     # One lock for all: of several threads that want the same backbone, one loads it.
     with _held_lock:
-        if parcel.digest not in _held:
-            _held[parcel.digest] = parcel.open()
+        if shared_object.digest not in _held:
+            _held[shared_object.digest] = shared_object.open()
             if len(_held) > _HELD:
                 _held.popitem(last=False)
-        _held.move_to_end(parcel.digest)
-        return _held[parcel.digest]
+        _held.move_to_end(shared_object.digest)
+        return _held[shared_object.digest]
 
 
 def _run_here(
-    function: Function[Result], parcels: Sequence[Parcel], task: Task, n_threads: int
+    function: Function[Result], objects: Sequence[SharedObject], task: Task, n_threads: int
 ) -> Success[Result] | Failure | _Missing:
     """Run a task in a worker, with the threads of the process that has sent it."""
     if torch.get_num_threads() != n_threads:
         torch.set_num_threads(n_threads)
     try:
-        luggage = tuple(_unpacked(parcel) for parcel in parcels)
+        shared = tuple(_unpacked(shared_object) for shared_object in objects)
     except _MissingError:
         return _Missing()
     except Exception as error:  # noqa: BLE001 - raised again where the results are awaited
         return Failure(error)
-    return attempt(function, luggage, task)
+    return run_task(function, shared, task)

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 Result = TypeVar("Result")
 
 #: What all tasks of a run need: it travels to a process once, and not with each task.
-Luggage: TypeAlias = tuple[Any, ...]
+SharedObjects: TypeAlias = tuple[Any, ...]
 
 
 class Task(Protocol):
@@ -19,7 +19,7 @@ class Task(Protocol):
         """What tells it from other tasks."""
 
 
-Function: TypeAlias = Callable[[Luggage, Any], Result]
+Function: TypeAlias = Callable[[SharedObjects, Any], Result]
 
 
 class Engine(Protocol):
@@ -30,12 +30,12 @@ class Engine(Protocol):
         """How many run at once."""
 
     def run(
-        self, function: Function[Result], luggage: Luggage, tasks: Iterable[Task]
+        self, function: Function[Result], shared: SharedObjects, tasks: Iterable[Task]
     ) -> Iterator[Result]:
         """What `function` makes of each task, in the order of the tasks.
 
         An error of a task is raised in its turn: the first in order, not in time. A part of the
-        luggage that has a method `pack` travels as what that gives, which has `unpack`.
+        shared object that has a method `pack` travels as what that gives, which has `unpack`.
         """
 
 
@@ -43,11 +43,11 @@ class Engine(Protocol):
 class Success(Generic[Result]):
     """What a task gave."""
 
-    result: Result
+    value: Result
 
-    def reveal(self) -> Result:
+    def result(self) -> Result:
         """Give it."""
-        return self.result
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,16 @@ class Failure:
 
     error: Exception
 
-    def reveal(self) -> Any:
+    def result(self) -> Any:
         """Raise it."""
         raise self.error
 
 
-def attempt(function: Function[Result], luggage: Luggage, task: Task) -> Success[Result] | Failure:
+def run_task(
+    function: Function[Result], shared: SharedObjects, task: Task
+) -> Success[Result] | Failure:
     """Do a task, and give what became of it."""
     try:
-        return Success(function(luggage, task))
+        return Success(function(shared, task))
     except Exception as error:  # noqa: BLE001 - raised again where the result is awaited
         return Failure(error)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from skanomaly_vit._utils.hashing import combine
-from skanomaly_vit.distributed._tasks import Function, Luggage, Result, Task, attempt
+from skanomaly_vit.distributed._tasks import Function, Result, SharedObjects, Task, run_task
 
 Value = TypeVar("Value")
 
@@ -40,18 +40,18 @@ class Ranks:
         return self._rank == 0
 
     def run(
-        self, function: Function[Result], luggage: Luggage, tasks: Iterable[Task]
+        self, function: Function[Result], shared: SharedObjects, tasks: Iterable[Task]
     ) -> Iterator[Result]:
         """See `Engine`; to be called, and read to the end, on all ranks alike."""
         iterator = iter(tasks)
         while wave := list(itertools.islice(iterator, self.n_workers)):
             own = wave[self._rank] if self._rank < len(wave) else None
-            outcome = None if own is None else attempt(function, luggage, own)
+            outcome = None if own is None else run_task(function, shared, own)
             signature = combine(function.__name__, *(task.signature() for task in wave))
             gathered = self.gather((signature, outcome))
             _require_same([signature for signature, _ in gathered])
             for _, theirs in gathered[: len(wave)]:
-                yield theirs.reveal()  # type: ignore[union-attr] # each of these had a task
+                yield theirs.result()  # type: ignore[union-attr] # each of these had a task
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all ranks, in their order."""

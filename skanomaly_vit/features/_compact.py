@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.image_estimator import TRAINING_CONSTRAINTS
 from skanomaly_vit._backbone.passes import TeacherPasses
 from skanomaly_vit._backbone.teacher import BlockCall, Teacher
@@ -220,7 +220,7 @@ class CompactFeatures(TunedFeatures):
 
     def _fitting_passes(
         self, teacher: Teacher, source: ImageSource, network: TunedNetwork
-    ) -> RememberedPasses:
+    ) -> CachedPasses:
         """Passes that keep the tokens before the first tuned block from one to the next."""
         return self._passes(
             teacher, source, activation_cache=self.activation_cache, kept_blocks=[network.first]
@@ -229,7 +229,7 @@ class CompactFeatures(TunedFeatures):
     def _objective(
         self,
         source: ImageSource,
-        passes: RememberedPasses,
+        passes: CachedPasses,
         network: TunedNetwork,
         center: np.ndarray,
     ) -> Compactness:

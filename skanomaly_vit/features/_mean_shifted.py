@@ -14,7 +14,7 @@ import torch
 from sklearn.preprocessing import normalize
 from torchvision.transforms import v2
 
-from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._images.source import ImageSource
@@ -297,13 +297,13 @@ class MeanShiftedFeatures(TunedFeatures):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _features_of(self, passes: RememberedPasses, n_images: int) -> np.ndarray:
+    def _features_of(self, passes: CachedPasses, n_images: int) -> np.ndarray:
         return normalize(super()._features_of(passes, n_images))
 
     def _objective(
         self,
         source: ImageSource,
-        passes: RememberedPasses,
+        passes: CachedPasses,
         network: TunedNetwork,
         center: np.ndarray,
     ) -> MeanShiftedContrast:

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.discrepancy import PRETRAINED
 from skanomaly_vit._backbone.image_estimator import (
     TRAINING_CONSTRAINTS,
@@ -176,17 +176,17 @@ class TunedFeatures(
 
     def _fitting_passes(
         self, teacher: Teacher, source: ImageSource, network: TunedNetwork
-    ) -> RememberedPasses:
+    ) -> CachedPasses:
         return self._passes(teacher, source)
 
-    def _features_of(self, passes: RememberedPasses, n_images: int) -> np.ndarray:
+    def _features_of(self, passes: CachedPasses, n_images: int) -> np.ndarray:
         return passes.extract(np.arange(n_images), {})[PRETRAINED]
 
     @abstractmethod
     def _objective(
         self,
         source: ImageSource,
-        passes: RememberedPasses,
+        passes: CachedPasses,
         network: TunedNetwork,
         center: np.ndarray,
     ) -> Objective[Any]:

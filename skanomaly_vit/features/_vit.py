@@ -11,7 +11,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.discrepancy import PRETRAINED
 from skanomaly_vit._backbone.image_estimator import ImageEstimator, draw_seed
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
@@ -169,7 +169,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         passes = self._passes(self._held_teacher(), source)
         return passes.extract(np.arange(len(source)), {})[PRETRAINED]
 
-    def _adopt(self, passes: RememberedPasses, seed: int) -> ViTFeatures:
+    def _adopt(self, passes: CachedPasses, seed: int) -> ViTFeatures:
         self._n_features_out = passes.extract(np.arange(1), {})[PRETRAINED].shape[1]
         self._hold(passes.teacher, seed)
         return self

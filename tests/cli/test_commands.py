@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
-from conftest import blobs
+from images import blobs
 from PIL import Image
 
 from skanomaly_vit import TransformalyDetector

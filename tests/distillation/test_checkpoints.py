@@ -32,7 +32,7 @@ RIDGE = {"student": "ridge", "batch_size": 2}
 def fit() -> Iterator[Callable[..., dict[str, Any]]]:
     """Fits in a process of its own; see stopped_fits.py."""
     with subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("stopped_fits.py")],
+        [sys.executable, Path(__file__).parents[1] / "helpers/stopped_fits.py"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

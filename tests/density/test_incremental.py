@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.covariance import ledoit_wolf_shrinkage
 
 from skanomaly_vit import ExcessDensity, GaussianDensity, GaussianMixtureDensity, KNNDensity
-from skanomaly_vit.density._knn import N_PROJECTED, spread_out
+from skanomaly_vit.density._knn import N_PROJECTED, greedy_k_center
 from skanomaly_vit.density._row_sample import RowSample
 
 DENSITIES = [
@@ -180,6 +180,6 @@ def test_a_sample_is_drawn_evenly(rng):
 @pytest.mark.parametrize("n_features", [2, N_PROJECTED + 40])
 def test_chosen_rows_are_all_different_though_rows_are_the_same(n_features):
     rows = np.repeat([[0.0], [1.0]], 6, axis=0) * np.ones(n_features)
-    chosen = spread_out(rows, 8, 0)
+    chosen = greedy_k_center(rows, 8, 0)
     assert len(set(chosen.tolist())) == 8
     assert {0, 1} == set(rows[chosen[:2], 0])

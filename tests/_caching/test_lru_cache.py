@@ -1,12 +1,12 @@
-"""`RecentlyUsed`: what it holds, and what goes."""
+"""`LRUCache`: what it holds, and what goes."""
 
 from __future__ import annotations
 
-from skanomaly_vit._caching.memory import RecentlyUsed
+from skanomaly_vit._caching.memory import LRUCache
 
 
 def test_what_was_used_least_recently_goes_first():
-    recent: RecentlyUsed[str] = RecentlyUsed(10)
+    recent: LRUCache[str] = LRUCache(10)
     recent.put(b"a", "a", 4)
     recent.put(b"b", "b", 4)
     assert recent.get(b"a") == "a"
@@ -15,7 +15,7 @@ def test_what_was_used_least_recently_goes_first():
 
 
 def test_what_is_larger_than_all_of_it_drives_nothing_out():
-    recent: RecentlyUsed[str] = RecentlyUsed(10)
+    recent: LRUCache[str] = LRUCache(10)
     recent.put(b"a", "a", 4)
     recent.put(b"b", "b", 11)
     assert recent.get(b"a") == "a"
@@ -23,7 +23,7 @@ def test_what_is_larger_than_all_of_it_drives_nothing_out():
 
 
 def test_an_entry_is_counted_once():
-    recent: RecentlyUsed[str] = RecentlyUsed(10)
+    recent: LRUCache[str] = LRUCache(10)
     for _ in range(3):
         recent.put(b"a", "a", 4)
     recent.put(b"b", "b", 6)

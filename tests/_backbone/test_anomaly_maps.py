@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from backbones import FAMILIES, family
-from conftest import blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from images import blobs
 from PIL import Image
 from sklearn.metrics import auc, roc_auc_score, roc_curve
 

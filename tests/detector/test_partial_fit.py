@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import blobs
+from images import blobs
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
@@ -149,7 +149,7 @@ def test_densities_are_those_of_all_images(make_detector, images, more, odd_imag
         known, new, odd = (
             part.transform(X).astype(np.float64) for X in (images[learned], more, odd_images)
         )
-        kept = {row.tobytes() for row in rows_of(detector._kept.learned, space)}
+        kept = {row.tobytes() for row in rows_of(detector._fit_summary.learned, space)}
         is_learned = [row.tobytes() in kept for row in new]
         new_held_out = len(new) - sum(is_learned)
         rows = np.concatenate([known, new[is_learned]])
@@ -166,7 +166,7 @@ def test_densities_are_those_of_all_images(make_detector, images, more, odd_imag
     if detector.validation_fraction:
         assert 0 < new_held_out < 15
         scores = len(detector.calibration_scores_)
-        assert scores in (held_out + new_held_out, n_images(detector._kept.held_out))
+        assert scores in (held_out + new_held_out, n_images(detector._fit_summary.held_out))
     else:
         assert new_held_out == 0
         assert detector.calibration_scores_ is None
@@ -199,7 +199,7 @@ def test_scale_and_threshold_are_those_of_the_images_kept(make_detector, images,
     everything = np.concatenate([images, more])
     scores = detector.score_samples(everything)
     features = densities_on(detector, everything)[PRETRAINED].astype(np.float32)
-    kept = {row.tobytes() for row in detector._kept.held_out[PRETRAINED].rows}
+    kept = {row.tobytes() for row in detector._fit_summary.held_out[PRETRAINED].rows}
     held_out = np.array([row.tobytes() in kept for row in features])
     np.testing.assert_allclose(
         np.sort(detector.calibration_scores_), np.sort(scores[held_out]), rtol=1e-5, atol=1e-5
@@ -212,9 +212,9 @@ def test_scale_and_threshold_are_those_of_the_images_kept(make_detector, images,
 
 def test_the_same_image_is_never_on_both_sides(make_detector, images, more):
     detector = make_detector().fit(images).partial_fit(more)
-    before = [n_images(detector._kept.learned), n_images(detector._kept.held_out)]
+    before = [n_images(detector._fit_summary.learned), n_images(detector._fit_summary.held_out)]
     detector.partial_fit(more)
-    kept = detector._kept
+    kept = detector._fit_summary
     assert [n_images(kept.learned), n_images(kept.held_out)] == [
         2 * n - m for n, m in zip(before, (16, 4), strict=True)
     ]
@@ -224,8 +224,8 @@ def test_the_same_image_is_never_on_both_sides(make_detector, images, more):
 def test_what_is_kept_is_bounded(make_detector, images, more, monkeypatch):
     monkeypatch.setattr(kept_room, "N_KEPT", 8)
     detector = make_detector(contamination=0.2).fit(images).partial_fit(more)
-    assert n_images(detector._kept.learned) == 8
-    assert n_images(detector._kept.held_out) == len(detector.calibration_scores_) == 8
+    assert n_images(detector._fit_summary.learned) == 8
+    assert n_images(detector._fit_summary.held_out) == len(detector.calibration_scores_) == 8
     assert np.isfinite(detector.score_samples(more)).all()
 
 

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from backbones import FAMILIES, family
-from conftest import meeting
+from images import meeting
 
 from skanomaly_vit import ViTFeatures
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED, concatenate

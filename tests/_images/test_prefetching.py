@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import blobs
+from images import blobs
 from PIL import Image
 
 from skanomaly_vit._backbone import passes as _passes

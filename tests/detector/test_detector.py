@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from backbones import family
-from conftest import blobs
+from images import blobs
 from PIL import Image
 from sklearn.base import clone
 from sklearn.callback import ProgressBar

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from backbones import family
-from conftest import blobs
+from images import blobs
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, register_parallel_backend
 from PIL import Image
 
@@ -19,9 +19,9 @@ from skanomaly_vit._backbone import image_estimator as _base
 from skanomaly_vit._backbone import passes as _passes
 from skanomaly_vit._backbone import shared_passes as _shards
 from skanomaly_vit._backbone.passes import shards_of
-from skanomaly_vit._backbone.shared_passes import Traveller
+from skanomaly_vit._backbone.shared_passes import TeacherHandle
 from skanomaly_vit.distributed import _joblib as _engines
-from skanomaly_vit.distributed._joblib import JoblibEngine, Parcel, active_engine
+from skanomaly_vit.distributed._joblib import JoblibEngine, SharedObject, active_engine
 from skanomaly_vit.exceptions import CheckpointWarning, UnreadableImageWarning
 
 N_IMAGES = 40
@@ -112,10 +112,10 @@ def shared_out(monkeypatch):
     names = []
     run = JoblibEngine.run
 
-    def noting(self, function, luggage, tasks):
+    def noting(self, function, shared, tasks):
         tasks = list(tasks)
         names.append(tasks[0].function.__name__)
-        return run(self, function, luggage, tasks)
+        return run(self, function, shared, tasks)
 
     monkeypatch.setattr(JoblibEngine, "run", noting)
     return names
@@ -223,15 +223,15 @@ def test_paths_travel_and_pixels_do_not(make, many, paths):
 
 @pytest.fixture
 def unpacked(monkeypatch):
-    """What came out of parcels."""
+    """What came out of objects."""
     things = []
-    open_parcel = Parcel.open
+    open_shared_object = SharedObject.open
 
     def opening(self):
-        things.append(open_parcel(self))
+        things.append(open_shared_object(self))
         return things[-1]
 
-    monkeypatch.setattr(Parcel, "open", opening)
+    monkeypatch.setattr(SharedObject, "open", opening)
     return things
 
 
@@ -241,7 +241,7 @@ def test_what_all_tasks_need_travels_once(make, many, unpacked):
     with joblib.parallel_config(backend="elsewhere", n_jobs=3):
         for _ in range(2):
             detector.score_samples(many)
-    assert sorted(type(thing).__name__ for thing in unpacked) == ["Company", "Traveller"]
+    assert sorted(type(thing).__name__ for thing in unpacked) == ["StudentsHandle", "TeacherHandle"]
     assert (
         max(len(call) for call in sent) < 8 * 32 * 32 * 3 + 8 * 300
     )  # the pixels, not the weights
@@ -250,23 +250,23 @@ def test_what_all_tasks_need_travels_once(make, many, unpacked):
 def test_a_worker_that_cannot_see_the_folder_is_sent_what_it_needs(make, many, monkeypatch):
     detector = make().fit(many)
     alone = detector.score_samples(many)
-    by_name = Parcel.by_name
+    by_name = SharedObject.by_name
 
     def lost(self):
         return _engines.replace(by_name(self), path="/nowhere")
 
-    monkeypatch.setattr(Parcel, "by_name", lost)
+    monkeypatch.setattr(SharedObject, "by_name", lost)
     with joblib.parallel_config(backend="elsewhere", n_jobs=2):
         np.testing.assert_array_equal(detector.score_samples(many), alone)
 
 
 def test_a_file_that_is_not_what_was_sent_is_not_unpickled(tmp_path):
-    parcel = Parcel.pack({"a": 1}, str(tmp_path)).by_name()
-    assert parcel.open() == {"a": 1}
-    with open(parcel.path, "wb") as file:
+    shared_object = SharedObject.pack({"a": 1}, str(tmp_path)).by_name()
+    assert shared_object.open() == {"a": 1}
+    with open(shared_object.path, "wb") as file:
         file.write(pickle.dumps({"a": 2}))
     with pytest.raises(_engines._MissingError):
-        parcel.open()
+        shared_object.open()
 
 
 def test_another_backbone_under_the_same_name_is_refused(paths, make, monkeypatch):
@@ -298,8 +298,8 @@ def test_a_backbone_of_another_processor_is_found_by_name(many, monkeypatch, unp
     features = pickle.loads(pickle.dumps(features))
     with joblib.parallel_config(backend="elsewhere", n_jobs=2):
         np.testing.assert_array_equal(features.transform(many), expected)
-    (traveller,) = (thing for thing in unpacked if isinstance(thing, Traveller))
-    assert not traveller.whole
+    (handle,) = (thing for thing in unpacked if isinstance(thing, TeacherHandle))
+    assert not handle.include_weights
 
 
 @pytest.mark.parametrize("backend", ["threading", "elsewhere"])

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from conftest import blobs
+from images import blobs
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.text import Text

@@ -11,7 +11,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import blobs
+from images import blobs
 from PIL import Image
 from sklearn.model_selection import GridSearchCV
 
@@ -145,7 +145,7 @@ def test_a_search_shares_one_cache_among_the_workers(client, tiny, make, paths, 
 def test_a_worker_killed_in_the_middle_changes_no_bit(client, make, paths, kill, monkeypatch):
     named = {"backbone": "test_vit", "pretrained": False, "image_size": 32}
     alone = make(**named).fit(paths)
-    call_at(monkeypatch, ImageSource, "learn", 3, kill)  # of fifteen shards
+    call_at(monkeypatch, ImageSource, "merge_findings", 3, kill)  # one a shard
     with joblib.parallel_config(backend="dask"):
         together = make(**named).fit(paths)
         scores, maps = together.score_samples(paths, return_map=True)

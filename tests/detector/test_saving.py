@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import blobs
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from images import blobs
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.exceptions import NotFittedError
@@ -35,7 +35,7 @@ from skanomaly_vit.persistence import _container as _container
 from skanomaly_vit.persistence import model_card
 from skanomaly_vit.persistence._record import MACHINE_PARAMETERS
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 IMAGES = blobs(np.random.default_rng(0), 16)
 NEW = np.concatenate(
     [

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from backbones import FAMILIES, family
-from conftest import meeting
+from images import meeting
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import make_pipeline

@@ -12,9 +12,9 @@ import onnx
 import pytest
 import torch
 from backbones import FAMILIES, family
-from conftest import blobs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from images import blobs
 from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.exceptions import NotFittedError

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import blobs
+from images import blobs
 
 from skanomaly_vit import BlockDistillation, TransformalyDetector
 from skanomaly_vit._backbone import passes as _passes
@@ -24,11 +24,11 @@ SCRIPT = """
 import os, sys
 import numpy as np
 import torch.distributed as dist
-from test_ranks import BACKBONE, fit_both, make_images
+from test_torchrun import BACKBONE, fit_both, make_images
 from skanomaly_vit import TransformalyDetector, ViTFeatures
 from skanomaly_vit._backbone import passes as _passes, shared_passes as _shards
 from skanomaly_vit.distillation import _sharing
-from skanomaly_vit._backbone.cached_passes import RememberedPasses
+from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit.distributed import torchrun
 
 _passes.IMAGES_PER_SHARD, _passes.SHARDS_PER_SUM = 8, 1
@@ -50,11 +50,11 @@ with torchrun():
     found["chance"] = unseeded.fit(X).score_samples(X)
     # Stopped after its students, and started again.
     checked = {"checkpoint_dir": f"{sys.argv[1]}/checkpoints", "random_state": 0, "n_blocks": 3}
-    RememberedPasses.extract_normal, extract_normal = None, RememberedPasses.extract_normal
+    CachedPasses.extract_normal, extract_normal = None, CachedPasses.extract_normal
     try:
         TransformalyDetector(**BACKBONE | checked).fit(X)
     except TypeError:
-        RememberedPasses.extract_normal = extract_normal
+        CachedPasses.extract_normal = extract_normal
     found["stopped"] = sorted(os.listdir(checked["checkpoint_dir"]))
     summed = []
     _sharing.sum_part = lambda *args: summed.append(args)
