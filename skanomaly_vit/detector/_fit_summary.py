@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 
 from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
 from skanomaly_vit.density._row_sample import RowSample, draw_keys
-from skanomaly_vit.density._saving import put_sample, put_statistics, take_sample, take_statistics
+from skanomaly_vit.density._saving import (
+    read_sample,
+    read_statistics,
+    write_sample,
+    write_statistics,
+)
 from skanomaly_vit.density._statistics import SHARD, Statistics
 from skanomaly_vit.detector._feature_store import FeatureStore, in_float64
-from skanomaly_vit.persistence._record import Record
+from skanomaly_vit.persistence._record import StateRecord
 
 #: Images whose features are kept, at most: so many that densities learned from, and so many others.
 N_KEPT = 2048
@@ -109,34 +114,34 @@ def _keys(embedded: Mapping[str, np.ndarray], salt: bytes) -> NDArray[np.uint64]
     return draw_keys(np.concatenate(list(embedded.values()), axis=1), salt)
 
 
-def write_summary(record: Record, kept: FitSummary | None) -> None:
+def write_summary(record: StateRecord, kept: FitSummary | None) -> None:
     """Write what is kept of a detector's images as a part of `record`; nothing if nothing is."""
     if kept is None:
         return
-    part = record.put_part("kept")
+    part = record.write_part("kept")
     for side, sample in (("learned", kept.learned), ("held_out", kept.held_out)):
         for space, rows in sample.items():
-            put_sample(part.put_part(side).put_part(space), rows)
-    put_statistics(part, kept.statistics)
+            write_sample(part.write_part(side).write_part(space), rows)
+    write_statistics(part, kept.statistics)
 
 
-def read_summary(record: Record, n_features: dict[str, int]) -> FitSummary | None:
+def read_summary(record: StateRecord, n_features: dict[str, int]) -> FitSummary | None:
     """The inverse of `write_summary`; files of format 1 hold nothing of the kind."""
     if "kept" not in record.values:
         return None
-    part = record.take_part("kept")
+    part = record.read_part("kept")
     learned, held_out = (
-        _take_images(part.take_part(side), n_features) for side in ("learned", "held_out")
+        _read_images(part.read_part(side), n_features) for side in ("learned", "held_out")
     )
-    kept = FitSummary(learned, held_out, take_statistics(part, n_features[PRETRAINED]))
+    kept = FitSummary(learned, held_out, read_statistics(part, n_features[PRETRAINED]))
     part.close()
     return kept
 
 
-def _take_images(part: Record, n_features: dict[str, int]) -> ImageSample:
+def _read_images(part: StateRecord, n_features: dict[str, int]) -> ImageSample:
     if "n_rows" in part.values:  # format 2 has the features of all spaces side by side
-        return _cut(take_sample(part, sum(n_features.values())), n_features)
-    sample = {s: take_sample(part.take_part(s), n) for s, n in n_features.items() if n}
+        return _cut(read_sample(part, sum(n_features.values())), n_features)
+    sample = {s: read_sample(part.read_part(s), n) for s, n in n_features.items() if n}
     part.close()
     if any(not np.array_equal(each.keys, sample[PRETRAINED].keys) for each in sample.values()):
         raise ValueError(f"{part.name} holds other images in each feature space")

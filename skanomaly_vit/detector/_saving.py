@@ -16,19 +16,19 @@ from skanomaly_vit._backbone.patches import FEATURES, METHODS, NormalPatches, Pa
 from skanomaly_vit._backbone.teacher import Teacher, positions_of
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.files import check_target
-from skanomaly_vit.density._saving import build_density, describe_density, put_scorer, take_scorer
+from skanomaly_vit.density._saving import build_density, describe_density, read_scorer, write_scorer
 from skanomaly_vit.detector._fit_summary import read_summary, write_summary
 from skanomaly_vit.detector._old_formats import upgrade
-from skanomaly_vit.distillation._saving import put_distillation, take_distillation
+from skanomaly_vit.distillation._saving import read_distillation, write_distillation
 from skanomaly_vit.features import ViTFeatures
 from skanomaly_vit.persistence._card import make_card
 from skanomaly_vit.persistence._container import read, refusal, write
 from skanomaly_vit.persistence._record import (
-    Record,
+    StateRecord,
     name_of,
-    put_parameters,
-    take_dtype,
-    take_parameters,
+    read_dtype,
+    read_parameters,
+    write_parameters,
 )
 
 # What torch and timm make of parameters that no network has is any of these.
@@ -72,30 +72,30 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     check_is_fitted(detector)
     _require_savable(detector)
     target = check_target(path, "model.skanomaly")
-    record = Record({}, {}, "detector")
-    put_parameters(record, detector, describe_density)
-    _put_features(record, detector)
+    record = StateRecord({}, {}, "detector")
+    write_parameters(record, detector, describe_density)
+    _write_features(record, detector)
     if detector.distillation_ is not None:
-        put_distillation(record.put_part("distillation"), detector.distillation_)
-        _put_choosing(record, detector)
+        write_distillation(record.write_part("distillation"), detector.distillation_)
+        _write_choosing(record, detector)
     for space, scorer in detector.density_.items():
-        put_scorer(record.put_part("density").put_part(space), scorer)
-    _put_patches(record, detector._normal_patches)
+        write_scorer(record.write_part("density").write_part(space), scorer)
+    _write_patches(record, detector._normal_patches)
     write_summary(record, detector._fit_summary)
-    record.put(
+    record.write(
         offset=float(detector.offset_),
         fusion={space: list(map(float, values)) for space, values in detector.fusion_.items()},
         n_samples_fit=int(detector.n_samples_fit_),
         n_held_out=len(detector.validation_indices_),
     )
-    record.put_tensor("validation_indices", detector.validation_indices_.astype(np.int64))
+    record.write_tensor("validation_indices", detector.validation_indices_.astype(np.int64))
     if detector.calibration_scores_ is not None:
-        record.put(n_calibrating=len(detector.calibration_scores_))
-        record.put_tensor("calibration_scores", detector.calibration_scores_)
+        record.write(n_calibrating=len(detector.calibration_scores_))
+        record.write_tensor("calibration_scores", detector.calibration_scores_)
     if hasattr(detector, "n_features_in_"):
-        record.put(n_features_in=int(detector.n_features_in_))
+        record.write(n_features_in=int(detector.n_features_in_))
     if hasattr(detector, "feature_names_in_"):
-        record.put(feature_names_in=[str(name) for name in detector.feature_names_in_])
+        record.write(feature_names_in=[str(name) for name in detector.feature_names_in_])
     card = make_card(detector, record.values)
     write(target, {"card": card, "detector": record.values}, record.tensors)
 
@@ -124,9 +124,9 @@ def load_detector(detector_class: type[Any], path: str | os.PathLike[str]) -> An
     values, tensors, version = read(name)
     try:
         upgrade(values, version)
-        root = Record(values, tensors, "model")
-        root.take("card", dict)
-        record = root.take_part("detector")
+        root = StateRecord(values, tensors, "model")
+        root.read("card", dict)
+        record = root.read_part("detector")
         record.name = "detector"
         detector = _build(detector_class, record)
         for part in (record, root):
@@ -164,70 +164,70 @@ def _require_image_size(estimator: Any) -> None:
         )
 
 
-def _build(detector_class: type[Any], record: Record) -> Any:
-    detector = take_parameters(record, detector_class, build_density)
+def _build(detector_class: type[Any], record: StateRecord) -> Any:
+    detector = read_parameters(record, detector_class, build_density)
     if not isinstance(detector.backbone, str):
         raise ValueError("its backbone has no name")
-    features, blueprint = _take_features(record)
+    features, blueprint = _read_features(record)
     distillation = None
     if "distillation" in record.values:
-        part = record.take_part("distillation")
-        distillation = take_distillation(part, blueprint)
+        part = record.read_part("distillation")
+        distillation = read_distillation(part, blueprint)
         for name in ("_teacher", "_teacher_seed", "_positions", "backbone_fingerprint_"):
             setattr(distillation, name, getattr(features, name))
     blocks = distillation.block_indices_ if distillation else []
     n_features = {PRETRAINED: features._n_features_out, DISCREPANCY: len(blocks)}
-    density = _take_densities(record, n_features)
-    fusion = _take_fusion(record, density)
+    density = _read_densities(record, n_features)
+    fusion = _read_fusion(record, density)
     detector._fit_summary = read_summary(record, n_features)
-    n_samples, n_held_out = record.take_int("n_samples_fit", 1), record.take_int("n_held_out")
-    held_out = record.take_array("validation_indices", n_held_out, dtype=np.int64)
+    n_samples, n_held_out = record.read_int("n_samples_fit", 1), record.read_int("n_held_out")
+    held_out = record.read_array("validation_indices", n_held_out, dtype=np.int64)
     if ((held_out < 0) | (held_out >= n_samples)).any():
         raise ValueError("its held-out images are none of those that it was fitted on")
     detector.features_, detector.distillation_ = features, distillation
     detector.density_, detector.fusion_ = density, fusion
-    detector.offset_ = record.take_number("offset")
+    detector.offset_ = record.read_number("offset")
     detector.validation_indices_, detector.n_samples_fit_ = held_out, n_samples
     detector.calibration_scores_ = None
     if "n_calibrating" in record.values:
-        n_calibrating = record.take_int("n_calibrating", 1)
-        detector.calibration_scores_ = record.take_array("calibration_scores", n_calibrating)
-    detector._normal_patches = _take_patches(record, blocks)
+        n_calibrating = record.read_int("n_calibrating", 1)
+        detector.calibration_scores_ = record.read_array("calibration_scores", n_calibrating)
+    detector._normal_patches = _read_patches(record, blocks)
     if distillation is not None:
-        distillation.validation_indices_ = _take_choosing(record, detector)
+        distillation.validation_indices_ = _read_choosing(record, detector)
     if "n_features_in" in record.values:
-        detector.n_features_in_ = record.take_int("n_features_in", 1)
+        detector.n_features_in_ = record.read_int("n_features_in", 1)
     if "feature_names_in" in record.values:
-        names = record.take_list("feature_names_in", str)
+        names = record.read_list("feature_names_in", str)
         if len(names) != getattr(detector, "n_features_in_", None):
             raise ValueError(f"it has {len(names)} names of columns, but not so many columns")
         detector.feature_names_in_ = np.asarray(names, dtype=object)
     return detector
 
 
-def _put_choosing(record: Record, detector: Any) -> None:
+def _write_choosing(record: StateRecord, detector: Any) -> None:
     """Write which images students chose by, unless it shows from those that were held out."""
     choosing = detector.distillation_.validation_indices_
     if not np.array_equal(choosing, detector._share_out(detector.validation_indices_)[0]):
-        record.put(n_choosing=len(choosing))
-        record.put_tensor("choosing_indices", choosing.astype(np.int64))
+        record.write(n_choosing=len(choosing))
+        record.write_tensor("choosing_indices", choosing.astype(np.int64))
 
 
-def _take_choosing(record: Record, detector: Any) -> np.ndarray:
+def _read_choosing(record: StateRecord, detector: Any) -> np.ndarray:
     held_out = detector.validation_indices_
     if "n_choosing" not in record.values:
         return detector._share_out(held_out)[0]
-    choosing = record.take_array("choosing_indices", record.take_int("n_choosing"), dtype=np.int64)
+    choosing = record.read_array("choosing_indices", record.read_int("n_choosing"), dtype=np.int64)
     if not np.isin(choosing, held_out).all():
         raise ValueError("the images that its students chose by were not held out")
     return choosing
 
 
-def _put_features(record: Record, detector: Any) -> None:
-    features, part = detector.features_, record.put_part("features")
+def _write_features(record: StateRecord, detector: Any) -> None:
+    features, part = detector.features_, record.write_part("features")
     teacher = features._held_teacher()
-    put_parameters(part, features)
-    part.put(
+    write_parameters(part, features)
+    part.write(
         n_features_out=int(features._n_features_out),
         teacher_seed=int(features._teacher_seed),
         fingerprint=features.backbone_fingerprint_,
@@ -236,12 +236,12 @@ def _put_features(record: Record, detector: Any) -> None:
     )
     positions = positions_of(teacher.model)
     if positions is not None:
-        part.put(positions=[*positions.shape], positions_dtype=name_of(positions.dtype))
-        part.put_tensor("positions", positions)
+        part.write(positions=[*positions.shape], positions_dtype=name_of(positions.dtype))
+        part.write_tensor("positions", positions)
     if detector.store_backbone:
-        backbone = part.put_part("backbone")
+        backbone = part.write_part("backbone")
         for name, value in teacher.model.state_dict().items():
-            backbone.put_tensor(name, value)
+            backbone.write_tensor(name, value)
 
 
 class _Blueprint:
@@ -277,45 +277,47 @@ class _Blueprint:
         return blocks[index]
 
 
-def _take_features(record: Record) -> tuple[ViTFeatures, _Blueprint]:
-    part = record.take_part("features")
-    features = take_parameters(part, ViTFeatures)
+def _read_features(record: StateRecord) -> tuple[ViTFeatures, _Blueprint]:
+    part = record.read_part("features")
+    features = read_parameters(part, ViTFeatures)
     _require_image_size(features)
-    features._n_features_out = part.take_int("n_features_out", 1)
-    features._teacher_seed = part.take_int("teacher_seed")
-    features.backbone_fingerprint_ = part.take("fingerprint", str)
-    preprocessing = _take_preprocessing(part.take_part("preprocessing"))
+    features._n_features_out = part.read_int("n_features_out", 1)
+    features._teacher_seed = part.read_int("teacher_seed")
+    features.backbone_fingerprint_ = part.read("fingerprint", str)
+    preprocessing = _read_preprocessing(part.read_part("preprocessing"))
     blueprint = _Blueprint(features)
     features._teacher, features._positions = None, None
     if "positions" in part.values:
-        shape, dtype = part.take_list("positions", int), take_dtype(part, "positions_dtype")
-        features._positions = part.take_tensor("positions", *shape, dtype=dtype)
-    if part.take("has_backbone", bool):
-        features._teacher = _take_teacher(part.take_part("backbone"), features, preprocessing)
+        shape, dtype = part.read_list("positions", int), read_dtype(part, "positions_dtype")
+        features._positions = part.read_tensor("positions", *shape, dtype=dtype)
+    if part.read("has_backbone", bool):
+        features._teacher = _read_teacher(part.read_part("backbone"), features, preprocessing)
     part.close()
     return features, blueprint
 
 
-def _take_preprocessing(part: Record) -> Preprocessing:
-    size = part.take_list("image_size", int)
-    mean, std = (part.take_list(name, float) for name in ("mean", "std"))
+def _read_preprocessing(part: StateRecord) -> Preprocessing:
+    size = part.read_list("image_size", int)
+    mean, std = (part.read_list(name, float) for name in ("mean", "std"))
     if (len(size), len(mean), len(std)) != (2, 3, 3) or not np.isfinite([*mean, *std]).all():
         raise ValueError(f"{part.name} describes no preprocessing of RGB images")
     preprocessing = Preprocessing(
         image_size=(size[0], size[1]),
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
-        interpolation=part.take("interpolation", str),
+        interpolation=part.read("interpolation", str),
     )
     part.close()
     return preprocessing
 
 
-def _take_teacher(part: Record, features: ViTFeatures, preprocessing: Preprocessing) -> Teacher:
+def _read_teacher(
+    part: StateRecord, features: ViTFeatures, preprocessing: Preprocessing
+) -> Teacher:
     """The backbone that a file holds."""
     model = _Blueprint(features).model
     state = {
-        name: part.take_tensor(name, *value.shape, dtype=value.dtype)
+        name: part.read_tensor(name, *value.shape, dtype=value.dtype)
         for name, value in model.state_dict().items()
     }
     part.close()
@@ -329,12 +331,12 @@ def _take_teacher(part: Record, features: ViTFeatures, preprocessing: Preprocess
     return teacher
 
 
-def _take_densities(record: Record, n_features: dict[str, int]) -> dict[str, Any]:
-    part, density = record.take_part("density"), {}
+def _read_densities(record: StateRecord, n_features: dict[str, int]) -> dict[str, Any]:
+    part, density = record.read_part("density"), {}
     for space in list(part.values):
         if space not in n_features:
             raise ValueError(f"{part.name} is about the unknown space {space!r}")
-        density[space], n_taken = take_scorer(part.take_part(space))
+        density[space], n_taken = read_scorer(part.read_part(space))
         if n_taken != n_features[space]:
             raise ValueError(
                 f"its density of the {space} space takes {n_taken} features; there are "
@@ -345,10 +347,10 @@ def _take_densities(record: Record, n_features: dict[str, int]) -> dict[str, Any
     return density
 
 
-def _take_fusion(record: Record, density: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    part, fusion = record.take_part("fusion"), {}
+def _read_fusion(record: StateRecord, density: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    part, fusion = record.read_part("fusion"), {}
     for space in density:
-        values = part.take_list(space, float)
+        values = part.read_list(space, float)
         if len(values) != 2 or not np.isfinite(values).all() or values[1] <= 0:
             raise ValueError(f"{part.name}.{space} is {values}, no location and scale")
         fusion[space] = (values[0], values[1])
@@ -356,36 +358,36 @@ def _take_fusion(record: Record, density: dict[str, Any]) -> dict[str, tuple[flo
     return fusion
 
 
-def _put_patches(record: Record, normal: NormalPatches | None) -> None:
+def _write_patches(record: StateRecord, normal: NormalPatches | None) -> None:
     if normal is None:
         return
-    part = record.put_part("normal_patches")
-    part.put(
+    part = record.write_part("normal_patches")
+    part.write(
         **asdict(normal.layout),
         dim=len(normal.center),
         map_scale={method: float(scale) for method, scale in normal.map_scale.items()},
     )
     for name in ("center", "whitening", "location", "scale"):
-        part.put_tensor(name, getattr(normal, name))
+        part.write_tensor(name, getattr(normal, name))
 
 
-def _take_patches(record: Record, blocks: list[int]) -> NormalPatches | None:
+def _read_patches(record: StateRecord, blocks: list[int]) -> NormalPatches | None:
     if "normal_patches" not in record.values:
         return None
-    part = record.take_part("normal_patches")
-    rows, columns = part.take_int("rows", 1), part.take_int("columns", 1)
-    layout = PatchLayout(rows, columns, part.take_int("block"))
-    dim, scales = part.take_int("dim", 1), part.take_part("map_scale")
+    part = record.read_part("normal_patches")
+    rows, columns = part.read_int("rows", 1), part.read_int("columns", 1)
+    layout = PatchLayout(rows, columns, part.read_int("block"))
+    dim, scales = part.read_int("dim", 1), part.read_part("map_scale")
     if set(scales.values) != (set(METHODS) if blocks else {FEATURES}):
         raise ValueError(f"{scales.name} is about {', '.join(scales.values) or 'nothing'}")
     normal = NormalPatches(
         layout=layout,
         blocks=list(blocks),
-        center=part.take_tensor("center", dim, dtype=torch.float32),
-        whitening=part.take_tensor("whitening", dim, dim, dtype=torch.float32),
-        location=part.take_array("location", len(blocks) + 1),
-        scale=part.take_array("scale", len(blocks) + 1, positive=True),
-        map_scale={name: scales.take_number(name, positive=True) for name in list(scales.values)},
+        center=part.read_tensor("center", dim, dtype=torch.float32),
+        whitening=part.read_tensor("whitening", dim, dim, dtype=torch.float32),
+        location=part.read_array("location", len(blocks) + 1),
+        scale=part.read_array("scale", len(blocks) + 1, positive=True),
+        map_scale={name: scales.read_number(name, positive=True) for name in list(scales.values)},
     )
     part.close()
     return normal

@@ -10,11 +10,11 @@ import torch
 from skanomaly_vit.distillation._distillation import BlockDistillation, build_student
 from skanomaly_vit.distillation._ridge import RidgeStudent
 from skanomaly_vit.persistence._record import (
-    Record,
+    StateRecord,
     name_of,
-    put_parameters,
-    take_dtype,
-    take_parameters,
+    read_dtype,
+    read_parameters,
+    write_parameters,
 )
 
 
@@ -29,45 +29,45 @@ class Blocks(Protocol):
 _RIDGE_SHAPES = {"token_weight": (None, None), "mean_weight": (None, None), "bias": (1, None)}
 
 
-def put_distillation(record: Record, distillation: BlockDistillation) -> None:
+def write_distillation(record: StateRecord, distillation: BlockDistillation) -> None:
     """Write students, in the type that `student_dtype` says, and the history of their losses."""
-    put_parameters(record, distillation)
+    write_parameters(record, distillation)
     students: list[Any] = distillation.students_
     is_ridge = isinstance(students[0], RidgeStudent)
     stored = _stored_dtype(distillation)
-    record.put(
+    record.write(
         block_indices=[int(index) for index in distillation.block_indices_],
         kind="ridge" if is_ridge else "block",
         running_dtype=name_of(distillation._running_dtype),
         stored_dtype=name_of(stored),
-        history=[_put_epoch(epoch) for epoch in distillation.history_],
+        history=[_write_epoch(epoch) for epoch in distillation.history_],
     )
     if is_ridge:
-        record.put(dim=int(students[0].bias.shape[1]))
+        record.write(dim=int(students[0].bias.shape[1]))
     for index, student in zip(distillation.block_indices_, students, strict=True):
-        part = record.put_part("students").put_part(str(index))
+        part = record.write_part("students").write_part(str(index))
         for name, value in student.state_dict().items():
-            part.put_tensor(name, value.to(_stored_as(value.dtype, stored)))
+            part.write_tensor(name, value.to(_stored_as(value.dtype, stored)))
 
 
-def take_distillation(record: Record, blueprint: Blocks) -> BlockDistillation:
-    """The inverse of `put_distillation`, without a backbone."""
-    distillation = take_parameters(record, BlockDistillation)
-    blocks = record.take_list("block_indices", int)
+def read_distillation(record: StateRecord, blueprint: Blocks) -> BlockDistillation:
+    """The inverse of `write_distillation`, without a backbone."""
+    distillation = read_parameters(record, BlockDistillation)
+    blocks = record.read_list("block_indices", int)
     if not blocks or blocks != sorted(set(blocks)) or blocks[0] < 0:
         raise ValueError(f"{record.name}.block_indices is {blocks}")
-    running, stored = (take_dtype(record, name) for name in ("running_dtype", "stored_dtype"))
-    kind = record.take("kind", str)
+    running, stored = (read_dtype(record, name) for name in ("running_dtype", "stored_dtype"))
+    kind = record.read("kind", str)
     if kind not in ("ridge", "block"):
         raise ValueError(f"{record.name}.kind is {kind!r}")
-    dim = record.take_int("dim", 1) if kind == "ridge" else 0
-    students, parts = [], record.take_part("students")
+    dim = record.read_int("dim", 1) if kind == "ridge" else 0
+    students, parts = [], record.read_part("students")
     for index in blocks:
-        part = parts.take_part(str(index))
+        part = parts.read_part(str(index))
         template = blueprint.block(index) if kind == "block" else None
         shapes = _shapes_of(template, dim, running)
         state = {
-            name: part.take_tensor(name, *shape, dtype=_stored_as(dtype, stored)).to(dtype)
+            name: part.read_tensor(name, *shape, dtype=_stored_as(dtype, stored)).to(dtype)
             for name, (shape, dtype) in shapes.items()
         }
         students.append(build_student(state, template).to(running))
@@ -75,9 +75,10 @@ def take_distillation(record: Record, blueprint: Blocks) -> BlockDistillation:
     parts.close()
     distillation.students_, distillation.block_indices_ = students, blocks
     distillation._running_dtype = running
-    epochs = record.take_list("history", dict)
+    epochs = record.read_list("history", dict)
     distillation.history_ = [
-        _take_epoch(Record(epoch, {}, f"{record.name}.history"), len(blocks)) for epoch in epochs
+        _read_epoch(StateRecord(epoch, {}, f"{record.name}.history"), len(blocks))
+        for epoch in epochs
     ]
     record.close()
     return distillation
@@ -112,7 +113,7 @@ def _shapes_of(
     }
 
 
-def _put_epoch(epoch: dict[str, Any]) -> dict[str, Any]:
+def _write_epoch(epoch: dict[str, Any]) -> dict[str, Any]:
     """An epoch as JSON has it, where nan, the loss of a student that had stopped, is null."""
     losses: dict[str, Any] = {
         name: [None if math.isnan(value) else float(value) for value in epoch[name]]
@@ -122,20 +123,20 @@ def _put_epoch(epoch: dict[str, Any]) -> dict[str, Any]:
     return {"epoch": int(epoch["epoch"]), **losses, "seconds": float(epoch["seconds"])}
 
 
-def _take_epoch(record: Record, n_blocks: int) -> dict[str, Any]:
-    epoch: dict[str, Any] = {"epoch": record.take_int("epoch", 1)}
+def _read_epoch(record: StateRecord, n_blocks: int) -> dict[str, Any]:
+    epoch: dict[str, Any] = {"epoch": record.read_int("epoch", 1)}
     for name in ("train_loss", "valid_loss"):
         if name in record.values:
-            losses = record.take(name, list)
+            losses = record.read(name, list)
             if len(losses) != n_blocks:
                 raise ValueError(f"{record.name}.{name} has {len(losses)} values, not {n_blocks}")
-            numbers = Record(
+            numbers = StateRecord(
                 {str(i): value for i, value in enumerate(losses) if value is not None}, {}, name
             )
             epoch[name] = [
-                math.nan if value is None else numbers.take_number(str(i))
+                math.nan if value is None else numbers.read_number(str(i))
                 for i, value in enumerate(losses)
             ]
-    epoch["seconds"] = record.take_number("seconds")
+    epoch["seconds"] = record.read_number("seconds")
     record.close()
     return epoch

@@ -27,18 +27,18 @@ _TRANSPOSED = ".T"
 _LARGEST_INT = 2**53  # beyond, other programs read a JSON number as a float
 
 
-class Record:
+class StateRecord:
     """A part of a model: JSON values, and tensors whose names start with that of the part.
 
-    What is written with `put` and `put_tensor` is read with the methods that start with ``take``,
-    which raise a ValueError for what is missing, or not what it has to be.
+    `write`, `write_tensor` and `write_part` fill it. The methods that start with ``read`` empty it,
+    and raise a ValueError if a value is missing or of another type or shape than expected.
 
     Parameters
     ----------
     values : dict
-        JSON values; what is taken is removed.
+        JSON values; reading one removes it.
     tensors : dict of str to torch.Tensor
-        Those of all parts; what is taken is removed.
+        Of all parts; reading one removes it.
     name : str
         Of the part.
     """
@@ -48,11 +48,11 @@ class Record:
         self.tensors = tensors
         self.name = name
 
-    def put(self, **values: Any) -> None:
+    def write(self, **values: Any) -> None:
         """Write JSON values."""
         self.values.update(values)
 
-    def put_tensor(self, key: str, value: np.ndarray | torch.Tensor) -> None:
+    def write_tensor(self, key: str, value: np.ndarray | torch.Tensor) -> None:
         """Write a tensor in its own layout, by rows or by columns."""
         tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         tensor, name = tensor.detach().cpu(), f"{self.name}.{key}"
@@ -61,11 +61,11 @@ class Record:
         # Of its own: safetensors refuses tensors that share memory.
         self.tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
 
-    def put_part(self, key: str) -> Record:
+    def write_part(self, key: str) -> StateRecord:
         """Begin a part of this part."""
-        return Record(self.values.setdefault(key, {}), self.tensors, f"{self.name}.{key}")
+        return StateRecord(self.values.setdefault(key, {}), self.tensors, f"{self.name}.{key}")
 
-    def take(self, key: str, kind: type | tuple[type, ...]) -> Any:
+    def read(self, key: str, kind: type | tuple[type, ...]) -> Any:
         """A value of a type."""
         if key not in self.values:
             raise ValueError(f"{self.name} lacks {key!r}")
@@ -75,43 +75,43 @@ class Record:
             raise ValueError(f"{self.name}.{key} is of type {type(value).__name__}")
         return value
 
-    def take_part(self, key: str) -> Record:
+    def read_part(self, key: str) -> StateRecord:
         """A part of this part."""
-        return Record(self.take(key, dict), self.tensors, f"{self.name}.{key}")
+        return StateRecord(self.read(key, dict), self.tensors, f"{self.name}.{key}")
 
-    def take_int(self, key: str, lowest: int = 0) -> int:
+    def read_int(self, key: str, lowest: int = 0) -> int:
         """An integer from `lowest` on, of a size that any program reads."""
-        value = self.take(key, int)
+        value = self.read(key, int)
         if not lowest <= value <= _LARGEST_INT:
             raise ValueError(f"{self.name}.{key} is {value}")
         return value
 
-    def take_number(self, key: str, *, positive: bool = False) -> float:
+    def read_number(self, key: str, *, positive: bool = False) -> float:
         """A finite number."""
-        value = float(self.take(key, (int, float)))
+        value = float(self.read(key, (int, float)))
         if not math.isfinite(value) or (positive and value <= 0):
             raise ValueError(f"{self.name}.{key} is {value}")
         return value
 
-    def take_list(self, key: str, kind: type) -> list[Any]:
+    def read_list(self, key: str, kind: type) -> list[Any]:
         """A list of values of one type."""
-        items = self.take(key, list)
+        items = self.read(key, list)
         return [
-            Record({str(i): item}, self.tensors, f"{self.name}.{key}").take(str(i), kind)
+            StateRecord({str(i): item}, self.tensors, f"{self.name}.{key}").read(str(i), kind)
             for i, item in enumerate(items)
         ]
 
-    def take_array(
+    def read_array(
         self, key: str, *shape: int, dtype: Any = np.float64, positive: bool = False
     ) -> np.ndarray:
         """A finite array of exactly this shape and type."""
         kind = torch.from_numpy(np.empty(0, dtype)).dtype
-        array = self.take_tensor(key, *shape, dtype=kind).numpy()
+        array = self.read_tensor(key, *shape, dtype=kind).numpy()
         if positive and not (array > 0).all():
             raise ValueError(f"{self.name}.{key} holds values that are not positive")
         return array
 
-    def take_tensor(self, key: str, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    def read_tensor(self, key: str, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """A finite tensor of exactly this shape and type, in the layout that was written."""
         name = f"{self.name}.{key}"
         if name in self.tensors:
@@ -130,19 +130,19 @@ class Record:
         return tensor
 
     def close(self) -> None:
-        """Refuse what was not taken."""
+        """Reject values that nothing has read."""
         if self.values:
             raise ValueError(f"{self.name} holds {', '.join(map(repr, self.values))}: unknown here")
 
 
-def put_parameters(
-    record: Record, estimator: BaseEstimator, describe: Callable[[Any], Any] | None = None
+def write_parameters(
+    record: StateRecord, estimator: BaseEstimator, describe: Callable[[Any], Any] | None = None
 ) -> None:
     """Write the parameters of an estimator, but for those that are about a machine.
 
     Parameters
     ----------
-    record : Record
+    record : StateRecord
     estimator : estimator
     describe : callable or None
         Gives JSON for a parameter that has none of its own, or raises a ValueError.
@@ -158,24 +158,24 @@ def put_parameters(
         for name, value in estimator.get_params(deep=False).items()
         if name not in MACHINE_PARAMETERS
     }
-    record.put(parameters=values)
+    record.write(parameters=values)
 
 
-def take_parameters(
-    record: Record,
+def read_parameters(
+    record: StateRecord,
     estimator_class: type[Estimator],
-    build: Callable[[Record], Any] | None = None,
+    build: Callable[[StateRecord], Any] | None = None,
 ) -> Estimator:
-    """The estimator that `put_parameters` wrote, not fitted.
+    """The estimator that `write_parameters` wrote, not fitted.
 
     Parameters
     ----------
-    record : Record
+    record : StateRecord
     estimator_class : type
     build : callable or None
         Makes a value of a record, the inverse of `describe`.
     """
-    written = record.take("parameters", dict)
+    written = record.read("parameters", dict)
     estimator = estimator_class()
     known = estimator.get_params(deep=False).keys() - set(MACHINE_PARAMETERS)
     if unknown := written.keys() - known:
@@ -184,7 +184,7 @@ def take_parameters(
     if build is not None:
         for name, value in values.items():
             if isinstance(value, dict):
-                values[name] = build(Record(value, record.tensors, f"{record.name}.{name}"))
+                values[name] = build(StateRecord(value, record.tensors, f"{record.name}.{name}"))
     estimator.set_params(**values)
     validate_parameter_constraints(
         estimator._parameter_constraints,
@@ -199,9 +199,9 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def take_dtype(record: Record, key: str) -> torch.dtype:
+def read_dtype(record: StateRecord, key: str) -> torch.dtype:
     """The inverse of `name_of`, for floating types."""
-    name = record.take(key, str)
+    name = record.read(key, str)
     if name not in ("float16", "bfloat16", "float32", "float64"):
         raise ValueError(f"{record.name}.{key} is {name!r}")
     return getattr(torch, name)
