@@ -29,7 +29,7 @@ from sklearn.metrics import roc_auc_score
 from skanomaly_vit import ExcessDensity, GaussianDensity, KNNDensity
 from skanomaly_vit._backbone.teacher import BlockCall, Teacher, load_teacher
 from skanomaly_vit._images.source import open_images
-from skanomaly_vit.distillation._ridge import RidgeStatistics, RidgeStudent
+from skanomaly_vit.distillation._ridge import RidgeModule, RidgeStatistics
 
 N_FOLDS = 5
 N_SEEN = 2000  # training images of the multimodal setting whose discrepancies are computed
@@ -64,7 +64,7 @@ def parse_args() -> argparse.Namespace:
     add("--data", type=Path, required=True, metavar="PATH", help="train/<class>/")
     add("--train", type=positive, default=500, help="images a class; default: 500")
     add("--choose", type=positive, default=100, help="images a class; default: 100")
-    add("--alpha", type=float, default=0.01, help="ridge_alpha of the students; default: 0.01")
+    add("--alpha", type=float, default=0.01, help="alpha of RidgeStudent; default: 0.01")
     add("--seed", type=not_negative, default=0, help="default: 0")
     add("--output", type=Path, required=True, metavar="CSV")
     return parser.parse_args()
@@ -209,14 +209,14 @@ def statistics(tokens: Tokens, block: int, positions: np.ndarray) -> RidgeStatis
     return sums
 
 
-def solve(parts: Iterator[RidgeStatistics], alpha: float) -> RidgeStudent:
+def solve(parts: Iterator[RidgeStatistics], alpha: float) -> RidgeModule:
     grams, crosses = zip(*((part.gram, part.cross) for part in parts), strict=True)
     weights = RidgeStatistics(sum(grams), sum(crosses)).solve(alpha).float()
     dim = weights.shape[1]
-    return RidgeStudent(*weights.split([dim, dim, 1]))
+    return RidgeModule(*weights.split([dim, dim, 1]))
 
 
-def errors(student: RidgeStudent, tokens: Tokens, block: int, positions: np.ndarray) -> np.ndarray:
+def errors(student: RidgeModule, tokens: Tokens, block: int, positions: np.ndarray) -> np.ndarray:
     return np.concatenate(
         [
             (student(call.tokens) - call.output).square().mean(dim=(1, 2)).numpy()

@@ -26,6 +26,7 @@ from harness import positive, print_circumstances
 from PIL import Image
 
 from skanomaly_vit import TransformalyDetector
+from skanomaly_vit.distillation import BlockStudent
 
 
 def main() -> None:
@@ -70,10 +71,10 @@ def make_sides(
     few, batch_size = images[:16], args.batch_size
     options = {"n_blocks": 10, "batch_size": batch_size, "random_state": 0}
     ridge = TransformalyDetector(student="ridge", **options).fit(few)
-    block = TransformalyDetector(student="block", max_epochs=1, **options).fit(few)
+    block = TransformalyDetector(student=BlockStudent(max_epochs=1), **options).fit(few)
     model = ridge.features_._teacher.model
     students = TransformalyDetector(
-        student="block", max_epochs=1, **options | {"n_blocks": None}
+        student=BlockStudent(max_epochs=1), **options | {"n_blocks": None}
     ).fit(few)
     tensors = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255)
     batches = list(tensors.sub(0.45).div(0.225).split(batch_size))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from backbones import family
 from images import blobs
+from students import with_student
 
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._backbone.teacher import Teacher
@@ -41,7 +42,7 @@ def make_detector(tiny):
 
     def make(**parameters):
         quick = {"backbone": tiny, "n_blocks": 2, "max_epochs": 2, "random_state": 0}
-        return TransformalyDetector(**quick | parameters)
+        return TransformalyDetector(**with_student(**quick | parameters))
 
     return make
 

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Collection
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -59,6 +59,34 @@ class ImageEstimator(BaseEstimator):
     device: str | torch.device | None
     n_jobs: int | None
     memory: Any
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters of this estimator, and of the parts that are estimators.
+
+        Parameters
+        ----------
+        **params : dict
+            Values by name; ``part__name`` is the parameter `name` of a part.
+
+        Returns
+        -------
+        self : estimator
+            With other parameters.
+
+        Raises
+        ------
+        ValueError
+            If there is no such parameter, or the part is given by its name and has none.
+        """
+        for name in params:
+            part, _, inner = name.partition("__")
+            held = params.get(part, getattr(self, part, None))
+            if inner and isinstance(held, str):
+                raise ValueError(
+                    f"{name} cannot be set, since {part}={held!r} is a name. Pass the part itself, "
+                    f"such as student=RidgeStudent() or density=KNNDensity(), and set its {inner}."
+                )
+        return super().set_params(**params)
 
     def _open(self, X: Any, *, reset: bool, on_error: str = "raise") -> ImageSource:
         source = open_images(
@@ -182,15 +210,9 @@ def _name(backbone: Backbone) -> str:
 #: Constraints of the parameters that govern the training of students.
 TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
     "n_blocks": [Interval(Integral, 1, None, closed="left"), None],
-    "student": [StrOptions({"ridge", "block"})],
-    "ridge_alpha": [Interval(Real, 0, None, closed="neither")],
-    "max_epochs": [Interval(Integral, 1, None, closed="left")],
-    "learning_rate": [Interval(Real, 0, None, closed="neither")],
     "validation_fraction": [Interval(Real, 0, 1, closed="left")],
-    "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
     "activation_cache": [Interval(Integral, 0, None, closed="left")],
     "student_dtype": [StrOptions({"float16", "bfloat16"}), None],
-    "patience": [Interval(Integral, 1, None, closed="left")],
     "checkpoint_dir": [str, os.PathLike, None],
     "verbose": ["verbose"],
 }
@@ -277,3 +299,18 @@ def _split_groups(
             "validation_fraction, or validation_fraction=0."
         )
     return train, validation
+
+
+def share_out(held_out: np.ndarray, groups: Any, *, chooses: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out images that students choose their best state by, and those that calibrate.
+
+    Students that choose by none leave all to the calibration. Of `groups`, of all images, each
+    goes to one side.
+    """
+    if not chooses:
+        return held_out, held_out
+    group = np.arange(len(held_out))
+    if groups is not None:
+        group = np.unique(np.asarray(groups)[held_out], return_inverse=True)[1]
+    is_choosing = group % 2 == 1
+    return held_out[is_choosing], held_out[~is_choosing]

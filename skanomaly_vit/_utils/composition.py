@@ -22,3 +22,13 @@ def _parts(estimator: Any) -> Iterator[Any]:
     for part in (*inner, *steps):
         if part is not None and not isinstance(part, str):
             yield from _parts(part)
+
+
+def seed_estimator(estimator: Any, seed: int) -> Any:
+    """Set every ``random_state`` of an estimator and its parts that is ``None`` to `seed`."""
+    unseeded = {
+        name: seed
+        for name, value in estimator.get_params(deep=True).items()
+        if value is None and (name == "random_state" or name.endswith("__random_state"))
+    }
+    return estimator.set_params(**unseeded)

@@ -27,6 +27,8 @@ class CalibratedMixin(OutlierMixin):
     random_state: int | np.random.RandomState | None
     calibration_scores_: np.ndarray | None
     offset_: float
+    contamination_: float | None
+    _contamination_then: float  # the parameter when the threshold was set
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Score of images relative to the threshold.
@@ -155,7 +157,7 @@ class CalibratedMixin(OutlierMixin):
         Returns
         -------
         self : estimator
-            With another `offset_`; parameters stay.
+            With another `offset_` and `contamination_`; parameters stay.
 
         Raises
         ------
@@ -171,6 +173,7 @@ class CalibratedMixin(OutlierMixin):
         if not 0 < target_fpr < 1:
             raise ValueError(f"target_fpr={target_fpr!r} is not in (0, 1)")
         self.offset_ = conformal_threshold(known, target_fpr)
+        self.contamination_, self._contamination_then = target_fpr, self.contamination
         return self
 
     def drift(self, X: Any, *, anomaly_share: float | None = None) -> Bunch:

@@ -21,6 +21,7 @@ from skanomaly_vit._backbone.image_estimator import (
     TRAINING_CONSTRAINTS,
     ImageEstimator,
     draw_seed,
+    share_out,
     split_validation,
 )
 from skanomaly_vit._backbone.patches import METHODS, PatchSample, layout_of
@@ -38,10 +39,12 @@ from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
 from skanomaly_vit.detector._fit_summary import FitSummary
 from skanomaly_vit.detector._fusion import FittedDensities, fit_densities, score_shards, sum_spaces
 from skanomaly_vit.detector._partial_fit import require_updatable, update_densities
-from skanomaly_vit.detector._recipes import RECIPES, resolve
+from skanomaly_vit.detector._recipes import RECIPES, describe_recipe, resolve
 from skanomaly_vit.detector._saving import load_detector, save_detector
 from skanomaly_vit.distillation import BlockDistillation
+from skanomaly_vit.distillation._by_name import STUDENT_CONSTRAINT, STUDENTS
 from skanomaly_vit.distillation._checkpoints import Checkpoints, check_checkpoint_dir
+from skanomaly_vit.distillation._student import BaseStudent
 from skanomaly_vit.distributed._torchrun import agreed
 from skanomaly_vit.features import ViTFeatures
 
@@ -60,28 +63,60 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     last blocks. A density is fitted in each space; the score of an image is the sum of its two
     log-likelihoods, each on the scale of the normal images.
 
+    The parameters come in five groups: what to look for (`backbone` to `contamination`, those that
+    most users touch), backbone and images (`pretrained` to `on_error`), students (`student` to
+    `activation_cache`), score and threshold (`recipe` to `validation_fraction`), machine
+    (`batch_size` to `verbose`).
+
     Parameters
     ----------
     backbone : str or torch.nn.Module, default="embedded"
         ``"embedded"`` (the small ViT that ships with the package), the name of a timm model
         with transformer blocks in ``.blocks`` (the paper's is
         ``"vit_base_patch16_384.augreg_in21k_ft_in1k"``), or such a network. A network is copied.
-    pretrained : bool, str or path-like, default=True
-        ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
-        draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
-        read as tensors only. Of no effect if `backbone` is a network.
     image_size : int, tuple of (int, int) or None, default=None
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
-    image_shape : tuple of (int, int, int) or None, default=None
-        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
-    recipe : {"default", "paper"}, default="default"
-        What the parameters that are ``"auto"`` stand for: what was most accurate on the data
-        that we measured, or the values of the paper.
     n_blocks : int or None, default=10
-        How many of the last blocks get a student. ``None`` is all blocks.
+        Number of last blocks that get a student. ``None`` is all blocks.
     pca_variance : float, None or "auto", default="auto"
         Share in (0, 1) of the variance of the pre-trained features that a whitening PCA keeps.
         ``None`` leaves them as they are. ``"auto"`` is ``None``; in the paper's recipe 0.9.
+    contamination : float, default=0.05
+        Accepted share in (0, 0.5] of *false alarms*: normal images that may be flagged. `offset_`
+        is the score at which the p-value, among held-out images, reaches it; that takes at least
+        ``1 / contamination - 1`` held-out images. Changed after `fit`, it does not move the
+        threshold, and `predict` warns once: call `set_threshold`, or fit again.
+    pretrained : bool, str or path-like, default=True
+        ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
+        draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
+        read as tensors only. Ignored if `backbone` is a network.
+    store_backbone : bool, default=False
+        Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
+        as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
+    image_shape : tuple of (int, int, int) or None, default=None
+        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded, so that a small
+        file cannot fill the memory. ``None`` is no limit.
+    on_error : {"raise", "nan"}, default="raise"
+        What scoring does about unreadable images. ``"raise"`` raises an error that names them.
+        ``"nan"`` warns of them (`UnreadableImageWarning`): their score is NaN, their label -1,
+        their map empty; all others get what they get without them. `fit` always raises.
+    student : {"ridge", "block", "auto"} or estimator, default="auto"
+        The imitation of a block: `RidgeStudent`, `BlockStudent` (a name stands for its default
+        parameters), or any estimator with ``fit(batches)`` and ``predict(tokens)``, cloned for
+        each block. ``"auto"`` is ``RidgeStudent()``; in the paper's recipe ``BlockStudent(
+        max_epochs=30, learning_rate=1e-4, learning_rate_schedule="constant", patience=30)``.
+    student_dtype : {"float16", "bfloat16"} or None, default=None
+        Type that students are rounded to, and stored in by pickles. ``None`` is the backbone's.
+    activation_cache : int, default=2**30
+        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
+        that they pass through it once and not in every epoch. The result does not depend on it.
+    recipe : {"default", "paper"}, default="default"
+        Values of the parameters that are ``"auto"``: those that were most accurate on the data
+        that we measured, or those of the paper. `recipe_` holds them after `fit`.
+    feature_spaces : {"both", "pretrained", "discrepancy"}, default="both"
+        The spaces that count. With ``"pretrained"`` no students are trained.
     density : {"gaussian", "gmm", "knn", "excess", "auto"} or estimator, default="auto"
         The density scorer, cloned for each space: `GaussianDensity`, `GaussianMixtureDensity`,
         `KNNDensity`, `ExcessDensity`, or any estimator with ``fit`` and ``score_samples`` (higher
@@ -93,52 +128,12 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         ``"standardized"`` first brings each to mean 0 and standard deviation 1 on the training
         images, so that both weigh alike. ``"auto"`` is ``"standardized"``; in the paper's recipe
         ``"product"``.
-    feature_spaces : {"both", "pretrained", "discrepancy"}, default="both"
-        The spaces that count. With ``"pretrained"`` no students are trained.
-    student : {"ridge", "block", "auto"}, default="auto"
-        What imitates a block. ``"ridge"`` is a linear map from a token and the mean token of
-        its image to what the block adds to the token, solved in closed form in one pass.
-        ``"block"`` is a block of the same architecture, started at random and trained by
-        gradient descent. ``"auto"`` is ``"ridge"``; in the paper's recipe ``"block"``.
-    ridge_alpha : float, default=0.01
-        Penalty on the weights of ridge students, relative to the mean square of their inputs.
-    max_epochs : int or "auto", default="auto"
-        Passes over the training images to train block students; ridge students need one.
-        ``"auto"`` is 3; in the paper's recipe 30.
-    learning_rate : float or "auto", default="auto"
-        Of Adam, for block students; the peak under the one-cycle schedule. ``"auto"`` is 1e-3;
-        in the paper's recipe 1e-4.
-    learning_rate_schedule : {"one_cycle", "constant", "auto"}, default="auto"
-        ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`, while
-        Adam's beta1 falls from 0.95 to 0.85 and rises again; a single step is taken at
-        `learning_rate`. ``"auto"`` is ``"one_cycle"``; in the paper's recipe ``"constant"``.
     validation_fraction : float, default=0.2
         Share of the images in [0, 1) that neither students nor densities learn from. They set
         the threshold and choose each block student's best epoch. With 0 the threshold comes
         from the training images, on which scores are too high, and the last epoch counts.
-    patience : int or "auto", default="auto"
-        A block student that has not improved on the held-out images for so many epochs is
-        not trained further. ``"auto"`` is 3; in the paper's recipe 30, which is never.
-    activation_cache : int, default=2**30
-        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
-        that they pass through it once and not in every epoch. The result does not depend on it.
-    student_dtype : {"float16", "bfloat16"} or None, default=None
-        Type that students are rounded to, and stored in by pickles. ``None`` is the backbone's.
-    contamination : float, default=0.05
-        Share in (0, 0.5] of normal images that may be flagged: `offset_` is the score at which
-        the p-value, among held-out images, reaches it. It takes ``1 / contamination - 1`` of them.
-    max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are refused before they are decoded, lest a small file
-        fill the memory. ``None`` is no limit.
-    on_error : {"raise", "nan"}, default="raise"
-        What scoring does about images that cannot be read. ``"raise"`` is an error that names
-        them. ``"nan"`` is a warning that names them (`UnreadableImageWarning`): their score is NaN,
-        their label -1, their map empty; all others get what they get without them. `fit` raises.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
-    store_backbone : bool, default=False
-        Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
-        as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
     device : str, torch.device or None, default=None
         Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU; under torchrun
         each rank's own GPU.
@@ -151,16 +146,16 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         an object such as `joblib.Memory`. The keys are the contents of images, the weights of the
         backbone and the parameters that matter. Results are the same with or without.
     checkpoint_dir : str, path-like or None, default=None
-        A folder for checkpoints: a `fit` that was stopped, by whatever, and is started again with
-        the same images and parameters goes on after the last epoch, or the last minute of the
-        pass for ridge students, and ends with the same to the bit. Checkpoints of other images or
-        parameters are left alone, with a warning; those of a `fit` that has ended well are removed.
-        Needs a `random_state`.
+        A folder for checkpoints. A `fit` that was stopped and is started again with the same
+        images and parameters resumes after the last epoch, or the last minute of the pass for
+        ridge students, and ends with the same result to the bit. Checkpoints of other images or
+        parameters are left alone, with a warning; `fit` removes its own when it ends well. Needs
+        a `random_state`, and a student of this package.
     random_state : int, RandomState instance or None, default=None
         Seed of the validation split, block students' weights, the order of images, densities.
         An int gives the same scores to the bit on the same machine, whatever `n_jobs`.
     verbose : int, default=0
-        Above 0, what is being done goes to the logger ``"skanomaly_vit"``, a line per epoch.
+        Above 0, progress goes to the logger ``"skanomaly_vit"``, a line per epoch.
 
     Attributes
     ----------
@@ -177,6 +172,11 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         Scores of held-out images that nothing was learned from or chosen by: all held-out ones,
         or with block students, which choose their epochs by the others, every second one (or
         group of `fit`). ``None`` with ``validation_fraction=0``.
+    contamination_ : float or None
+        Rate of false alarms that the threshold was set at, by `fit` or `set_threshold`.
+    recipe_ : Bunch
+        What ``"auto"`` became: `student` (None without students), `pca_variance`, `density` (a
+        dict with the scorer of each space, not fitted) and `fusion`.
     fusion_ : dict
         Location and scale that each space's score is standardised by; (0, 1) for ``"product"``.
     validation_indices_ : ndarray of int
@@ -228,16 +228,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
         **TRAINING_CONSTRAINTS,
-        **{
-            name: [*TRAINING_CONSTRAINTS[name], StrOptions({AUTO})]
-            for name in (
-                "student",
-                "max_epochs",
-                "learning_rate",
-                "learning_rate_schedule",
-                "patience",
-            )
-        },
+        "student": [StrOptions({AUTO, *STUDENTS}), *STUDENT_CONSTRAINT[1:]],
         "recipe": [StrOptions(set(RECIPES))],
         "pca_variance": [Interval(Real, 0, 1, closed="neither"), StrOptions({AUTO}), None],
         "density": [StrOptions({AUTO, *DENSITIES}), HasMethods(["fit", "score_samples"])],
@@ -250,30 +241,30 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     def __init__(
         self,
         *,
+        # What to look for
         backbone: str | torch.nn.Module = "embedded",
-        pretrained: bool | str | PathLike[str] = True,
         image_size: int | tuple[int, int] | None = None,
-        image_shape: tuple[int, int, int] | None = None,
-        recipe: str = "default",
         n_blocks: int | None = 10,
         pca_variance: float | str | None = "auto",
-        density: Any = "auto",
-        fusion: str = "auto",
-        feature_spaces: str = "both",
-        student: str = "auto",
-        ridge_alpha: float = 0.01,
-        max_epochs: int | str = "auto",
-        learning_rate: float | str = "auto",
-        learning_rate_schedule: str = "auto",
-        validation_fraction: float = 0.2,
-        patience: int | str = "auto",
-        activation_cache: int = 2**30,
-        student_dtype: str | None = None,
         contamination: float = 0.05,
+        # Backbone and images
+        pretrained: bool | str | PathLike[str] = True,
+        store_backbone: bool = False,
+        image_shape: tuple[int, int, int] | None = None,
         max_pixels: int | None = MAX_PIXELS,
         on_error: str = "raise",
+        # Students
+        student: Any = "auto",
+        student_dtype: str | None = None,
+        activation_cache: int = 2**30,
+        # Score and threshold
+        recipe: str = "default",
+        feature_spaces: str = "both",
+        density: Any = "auto",
+        fusion: str = "auto",
+        validation_fraction: float = 0.2,
+        # Machine
         batch_size: int = 32,
-        store_backbone: bool = False,
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
         memory: Any = None,
@@ -282,29 +273,24 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         verbose: int = 0,
     ) -> None:
         self.backbone = backbone
-        self.pretrained = pretrained
         self.image_size = image_size
-        self.image_shape = image_shape
-        self.recipe = recipe
         self.n_blocks = n_blocks
         self.pca_variance = pca_variance
-        self.density = density
-        self.fusion = fusion
-        self.feature_spaces = feature_spaces
-        self.student = student
-        self.ridge_alpha = ridge_alpha
-        self.max_epochs = max_epochs
-        self.learning_rate = learning_rate
-        self.learning_rate_schedule = learning_rate_schedule
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.activation_cache = activation_cache
-        self.student_dtype = student_dtype
         self.contamination = contamination
+        self.pretrained = pretrained
+        self.store_backbone = store_backbone
+        self.image_shape = image_shape
         self.max_pixels = max_pixels
         self.on_error = on_error
+        self.student = student
+        self.student_dtype = student_dtype
+        self.activation_cache = activation_cache
+        self.recipe = recipe
+        self.feature_spaces = feature_spaces
+        self.density = density
+        self.fusion = fusion
+        self.validation_fraction = validation_fraction
         self.batch_size = batch_size
-        self.store_backbone = store_backbone
         self.device = device
         self.n_jobs = n_jobs
         self.memory = memory
@@ -313,7 +299,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         self.verbose = verbose
 
     @with_callbacks
-    @_fit_context(prefer_skip_nested_validation=False)  # `density` may be an estimator
+    @_fit_context(prefer_skip_nested_validation=False)  # `density`, `student`: estimators
     def fit(self, X: Any, y: Any = None, groups: Any = None) -> TransformalyDetector:
         """Learn what normal images look like.
 
@@ -350,16 +336,19 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         """
         warn_about_labels(y, stacklevel=4)  # past the two decorators
         check_checkpoint_dir(self.checkpoint_dir, self.random_state)
+        values = resolve(self)
+        student = self._make_student(values)
         source = self._open(X, reset=True)
         rng = agreed(check_random_state(self.random_state))
         # A density needs two images to see any spread.
         split = split_validation(
             len(source), self.validation_fraction, rng, min_train=2, groups=groups
         )
-        context = self._init_callback_context(max_subtasks=self._max_subtasks())
+        n_epochs = student._n_epochs if student else 0
+        context = self._init_callback_context(max_subtasks=n_epochs + 1)
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
-        shares = self._share_out(split[1], groups)
-        self._fit(source, split, shares, rng, Progress(self, context))
+        shares = share_out(split[1], groups, chooses=student is not None and student._chooses)
+        self._fit(source, split, shares, student, values, rng, Progress(self, context))
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
@@ -610,16 +599,18 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     def _score(self, batches: Iterable[Embedded]) -> dict[str, np.ndarray]:
         return score_shards(self.density_, self.fusion_, in_shards(batches))
 
-    def _max_subtasks(self) -> int:
+    def _make_student(self, values: dict[str, Any]) -> BaseStudent | None:
         if DISCREPANCY not in SPACES[self.feature_spaces]:
-            return 1
-        return self._part(BlockDistillation)._n_epochs() + 1
+            return None
+        return self._part(BlockDistillation, values)._make_student()
 
     def _fit(
         self,
         source: ImageSource,
         split: tuple[np.ndarray, np.ndarray],
         shares: tuple[np.ndarray, np.ndarray],
+        student: BaseStudent | None,
+        values: dict[str, Any],
         rng: np.random.RandomState,
         progress: Progress,
     ) -> None:
@@ -629,19 +620,18 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
         layout = layout_of(teacher)
         distillation: BlockDistillation | None = None
-        if DISCREPANCY in SPACES[self.feature_spaces]:
-            distillation = self._part(BlockDistillation)
+        if student is not None:
+            distillation = self._part(BlockDistillation, values)
             passes = distillation._fitting_passes(teacher, source, [layout.block] if layout else [])
         else:
             passes = self._passes(teacher, source)
-        features = self._part(ViTFeatures)._adopt(passes, teacher_seed)
+        features = self._part(ViTFeatures, values)._adopt(passes, teacher_seed)
         checkpoints = Checkpoints()
-        if distillation is not None:
+        if distillation is not None and student is not None:
             checkpoints = distillation._fit_students(
-                passes, (split[0], choosing), students_seed, progress
+                student, passes, (split[0], choosing), students_seed, progress
             )
             distillation._hold(teacher, teacher_seed)
-        values = resolve(self)
         with FeatureStore() as store:
             with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
                 students = self._students_on(teacher.device, distillation)
@@ -664,6 +654,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         # Last, lest a fit that fails leaves half of a new state in an old one.
         self.features_, self.distillation_ = features, distillation
         self._set_densities(fitted)
+        self.recipe_ = describe_recipe(values, fitted.density, distillation)
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
         self._normal_patches = normal_patches
         checkpoints.discard()
@@ -679,7 +670,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
                     kept,
                     store,
                     validation_fraction=self.validation_fraction,
-                    fusion=resolve(self)["fusion"],
+                    fusion=self.recipe_.fusion,
                     contamination=self.contamination,
                 )
         self._set_densities(fitted)
@@ -688,20 +679,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     def _set_densities(self, fitted: FittedDensities) -> None:
         self.density_, self.fusion_ = fitted.density, fitted.fusion
         self.calibration_scores_, self.offset_ = fitted.calibration_scores, fitted.offset
+        self.contamination_: float | None = self.contamination
+        self._contamination_then = self.contamination
         self._fit_summary: FitSummary | None = fitted.summary
-
-    def _share_out(self, held_out: np.ndarray, groups: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Held-out images that block students choose their epochs by, and those that calibrate.
-
-        Others choose by none, and all calibrate. Of `groups`, of all images, each goes to one side.
-        """
-        if resolve(self)["student"] == "ridge" or self.feature_spaces == PRETRAINED:
-            return held_out, held_out
-        group = np.arange(len(held_out))
-        if groups is not None:
-            group = np.unique(np.asarray(groups)[held_out], return_inverse=True)[1]
-        is_choosing = group % 2 == 1
-        return held_out[is_choosing], held_out[~is_choosing]
 
     @staticmethod
     def _students_on(
@@ -709,8 +689,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     ) -> dict[int, torch.nn.Module]:
         return distillation._students_on(device) if distillation else {}
 
-    def _part(self, estimator_class: type[Any]) -> Any:
+    def _part(self, estimator_class: type[Any], values: dict[str, Any]) -> Any:
         """An estimator that the detector is made of, with the detector's parameters."""
         names = estimator_class().get_params(deep=False)
         own = {name: getattr(self, name) for name in names}
-        return estimator_class(**own | {k: v for k, v in resolve(self).items() if k in own})
+        return estimator_class(**own | {k: v for k, v in values.items() if k in own})

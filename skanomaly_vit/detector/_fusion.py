@@ -16,6 +16,7 @@ from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
 from skanomaly_vit._caching.memory import LRUCache
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import validate_parameter_constraints
+from skanomaly_vit._utils.composition import seed_estimator
 from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit.calibration import conformal_threshold
 from skanomaly_vit.density._base import MomentDensity, StandardizedDensity
@@ -180,12 +181,7 @@ def fit_density(
         With ``score_samples``.
     """
     scorer = DENSITIES[density]() if isinstance(density, str) else clone(density)
-    unseeded = {
-        name: seed
-        for name, value in scorer.get_params(deep=True).items()
-        if value is None and (name == "random_state" or name.endswith("__random_state"))
-    }
-    scorer.set_params(**unseeded)
+    seed_estimator(scorer, seed)
     if isinstance(scorer, StandardizedDensity):
         validate_parameter_constraints(
             scorer._parameter_constraints,

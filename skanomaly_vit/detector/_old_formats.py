@@ -4,13 +4,68 @@ from __future__ import annotations
 
 from typing import Any
 
+#: Name of a parameter in formats 1 and 2, and of the parameter of `BlockStudent` that it became.
+_BLOCK_PARAMETERS = ("max_epochs", "learning_rate", "learning_rate_schedule", "patience")
+
+#: Values that "auto" stood for, in each recipe.
+_AUTO: dict[str, dict[str, Any]] = {
+    "default": {
+        "student": "ridge",
+        "max_epochs": 3,
+        "learning_rate": 1e-3,
+        "learning_rate_schedule": "one_cycle",
+        "patience": 3,
+    },
+    "paper": {
+        "student": "block",
+        "max_epochs": 30,
+        "learning_rate": 1e-4,
+        "learning_rate_schedule": "constant",
+        "patience": 30,
+    },
+}
+
 
 def upgrade(values: dict[str, Any], version: int) -> None:
     """Change the values of a file of format `version` in place; what is missing stays missing."""
     if version < 3:
         detector = _part(values, "detector")
-        for estimator in (detector, _part(detector, "distillation")):
-            _part(estimator, "parameters").pop("token_fraction", None)
+        distillation = _part(detector, "distillation")
+        for estimator in (detector, distillation):
+            _upgrade_student(_part(estimator, "parameters"))
+        if "kind" in distillation:
+            distillation["fitted_student"] = _fitted_student(distillation)
+
+
+def _upgrade_student(parameters: dict[str, Any]) -> None:
+    """Make one parameter `student` of those of formats 1 and 2."""
+    parameters.pop("token_fraction", None)
+    alpha = parameters.pop("ridge_alpha", None)
+    block = {name: parameters.pop(name) for name in _BLOCK_PARAMETERS if name in parameters}
+    if "student" not in parameters:
+        return
+    auto = _AUTO.get(str(parameters.get("recipe")), _AUTO["default"])
+    if (
+        parameters["student"] == "auto"
+        and alpha in (None, 0.01)
+        and set(block.values()) == {"auto"}
+    ):
+        return
+    kind = auto["student"] if parameters["student"] == "auto" else parameters["student"]
+    if kind == "ridge":
+        own = {} if alpha is None else {"alpha": alpha}
+        parameters["student"] = {"class": "RidgeStudent", "parameters": own}
+    elif kind == "block":
+        own = {name: auto[name] if value == "auto" else value for name, value in block.items()}
+        parameters["student"] = {"class": "BlockStudent", "parameters": own}
+
+
+def _fitted_student(distillation: dict[str, Any]) -> Any:
+    """The student that was fitted: that of the parameters, unless they were changed since."""
+    kind = distillation.pop("kind")
+    name = {"ridge": "RidgeStudent", "block": "BlockStudent"}.get(kind, kind)
+    given = _part(_part(distillation, "parameters"), "student")
+    return dict(given) if given.get("class") == name else {"class": name, "parameters": {}}
 
 
 def _part(values: dict[str, Any], key: str) -> dict[str, Any]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from sklearn.base import clone
+from sklearn.pipeline import Pipeline
+from sklearn.utils import Bunch
+
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED
 from skanomaly_vit._utils.labels import is_auto
 from skanomaly_vit.density import ExcessDensity, GaussianDensity
+from skanomaly_vit.distillation import BlockDistillation, BlockStudent, RidgeStudent
 
 #: Recipe -> parameter -> value; the value of `density` is one for each feature space.
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {
-        "student": "ridge",
-        "max_epochs": 3,
-        "learning_rate": 1e-3,
-        "learning_rate_schedule": "one_cycle",
-        "patience": 3,
+        "student": RidgeStudent(),
         "pca_variance": None,
         "density": {
             PRETRAINED: GaussianDensity(shrinkage="ledoit_wolf"),
@@ -24,11 +25,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "fusion": "standardized",
     },
     "paper": {
-        "student": "block",
-        "max_epochs": 30,
-        "learning_rate": 1e-4,
-        "learning_rate_schedule": "constant",
-        "patience": 30,
+        "student": BlockStudent(
+            max_epochs=30, learning_rate=1e-4, learning_rate_schedule="constant", patience=30
+        ),
         "pca_variance": 0.9,
         "density": {
             PRETRAINED: GaussianDensity(shrinkage=0.0),
@@ -44,3 +43,20 @@ def resolve(estimator: Any) -> dict[str, Any]:
     recipe = RECIPES[estimator.recipe]
     given = {name: getattr(estimator, name) for name in recipe}
     return {name: recipe[name] if is_auto(value) else value for name, value in given.items()}
+
+
+def describe_recipe(
+    values: dict[str, Any], densities: dict[str, Any], distillation: BlockDistillation | None
+) -> Bunch:
+    """Values that a fit has used, as `recipe_` has them: parts are not fitted."""
+    return Bunch(
+        student=None if distillation is None else distillation._student,
+        pca_variance=values["pca_variance"],
+        density={space: clone(_density_of(scorer)) for space, scorer in densities.items()},
+        fusion=values["fusion"],
+    )
+
+
+def _density_of(scorer: Any) -> Any:
+    """The density of a fitted scorer, which may stand behind a PCA."""
+    return scorer[-1] if isinstance(scorer, Pipeline) and "pca" in scorer.named_steps else scorer

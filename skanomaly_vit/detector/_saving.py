@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED
+from skanomaly_vit._backbone.image_estimator import share_out
 from skanomaly_vit._backbone.loading import load_backbone
 from skanomaly_vit._backbone.patches import FEATURES, METHODS, NormalPatches, PatchLayout
 from skanomaly_vit._backbone.teacher import Teacher, positions_of
@@ -19,7 +21,13 @@ from skanomaly_vit._utils.files import check_target
 from skanomaly_vit.density._saving import build_density, describe_density, read_scorer, write_scorer
 from skanomaly_vit.detector._fit_summary import read_summary, write_summary
 from skanomaly_vit.detector._old_formats import upgrade
-from skanomaly_vit.distillation._saving import read_distillation, write_distillation
+from skanomaly_vit.detector._recipes import describe_recipe, resolve
+from skanomaly_vit.distillation._saving import (
+    build_student,
+    describe_student,
+    read_distillation,
+    write_distillation,
+)
 from skanomaly_vit.features import ViTFeatures
 from skanomaly_vit.persistence._card import make_card
 from skanomaly_vit.persistence._container import read, refusal, write
@@ -54,6 +62,8 @@ _ATTRIBUTES = {
     "offset_",
     "validation_indices_",
     "n_samples_fit_",
+    "recipe_",
+    "contamination_",
     "n_features_in_",
     "feature_names_in_",
 }
@@ -73,7 +83,7 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     _require_savable(detector)
     target = check_target(path, "model.skanomaly")
     record = StateRecord({}, {}, "detector")
-    write_parameters(record, detector, describe_density)
+    write_parameters(record, detector, {"density": describe_density, "student": describe_student})
     _write_features(record, detector)
     if detector.distillation_ is not None:
         write_distillation(record.write_part("distillation"), detector.distillation_)
@@ -87,7 +97,11 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
         fusion={space: list(map(float, values)) for space, values in detector.fusion_.items()},
         n_samples_fit=int(detector.n_samples_fit_),
         n_held_out=len(detector.validation_indices_),
+        recipe={name: detector.recipe_[name] for name in ("pca_variance", "fusion")},
     )
+    if detector.contamination_ is not None:
+        rates = (detector.contamination_, detector._contamination_then)
+        record.write(false_alarm_rate=[float(rate) for rate in rates])
     record.write_tensor("validation_indices", detector.validation_indices_.astype(np.int64))
     if detector.calibration_scores_ is not None:
         record.write(n_calibrating=len(detector.calibration_scores_))
@@ -165,7 +179,9 @@ def _require_image_size(estimator: Any) -> None:
 
 
 def _build(detector_class: type[Any], record: StateRecord) -> Any:
-    detector = read_parameters(record, detector_class, build_density)
+    detector = read_parameters(
+        record, detector_class, {"density": build_density, "student": build_student}
+    )
     if not isinstance(detector.backbone, str):
         raise ValueError("its backbone has no name")
     features, blueprint = _read_features(record)
@@ -192,6 +208,8 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     if "n_calibrating" in record.values:
         n_calibrating = record.read_int("n_calibrating", 1)
         detector.calibration_scores_ = record.read_array("calibration_scores", n_calibrating)
+    detector.recipe_ = _read_recipe(record, detector)
+    detector.contamination_, detector._contamination_then = _read_rates(record, detector)
     detector._normal_patches = _read_patches(record, blocks)
     if distillation is not None:
         distillation.validation_indices_ = _read_choosing(record, detector)
@@ -205,10 +223,36 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     return detector
 
 
+def _read_recipe(record: StateRecord, detector: Any) -> Bunch:
+    values = resolve(detector)  # formats 1 and 2 say no more
+    if "recipe" in record.values:
+        part = record.read_part("recipe")
+        fusion, variance = part.read("fusion", str), part.read("pca_variance", (float, type(None)))
+        part.close()
+        values |= {"fusion": fusion, "pca_variance": variance}
+    return describe_recipe(values, detector.density_, detector.distillation_)
+
+
+def _read_rates(record: StateRecord, detector: Any) -> tuple[float | None, float]:
+    """Rate of false alarms that the threshold was set at, and `contamination` then."""
+    if "false_alarm_rate" not in record.values:
+        return float(detector.contamination), detector.contamination
+    rates = record.read_list("false_alarm_rate", float)
+    if len(rates) != 2 or not all(0 < rate < 1 for rate in rates):
+        raise ValueError(f"{record.name}.false_alarm_rate is {rates}")
+    return rates[0], rates[1]
+
+
+def _choosing(detector: Any) -> np.ndarray:
+    """Held-out images that students chose by, if there were no groups."""
+    chooses = detector.distillation_._student._chooses
+    return share_out(detector.validation_indices_, None, chooses=chooses)[0]
+
+
 def _write_choosing(record: StateRecord, detector: Any) -> None:
     """Write which images students chose by, unless it shows from those that were held out."""
     choosing = detector.distillation_.validation_indices_
-    if not np.array_equal(choosing, detector._share_out(detector.validation_indices_)[0]):
+    if not np.array_equal(choosing, _choosing(detector)):
         record.write(n_choosing=len(choosing))
         record.write_tensor("choosing_indices", choosing.astype(np.int64))
 
@@ -216,7 +260,7 @@ def _write_choosing(record: StateRecord, detector: Any) -> None:
 def _read_choosing(record: StateRecord, detector: Any) -> np.ndarray:
     held_out = detector.validation_indices_
     if "n_choosing" not in record.values:
-        return detector._share_out(held_out)[0]
+        return _choosing(detector)
     choosing = record.read_array("choosing_indices", record.read_int("n_choosing"), dtype=np.int64)
     if not np.isin(choosing, held_out).all():
         raise ValueError("the images that its students chose by were not held out")

@@ -17,7 +17,7 @@ from skanomaly_vit._backbone.passes import TeacherPasses
 from skanomaly_vit._backbone.teacher import BlockCall
 from skanomaly_vit._utils.progress import Progress, log
 from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
-from skanomaly_vit.distillation._students import Trained, below
+from skanomaly_vit.distillation._trained import Trained, below
 
 #: What of a checkpoint is about all students.
 _ALL = "all"

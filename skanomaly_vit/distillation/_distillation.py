@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
-import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict
+import os
+from collections.abc import Collection
+from dataclasses import replace
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -26,25 +25,21 @@ from skanomaly_vit._backbone.image_estimator import (
     split_validation,
 )
 from skanomaly_vit._backbone.teacher import Teacher, on_device
-from skanomaly_vit._caching.memory import LRUCache, Tensors
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.compat import _fit_context
 from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit._utils.progress import Progress
-from skanomaly_vit.distillation._block_training import Schedule
+from skanomaly_vit.distillation._by_name import STUDENT_CONSTRAINT, make_student
 from skanomaly_vit.distillation._checkpoints import (
     Checkpoints,
     check_checkpoint_dir,
     open_checkpoints,
 )
-from skanomaly_vit.distillation._ridge import RidgeStudent, RidgeSums, fit_ridge_students
-from skanomaly_vit.distillation._sharing import sum_shards, train_blocks
-from skanomaly_vit.distillation._students import Trained, history_of
+from skanomaly_vit.distillation._recall import fit_or_recall
+from skanomaly_vit.distillation._student import BaseStudent, StorableStudent, TrainingTask
+from skanomaly_vit.distillation._trained import history_of
 from skanomaly_vit.distributed._torchrun import agreed
-
-#: Students that came from `memory`; a search asks for the same ones in setting after setting.
-_recent_students: LRUCache[Trained] = LRUCache(2**28)
 
 
 class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
@@ -60,51 +55,37 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     backbone : str or torch.nn.Module, default="embedded"
         ``"embedded"`` (the small ViT that ships with the package), the name of a timm model
         with transformer blocks in ``.blocks``, or such a network. A network is copied.
+    image_size : int, tuple of (int, int) or None, default=None
+        Height and width in pixels that images are resized to. ``None`` is the backbone's own.
+    n_blocks : int or None, default=10
+        Number of last blocks that get a student. ``None`` is all blocks.
     pretrained : bool, str or path-like, default=True
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
         draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
-        read as tensors only. Of no effect if `backbone` is a network.
-    image_size : int, tuple of (int, int) or None, default=None
-        Height and width in pixels that images are resized to. ``None`` is the backbone's own.
-    image_shape : tuple of (int, int, int) or None, default=None
-        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
-    n_blocks : int or None, default=10
-        How many of the last blocks get a student. ``None`` is all blocks.
-    student : {"ridge", "block"}, default="ridge"
-        What imitates a block. ``"ridge"`` is a linear map from a token and the mean token of
-        its image to what the block adds to the token, solved in closed form in one pass.
-        ``"block"`` is a block of the same architecture, started at random and trained by
-        gradient descent, as in the paper.
-    ridge_alpha : float, default=0.01
-        Penalty on the weights of ridge students, relative to the mean square of their inputs.
-    max_epochs : int, default=3
-        Passes over the training images to train block students; ridge students need one.
-    learning_rate : float, default=1e-3
-        Of Adam, for block students; the peak under the one-cycle schedule.
-    learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
-        ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`, while
-        Adam's beta1 falls from 0.95 to 0.85 and rises again; a single step is taken at
-        `learning_rate`.
-    validation_fraction : float, default=0.2
-        Share of the images in [0, 1) that students do not learn from; the epoch with the
-        smallest error on them is kept, block student by block student. With 0 the last epoch
-        counts.
-    patience : int, default=3
-        A block student that has not improved on the held-out images for so many epochs is
-        not trained further.
-    activation_cache : int, default=2**30
-        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
-        that they pass through it once and not in every epoch. The result does not depend on it.
-    student_dtype : {"float16", "bfloat16"} or None, default=None
-        Type that students are rounded to, and stored in by pickles. ``None`` is the backbone's.
-    max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are refused before they are decoded, lest a small file
-        fill the memory. ``None`` is no limit.
-    batch_size : int, default=32
-        Images in a step of training, and in a pass of the backbone.
+        read as tensors only. Ignored if `backbone` is a network.
     store_backbone : bool, default=False
         Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
         as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
+    image_shape : tuple of (int, int, int) or None, default=None
+        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+    max_pixels : int or None, default=2**27
+        Files and PIL images of more pixels are refused before they are decoded, so that a small
+        file cannot fill the memory. ``None`` is no limit.
+    student : {"ridge", "block"} or estimator, default="ridge"
+        The imitation of a block: `RidgeStudent`, `BlockStudent` (a name stands for its default
+        parameters), or any estimator with ``fit(batches)`` and ``predict(tokens)``, cloned for
+        each block; see `RidgeStudent.fit`. A ``random_state`` of it that is ``None`` follows that
+        of `BlockDistillation`.
+    student_dtype : {"float16", "bfloat16"} or None, default=None
+        Type that students are rounded to, and stored in by pickles. ``None`` is the backbone's.
+    activation_cache : int, default=2**30
+        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
+        that they pass through it once and not in every epoch. The result does not depend on it.
+    validation_fraction : float, default=0.2
+        Share of the images in [0, 1) that students do not learn from. `BlockStudent` keeps the
+        epoch with the smallest error on them; with 0 it keeps the last epoch.
+    batch_size : int, default=32
+        Images in a step of training, and in a pass of the backbone.
     device : str, torch.device or None, default=None
         Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
     n_jobs : int or None, default=None
@@ -114,11 +95,11 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         an object such as `joblib.Memory`. The keys are the contents of images, the weights of the
         backbone and the parameters that matter. Results are the same with or without.
     checkpoint_dir : str, path-like or None, default=None
-        A folder for checkpoints: a `fit` that was stopped, by whatever, and is started again with
-        the same images and parameters goes on after the last epoch, or the last minute of the
-        pass for ridge students, and ends with the same to the bit. Checkpoints of other images or
-        parameters are left alone, with a warning; those of a `fit` that has ended well are removed.
-        Needs a `random_state`.
+        A folder for checkpoints. A `fit` that was stopped and is started again with the same
+        images and parameters resumes after the last epoch, or the last minute of the pass for
+        ridge students, and ends with the same result to the bit. Checkpoints of other images or
+        parameters are left alone, with a warning; `fit` removes its own when it ends well. Needs
+        a `random_state`, and a student of this package.
     random_state : int, RandomState instance or None, default=None
         Seed of block students' weights, the order of images and the validation split.
     verbose : int, default=0
@@ -173,28 +154,28 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
         **TRAINING_CONSTRAINTS,
+        "student": STUDENT_CONSTRAINT,
     }
 
     def __init__(
         self,
         *,
+        # What to look for
         backbone: str | torch.nn.Module = "embedded",
-        pretrained: bool | str | PathLike[str] = True,
         image_size: int | tuple[int, int] | None = None,
-        image_shape: tuple[int, int, int] | None = None,
         n_blocks: int | None = 10,
-        student: str = "ridge",
-        ridge_alpha: float = 0.01,
-        max_epochs: int = 3,
-        learning_rate: float = 1e-3,
-        learning_rate_schedule: str = "one_cycle",
-        validation_fraction: float = 0.2,
-        patience: int = 3,
-        activation_cache: int = 2**30,
-        student_dtype: str | None = None,
-        max_pixels: int | None = MAX_PIXELS,
-        batch_size: int = 32,
+        # Backbone and images
+        pretrained: bool | str | PathLike[str] = True,
         store_backbone: bool = False,
+        image_shape: tuple[int, int, int] | None = None,
+        max_pixels: int | None = MAX_PIXELS,
+        # Students
+        student: Any = "ridge",
+        student_dtype: str | None = None,
+        activation_cache: int = 2**30,
+        validation_fraction: float = 0.2,
+        # Machine
+        batch_size: int = 32,
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
         memory: Any = None,
@@ -203,22 +184,17 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         verbose: int = 0,
     ) -> None:
         self.backbone = backbone
-        self.pretrained = pretrained
         self.image_size = image_size
-        self.image_shape = image_shape
         self.n_blocks = n_blocks
-        self.student = student
-        self.ridge_alpha = ridge_alpha
-        self.max_epochs = max_epochs
-        self.learning_rate = learning_rate
-        self.learning_rate_schedule = learning_rate_schedule
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.activation_cache = activation_cache
-        self.student_dtype = student_dtype
-        self.max_pixels = max_pixels
-        self.batch_size = batch_size
+        self.pretrained = pretrained
         self.store_backbone = store_backbone
+        self.image_shape = image_shape
+        self.max_pixels = max_pixels
+        self.student = student
+        self.student_dtype = student_dtype
+        self.activation_cache = activation_cache
+        self.validation_fraction = validation_fraction
+        self.batch_size = batch_size
         self.device = device
         self.n_jobs = n_jobs
         self.memory = memory
@@ -227,7 +203,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.verbose = verbose
 
     @with_callbacks
-    @_fit_context(prefer_skip_nested_validation=True)
+    @_fit_context(prefer_skip_nested_validation=False)  # `student` may be an estimator
     def fit(self, X: Any, y: Any = None) -> BlockDistillation:
         """Train the students on normal images.
 
@@ -251,15 +227,16 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             If the weights cannot be had.
         """
         check_checkpoint_dir(self.checkpoint_dir, self.random_state)
+        student = self._make_student()
         source = self._open(X, reset=True)
         rng = agreed(check_random_state(self.random_state))
         split = split_validation(len(source), self.validation_fraction, rng)
         teacher_seed, seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_teacher(teacher_seed)
-        context = self._init_callback_context(max_subtasks=self._n_epochs())
+        context = self._init_callback_context(max_subtasks=student._n_epochs)
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         passes = self._fitting_passes(teacher, source)
-        checkpoints = self._fit_students(passes, split, seed, Progress(self, context))
+        checkpoints = self._fit_students(student, passes, split, seed, Progress(self, context))
         self._hold(teacher, teacher_seed)
         checkpoints.discard()
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
@@ -315,8 +292,20 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             teacher, source, activation_cache=self.activation_cache, kept_blocks=kept_blocks
         )
 
+    def _make_student(self) -> BaseStudent:
+        """The part that fits students, or a ValueError if it does not go with other parameters."""
+        student = make_student(self.student)
+        if self.checkpoint_dir is not None and not isinstance(student, StorableStudent):
+            raise ValueError(
+                f"checkpoint_dir={os.fspath(self.checkpoint_dir)!r}, but checkpoints hold students "
+                f"of this package only, not a {type(self.student).__name__}. Pass "
+                "checkpoint_dir=None, a RidgeStudent or a BlockStudent."
+            )
+        return student
+
     def _fit_students(
         self,
+        student: BaseStudent,
         passes: CachedPasses,
         split: tuple[np.ndarray, np.ndarray],
         seed: int,
@@ -324,138 +313,20 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     ) -> Checkpoints:
         """Fit the students; their checkpoints are to be discarded once all of the fit is done."""
         block_indices = passes.teacher.last_blocks(self.n_blocks)
-        checkpoints = self._checkpoints(passes, split, seed)
-        seconds: list[float] = []
-
-        def train(blocks: Collection[int]) -> dict[int, Trained]:
-            if self.student == "ridge":
-                return self._fit_ridge(
-                    passes, sorted(blocks), split[0], progress, checkpoints, seconds
-                )
-            return self._train(passes, sorted(blocks), split, seed, progress, checkpoints, seconds)
-
-        if passes.memory:
-            # From the last block back: those are in every smaller `n_blocks`.
-            keys = {i: self._student_key(passes, i, split, seed) for i in block_indices[::-1]}
-            trained = self._recall_students(passes, keys, train, progress)
-        else:
-            trained = train(block_indices)
+        task = TrainingTask(passes, *split, seed, progress, Checkpoints(), self.verbose)
+        if self.checkpoint_dir is not None and isinstance(student, StorableStudent):
+            checkpoints = _open_checkpoints(self.checkpoint_dir, student, task)
+            task = replace(task, checkpoints=checkpoints)
+        # One that is rounded is another student, and one of another memory is missing in this.
+        tag = (self.student_dtype, repr(self.memory))
+        trained, seconds = fit_or_recall(student, task, block_indices, tag=tag)
         records = [trained[index] for index in block_indices]
         students = [self._rounded(record.student) for record in records]
-        # Last, lest a fit that fails leaves half of a new state in an old one.
+        # Last, so that a fit that fails does not leave half of a new state in an old one.
         self.students_, self.history_ = students, history_of(records, seconds)
         self.block_indices_, self.validation_indices_ = block_indices, split[1]
-        self._running_dtype = passes.teacher.dtype
-        return checkpoints
-
-    def _checkpoints(
-        self, passes: CachedPasses, split: tuple[np.ndarray, np.ndarray], seed: int
-    ) -> Checkpoints:
-        if self.checkpoint_dir is None:
-            return Checkpoints()
-        # Of no block in particular: a student does not depend on which others there are.
-        key = self._student_key(passes, -1, split, seed)
-        is_ridge = self.student == "ridge"
-        own = {"ridge_alpha": self.ridge_alpha} if is_ridge else asdict(self._schedule())
-        identity = passes.identity() | {
-            "images held out": combine(split[1].tobytes()),
-            "random_state": combine(seed),
-            "student": self.student,
-            **own,
-        }
-        return open_checkpoints(self.checkpoint_dir, key, identity)
-
-    def _recall_students(
-        self,
-        passes: CachedPasses,
-        keys: dict[int, bytes],
-        train: Callable[[Collection[int]], dict[int, Trained]],
-        progress: Progress,
-    ) -> dict[int, Trained]:
-        # One that is rounded is another student, and one of another memory is missing in this.
-        own = {i: combine(k, self.student_dtype, repr(self.memory)) for i, k in keys.items()}
-
-        def is_final() -> bool:
-            return not progress.stop_requested and passes.passes.is_whole
-
-        recent = {i: record for i in keys if (record := _recent_students.get(own[i])) is not None}
-        found = passes.memory.recall(
-            {i: key for i, key in keys.items() if i not in recent},
-            lambda blocks: {i: record.to_tensors() for i, record in train(blocks).items()},
-            is_final=is_final,
-        )
-        templates = passes.teacher.copy_blocks(found if self.student == "block" else ())
-        rebuilt = {i: self._rebuild(tensors, templates.get(i)) for i, tensors in found.items()}
-        if is_final():
-            for i, record in rebuilt.items():
-                _recent_students.put(own[i], record, record.n_bytes)
-        return recent | rebuilt
-
-    def _fit_ridge(
-        self,
-        passes: CachedPasses,
-        blocks: list[int],
-        train: np.ndarray,
-        progress: Progress,
-        checkpoints: Checkpoints,
-        seconds: list[float],
-    ) -> dict[int, Trained]:
-        started = time.perf_counter()
-        with progress.task("epoch", math.ceil(len(train) / self.batch_size)) as task:
-
-            def sums_after(n_shards: int) -> Iterator[RidgeSums]:
-                return sum_shards(passes, train, blocks, task.track, n_shards)
-
-            trained = fit_ridge_students(
-                sums_after,
-                blocks,
-                alpha=self.ridge_alpha,
-                checkpoints=checkpoints,
-                verbose=self.verbose,
-            )
-        seconds.append(time.perf_counter() - started)
-        return trained
-
-    def _train(
-        self,
-        passes: CachedPasses,
-        blocks: list[int],
-        split: tuple[np.ndarray, np.ndarray],
-        seed: int,
-        progress: Progress,
-        checkpoints: Checkpoints,
-        seconds: list[float],
-    ) -> dict[int, Trained]:
-        trained, taken = train_blocks(
-            passes,
-            blocks,
-            split,
-            self._schedule(),
-            seed=seed,
-            progress=progress,
-            checkpoints=checkpoints,
-            verbose=self.verbose,
-        )
-        seconds.extend(taken)
-        return trained
-
-    def _student_key(
-        self,
-        passes: CachedPasses,
-        index: int,
-        split: tuple[np.ndarray, np.ndarray],
-        seed: int,
-    ) -> bytes:
-        train, validation = split
-        if self.student == "ridge":
-            return passes.key("ridge", train, index, self.ridge_alpha)
-        held_out = passes.key("held out", validation)
-        return passes.key("block", train, index, held_out, seed, self._schedule())
-
-    @staticmethod
-    def _rebuild(tensors: Tensors, template: torch.nn.Module | None) -> Trained:
-        """What `Trained.to_tensors` took apart."""
-        return Trained.from_tensors(tensors, lambda state: build_student(state, template))
+        self._running_dtype, self._student = passes.teacher.dtype, student
+        return task.checkpoints
 
     def _rounded(self, student: torch.nn.Module) -> torch.nn.Module:
         """Round to the type that pickles hold, so that scores survive them to the bit."""
@@ -470,10 +341,6 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
                         "they are too large. Pass student_dtype='bfloat16' or None."
                     )
         return student
-
-    def _n_epochs(self) -> int:
-        """Passes over the training images, at most."""
-        return 1 if self.student == "ridge" else self.max_epochs
 
     def _students_on(self, device: torch.device) -> dict[int, torch.nn.Module]:
         self.students_[:] = [on_device(student, device) for student in self.students_]
@@ -495,33 +362,16 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         for student in vars(self).get("students_", []):
             student.to(self._running_dtype)
 
-    def _schedule(self) -> Schedule:
-        return Schedule(
-            max_epochs=self.max_epochs,
-            learning_rate=self.learning_rate,
-            learning_rate_schedule=self.learning_rate_schedule,
-            patience=self.patience,
-            batch_size=self.batch_size,
-        )
 
-
-def build_student(state: Tensors, block: torch.nn.Module | None) -> torch.nn.Module:
-    """Make a student of its weights.
-
-    Parameters
-    ----------
-    state : dict of str to torch.Tensor
-        Its weights, by name.
-    block : torch.nn.Module or None
-        The teacher's block that the student is a copy of; None for a ridge student.
-
-    Returns
-    -------
-    student : torch.nn.Module
-        In eval mode, without gradients.
-    """
-    if block is None:
-        return RidgeStudent(**state)
-    student = copy.deepcopy(block).eval().requires_grad_(False)
-    student.load_state_dict(state)
-    return student
+def _open_checkpoints(
+    folder: str | PathLike[str], student: StorableStudent, task: TrainingTask
+) -> Checkpoints:
+    # Of no block in particular: a student does not depend on which others there are.
+    key = student._key(task, -1)
+    identity = task.passes.identity() | {
+        "images held out": combine(task.validation.tobytes()),
+        "random_state": combine(task.seed),
+        "student": type(student).__name__,
+        **student.get_params(deep=False),
+    }
+    return open_checkpoints(folder, key, identity)

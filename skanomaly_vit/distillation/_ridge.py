@@ -16,10 +16,10 @@ from skanomaly_vit._backbone.passes import TeacherPasses
 from skanomaly_vit._backbone.teacher import BlockCall
 from skanomaly_vit._utils.progress import log
 from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
-from skanomaly_vit.distillation._students import Trained
+from skanomaly_vit.distillation._trained import Trained
 
 
-class RidgeStudent(nn.Module):
+class RidgeModule(nn.Module):
     """A linear imitation of a transformer block.
 
     The residual h_j - h_{j-1} of a token is predicted from the token and the mean token of its
@@ -237,13 +237,14 @@ def fit_ridge_students(
         if checkpoints.is_due:
             save()
     save()
-    trained = {index: _solve(index, sums, alpha) for index, sums in total.items()}
+    trained = {index: solve_student(index, sums, alpha) for index, sums in total.items()}
     mean = sum(record.train_loss[0] for record in trained.values()) / len(trained)
     log(verbose, "ridge students: mean loss %.4g, %.1f s", mean, time.perf_counter() - started)
     return trained
 
 
-def _solve(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
+def solve_student(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
+    """The ridge student of a block, in the floating type of the tokens."""
     weights = sums.solve(alpha) if math.isfinite(sums.square) else torch.tensor(math.nan)
     if not weights.isfinite().all():
         raise ValueError(
@@ -251,5 +252,5 @@ def _solve(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
             "square. Check its weights."
         )
     dim = weights.shape[1]
-    student = RidgeStudent(*weights.to(sums.dtype).split([dim, dim, 1]))
+    student = RidgeModule(*weights.to(sums.dtype).split([dim, dim, 1]))
     return Trained(student, [sums.loss(weights)], [])

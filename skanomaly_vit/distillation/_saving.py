@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import torch
 
-from skanomaly_vit.distillation._distillation import BlockDistillation, build_student
-from skanomaly_vit.distillation._ridge import RidgeStudent
+from skanomaly_vit.distillation._by_name import STUDENTS
+from skanomaly_vit.distillation._distillation import BlockDistillation
+from skanomaly_vit.distillation._student import StorableStudent
 from skanomaly_vit.persistence._record import (
     StateRecord,
     name_of,
@@ -25,56 +26,76 @@ class Blocks(Protocol):
         """One of them, with any weights."""
 
 
-#: Of a ridge student; `None` stands for the number of channels.
-_RIDGE_SHAPES = {"token_weight": (None, None), "mean_weight": (None, None), "bias": (1, None)}
+def describe_student(student: Any) -> dict[str, Any]:
+    """JSON for a student as it is given as a parameter, not fitted.
+
+    Raises
+    ------
+    ValueError
+        If it is none of ours.
+    """
+    name = type(student).__name__
+    if type(student) not in STUDENTS.values():
+        raise ValueError(
+            f"student={name}(...) is none of skanomaly-vit's own, so that a model file cannot hold "
+            "it. Use RidgeStudent or BlockStudent, or joblib.dump after reading SECURITY.md."
+        )
+    record = StateRecord({}, {}, "student")
+    write_parameters(record, student)
+    return {"class": name, **record.values}
+
+
+def build_student(record: StateRecord) -> StorableStudent:
+    """The inverse of `describe_student`."""
+    name = record.read("class", str)
+    classes = {student.__name__: student for student in STUDENTS.values()}
+    if name not in classes:
+        raise ValueError(f"{record.name} is of the unknown class {name!r}")
+    return read_parameters(record, classes[name])
 
 
 def write_distillation(record: StateRecord, distillation: BlockDistillation) -> None:
     """Write students, in the type that `student_dtype` says, and the history of their losses."""
-    write_parameters(record, distillation)
-    students: list[Any] = distillation.students_
-    is_ridge = isinstance(students[0], RidgeStudent)
+    write_parameters(record, distillation, {"student": describe_student})
+    students, student = distillation.students_, distillation._student
     stored = _stored_dtype(distillation)
     record.write(
         block_indices=[int(index) for index in distillation.block_indices_],
-        kind="ridge" if is_ridge else "block",
+        fitted_student=describe_student(student),
         running_dtype=name_of(distillation._running_dtype),
         stored_dtype=name_of(stored),
         history=[_write_epoch(epoch) for epoch in distillation.history_],
     )
-    if is_ridge:
-        record.write(dim=int(students[0].bias.shape[1]))
-    for index, student in zip(distillation.block_indices_, students, strict=True):
+    if not student._copies_blocks:
+        record.write(dim=student._dim(students[0]))
+    for index, fitted in zip(distillation.block_indices_, students, strict=True):
         part = record.write_part("students").write_part(str(index))
-        for name, value in student.state_dict().items():
+        for name, value in fitted.state_dict().items():
             part.write_tensor(name, value.to(_stored_as(value.dtype, stored)))
 
 
 def read_distillation(record: StateRecord, blueprint: Blocks) -> BlockDistillation:
     """The inverse of `write_distillation`, without a backbone."""
-    distillation = read_parameters(record, BlockDistillation)
+    distillation = read_parameters(record, BlockDistillation, {"student": build_student})
     blocks = record.read_list("block_indices", int)
     if not blocks or blocks != sorted(set(blocks)) or blocks[0] < 0:
         raise ValueError(f"{record.name}.block_indices is {blocks}")
     running, stored = (read_dtype(record, name) for name in ("running_dtype", "stored_dtype"))
-    kind = record.read("kind", str)
-    if kind not in ("ridge", "block"):
-        raise ValueError(f"{record.name}.kind is {kind!r}")
-    dim = record.read_int("dim", 1) if kind == "ridge" else 0
+    student = build_student(record.read_part("fitted_student"))
+    dim = 0 if student._copies_blocks else record.read_int("dim", 1)
     students, parts = [], record.read_part("students")
     for index in blocks:
         part = parts.read_part(str(index))
-        template = blueprint.block(index) if kind == "block" else None
-        shapes = _shapes_of(template, dim, running)
+        block = blueprint.block(index) if student._copies_blocks else None
         state = {
             name: part.read_tensor(name, *shape, dtype=_stored_as(dtype, stored)).to(dtype)
-            for name, (shape, dtype) in shapes.items()
+            for name, (shape, dtype) in student._shapes(block, dim, running).items()
         }
-        students.append(build_student(state, template).to(running))
+        students.append(student._build(state, block).to(running))
         part.close()
     parts.close()
     distillation.students_, distillation.block_indices_ = students, blocks
-    distillation._running_dtype = running
+    distillation._running_dtype, distillation._student = running, student
     epochs = record.read_list("history", dict)
     distillation.history_ = [
         _read_epoch(StateRecord(epoch, {}, f"{record.name}.history"), len(blocks))
@@ -99,18 +120,6 @@ def _stored_dtype(distillation: BlockDistillation) -> torch.dtype:
 def _stored_as(dtype: torch.dtype, stored: torch.dtype) -> torch.dtype:
     """Only what is floating changes its type."""
     return stored if dtype.is_floating_point else dtype
-
-
-def _shapes_of(
-    template: torch.nn.Module | None, dim: int, running: torch.dtype
-) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Name -> shape and type of each tensor of a student."""
-    if template is not None:
-        return {k: (tuple(v.shape), v.dtype) for k, v in template.state_dict().items()}
-    return {
-        name: (tuple(size or dim for size in sizes), running)
-        for name, sizes in _RIDGE_SHAPES.items()
-    }
 
 
 def _write_epoch(epoch: dict[str, Any]) -> dict[str, Any]:

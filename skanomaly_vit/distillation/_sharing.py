@@ -14,7 +14,7 @@ from skanomaly_vit._utils.progress import Progress, log
 from skanomaly_vit.distillation._block_training import Schedule, train_students
 from skanomaly_vit.distillation._checkpoints import Checkpoints
 from skanomaly_vit.distillation._ridge import RidgeSums, sum_tokens
-from skanomaly_vit.distillation._students import Trained
+from skanomaly_vit.distillation._trained import Trained
 
 
 def sum_shards(

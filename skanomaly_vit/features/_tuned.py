@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -42,14 +42,12 @@ class TunedFeatures(
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
-        **{
-            name: TRAINING_CONSTRAINTS[name]
-            for name in (
-                "max_epochs", "learning_rate", "validation_fraction", "patience", "verbose",
-            )
-        },
+        **{name: TRAINING_CONSTRAINTS[name] for name in ("validation_fraction", "verbose")},
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "patience": [Interval(Integral, 1, None, closed="left")],
         "n_tuned_blocks": [Interval(Integral, 1, None, closed="left")],
-    }  # fmt: skip
+    }
 
     #: Fewest images to learn from, and to hold out if any are.
     _min_images: ClassVar[int] = 1

@@ -19,7 +19,7 @@ from skanomaly_vit._backbone.patches import (
     NormalPatches,
 )
 from skanomaly_vit._backbone.teacher import BlockCall, penultimate
-from skanomaly_vit.distillation._ridge import RidgeStudent
+from skanomaly_vit.distillation._ridge import RidgeModule
 from skanomaly_vit.onnx._density_graphs import density_graph
 
 
@@ -114,13 +114,13 @@ class DetectorGraph(nn.Module):
 
 
 class _LinearStudent(nn.Module):
-    """A `RidgeStudent` without a copy of its weights for each image of a batch."""
+    """A `RidgeModule` without a copy of its weights for each image of a batch."""
 
     token_weight: torch.Tensor
     mean_weight: torch.Tensor
     bias: torch.Tensor
 
-    def __init__(self, student: RidgeStudent) -> None:
+    def __init__(self, student: RidgeModule) -> None:
         super().__init__()
         self.register_buffer("token_weight", student.token_weight)
         self.register_buffer("mean_weight", student.mean_weight)
@@ -132,7 +132,7 @@ class _LinearStudent(nn.Module):
 
 
 def _exportable(student: nn.Module) -> nn.Module:
-    return _LinearStudent(student) if isinstance(student, RidgeStudent) else student
+    return _LinearStudent(student) if isinstance(student, RidgeModule) else student
 
 
 class _Calibration(nn.Module):

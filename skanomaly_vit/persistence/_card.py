@@ -49,7 +49,7 @@ def make_card(detector: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         "spaces": sorted(values["density"]),
         "densities": {space: part["class"] for space, part in values["density"].items()},
         "blocks": distillation.get("block_indices", []),
-        "student": distillation.get("kind"),
+        "student": distillation.get("fitted_student", {}).get("class"),
         "history": distillation.get("history", []),
         "parameters": parameters,
         "changed_parameters": [

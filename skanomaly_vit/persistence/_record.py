@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeAlias, TypeVar
 
@@ -136,7 +136,9 @@ class StateRecord:
 
 
 def write_parameters(
-    record: StateRecord, estimator: BaseEstimator, describe: Callable[[Any], Any] | None = None
+    record: StateRecord,
+    estimator: BaseEstimator,
+    describe: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> None:
     """Write the parameters of an estimator, but for those that are about a machine.
 
@@ -144,8 +146,8 @@ def write_parameters(
     ----------
     record : StateRecord
     estimator : estimator
-    describe : callable or None
-        Gives JSON for a parameter that has none of its own, or raises a ValueError.
+    describe : mapping of str to callable, or None
+        Parameter -> function that gives JSON for a part, or raises a ValueError.
 
     Raises
     ------
@@ -154,7 +156,7 @@ def write_parameters(
     """
     owner = type(estimator).__name__
     values = {
-        name: _plain(f"{owner}({name}=...)", value, describe)
+        name: _plain(f"{owner}({name}=...)", value, (describe or {}).get(name))
         for name, value in estimator.get_params(deep=False).items()
         if name not in MACHINE_PARAMETERS
     }
@@ -164,7 +166,7 @@ def write_parameters(
 def read_parameters(
     record: StateRecord,
     estimator_class: type[Estimator],
-    build: Callable[[StateRecord], Any] | None = None,
+    build: Mapping[str, Callable[[StateRecord], Any]] | None = None,
 ) -> Estimator:
     """The estimator that `write_parameters` wrote, not fitted.
 
@@ -172,8 +174,8 @@ def read_parameters(
     ----------
     record : StateRecord
     estimator_class : type
-    build : callable or None
-        Makes a value of a record, the inverse of `describe`.
+    build : mapping of str to callable, or None
+        Parameter -> function that makes a part of a record: the inverse of `describe`.
     """
     written = record.read("parameters", dict)
     estimator = estimator_class()
@@ -181,10 +183,9 @@ def read_parameters(
     if unknown := written.keys() - known:
         raise ValueError(f"{estimator_class.__name__} has no parameter {sorted(unknown)[0]!r}")
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in written.items()}
-    if build is not None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                values[name] = build(StateRecord(value, record.tensors, f"{record.name}.{name}"))
+    for name, make in (build or {}).items():
+        if isinstance(value := values.get(name), dict):
+            values[name] = make(StateRecord(value, record.tensors, f"{record.name}.{name}"))
     estimator.set_params(**values)
     validate_parameter_constraints(
         estimator._parameter_constraints,

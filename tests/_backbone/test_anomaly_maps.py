@@ -18,7 +18,7 @@ from sklearn.metrics import auc, roc_auc_score, roc_curve
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._backbone.patches import N_PATCHES
 from skanomaly_vit.datasets import paste_defects
-from skanomaly_vit.distillation._ridge import RidgeStudent
+from skanomaly_vit.distillation._ridge import RidgeModule
 from skanomaly_vit.evaluation import per_region_overlap, pixel_auroc
 
 METHODS = ["discrepancy", "features", "both"]
@@ -83,11 +83,11 @@ def test_a_map_alone_takes_no_more_work_than_it_needs(detector, defective, metho
     without_densities.density_ = dict.fromkeys(detector.density_)
     n_imitated = []
 
-    def counting(self, tokens, *args, forward=RidgeStudent.forward, **kwargs):
+    def counting(self, tokens, *args, forward=RidgeModule.forward, **kwargs):
         n_imitated.append(len(tokens))
         return forward(self, tokens, *args, **kwargs)
 
-    monkeypatch.setattr(RidgeStudent, "forward", counting)
+    monkeypatch.setattr(RidgeModule, "forward", counting)
     maps = without_densities.anomaly_map(defective.images, method)
     np.testing.assert_array_equal(maps, expected)
     assert sum(n_imitated) == (0 if method == "features" else 6 * len(defective.images))

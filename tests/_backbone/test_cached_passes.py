@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
+from students import with_student
 
 from skanomaly_vit import BlockDistillation, DiskCache, TransformalyDetector, ViTFeatures
 from skanomaly_vit._backbone import image_estimator as _base
@@ -150,9 +151,13 @@ def test_a_search_loads_the_backbone_once(images, cache, monkeypatch):
     _base._load_recent_teacher.cache_clear()
     options = {"backbone": "skanomaly_tiny", "pretrained": False, "random_state": 0}
     for variance in (0.5, 0.6, 0.7):
-        TransformalyDetector(n_blocks=1, memory=cache, pca_variance=variance, **options).fit(images)
+        TransformalyDetector(
+            **with_student(n_blocks=1, memory=cache, pca_variance=variance, **options)
+        ).fit(images)
     assert len(loads) == 1
-    TransformalyDetector(n_blocks=1, image_size=16, memory=cache, **options).fit(images)
+    TransformalyDetector(**with_student(n_blocks=1, image_size=16, memory=cache, **options)).fit(
+        images
+    )
     assert len(loads) == 2
 
 
@@ -164,7 +169,9 @@ def test_a_checkpoint_that_changed_is_read_again(images, cache, tmp_path):
         torch.save(timm.create_model("test_vit").state_dict(), path)
         options = {"backbone": "test_vit", "pretrained": path, "n_blocks": 1}
         detectors = [
-            TransformalyDetector(random_state=0, memory=memory, **options).fit(images)
+            TransformalyDetector(**with_student(random_state=0, memory=memory, **options)).fit(
+                images
+            )
             for memory in (cache, None)
         ]
         scores.append([detector.score_samples(images) for detector in detectors])
@@ -175,7 +182,7 @@ def test_a_checkpoint_that_changed_is_read_again(images, cache, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"ridge_alpha": 1.0}, {"validation_fraction": 0.5}, {"batch_size": 4},
+    [{"alpha": 1.0}, {"validation_fraction": 0.5}, {"batch_size": 4},
      {"student": "block"}, {"image_size": 48}],
     ids=str,
 )  # fmt: skip
@@ -398,8 +405,8 @@ def test_a_backbone_that_fits_share_stays_on_its_device(images, cache):
 
 def test_students_of_one_memory_are_missing_in_another(make_detector, images, tmp_path):
     alpha = 0.0123  # which no other test has, in this process
-    make_detector(memory=tmp_path / "a", ridge_alpha=alpha).fit(images)
-    make_detector(memory=tmp_path / "b", ridge_alpha=alpha).fit(images)
+    make_detector(memory=tmp_path / "a", alpha=alpha).fit(images)
+    make_detector(memory=tmp_path / "b", alpha=alpha).fit(images)
     with DiskCache(tmp_path / "a") as a, DiskCache(tmp_path / "b") as b:
         assert a.size == b.size > 0
 

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from students import with_student
 
 from skanomaly_vit import (
     BlockDistillation,
@@ -73,7 +74,9 @@ def make(tiny):
     def make(limit: int = 10**6, where: str = "forward", **changes):
         options = {"n_blocks": 3, "max_epochs": 2, "batch_size": 8, "random_state": 0,
                    "image_size": SIZE}  # fmt: skip
-        return TransformalyDetector(backbone=limited(tiny, limit, where=where), **options | changes)
+        return TransformalyDetector(
+            **with_student(backbone=limited(tiny, limit, where=where), **options | changes)
+        )
 
     return make
 
@@ -165,8 +168,10 @@ def test_a_fit_in_parts_goes_on_from_a_checkpoint(tiny, images, tmp_path):
     options = {"n_blocks": 2, "student": "block", "max_epochs": 2, "random_state": 0}
     backbone = limited(tiny, 3, where="learning")
     with pytest.warns(OutOfMemoryWarning):
-        plain = BlockDistillation(backbone=backbone, **options).fit(images)
-        other = BlockDistillation(backbone=backbone, checkpoint_dir=tmp_path, **options).fit(images)
+        plain = BlockDistillation(**with_student(backbone=backbone, **options)).fit(images)
+        other = BlockDistillation(
+            **with_student(backbone=backbone, checkpoint_dir=tmp_path, **options)
+        ).fit(images)
     np.testing.assert_array_equal(plain.transform(images), other.transform(images))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from backbones import FAMILIES, family
+from students import with_student
 
 from skanomaly_vit import BlockDistillation, TransformalyDetector, ViTFeatures
 
@@ -18,10 +19,10 @@ def students_of(distillation: BlockDistillation) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_kept_tokens_change_no_bit_in_any_family(name, student, images):
     fits = [
-        BlockDistillation(
+        BlockDistillation(**with_student(
             backbone=family(name), n_blocks=None, student=student, max_epochs=2, batch_size=8,
             activation_cache=size, random_state=0,
-        ).fit(images)
+        )).fit(images)
         for size in (0, 2**30)
     ]  # fmt: skip
     for a, b in zip(*(students_of(fit) for fit in fits), strict=True):
@@ -103,9 +104,9 @@ def test_arguments_that_depend_on_the_images_are_never_replayed(images, embedded
         network = Own(extra)
     options = {"backbone": network, "image_size": 32, "n_blocks": 2, "student": "block"}
     options |= {"max_epochs": 1, "random_state": 0}
-    plain = TransformalyDetector(activation_cache=0, **options).fit(images)
+    plain = TransformalyDetector(**with_student(activation_cache=0, **options)).fit(images)
     embedded.clear()
-    cached = TransformalyDetector(**options).fit(images)
+    cached = TransformalyDetector(**with_student(**options)).fit(images)
     assert (sum(embedded) > 1.5 * len(images)) == (n_passes == 2)
     np.testing.assert_array_equal(plain.score_samples(images), cached.score_samples(images))
 

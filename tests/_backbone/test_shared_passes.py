@@ -13,6 +13,7 @@ from backbones import family
 from images import blobs
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, register_parallel_backend
 from PIL import Image
+from students import with_student
 
 from skanomaly_vit import BlockDistillation, CompactFeatures, ViTFeatures
 from skanomaly_vit._backbone import image_estimator as _base
@@ -391,10 +392,12 @@ def test_progress_counts_batches_of_shards(make, many):
 
 def test_block_students_that_workers_train_have_no_checkpoints(tiny, many, tmp_path):
     options = {"backbone": tiny, "student": "block", "n_blocks": 2, "max_epochs": 1}
-    alone = BlockDistillation(**options, random_state=0).fit(many)
+    alone = BlockDistillation(**with_student(**options, random_state=0)).fit(many)
     with (
         joblib.parallel_config("elsewhere", n_jobs=2),
         pytest.warns(CheckpointWarning, match="none of block students that workers train"),
     ):
-        shared = BlockDistillation(**options, random_state=0, checkpoint_dir=tmp_path).fit(many)
+        shared = BlockDistillation(
+            **with_student(**options, random_state=0, checkpoint_dir=tmp_path)
+        ).fit(many)
     np.testing.assert_array_equal(shared.transform(many), alone.transform(many))

@@ -21,6 +21,7 @@ from skanomaly_vit import (
     TransformalyDetector,
     ViTFeatures,
 )
+from skanomaly_vit.distillation import BlockStudent
 
 # --- scikit-learn's own checks
 #
@@ -53,7 +54,6 @@ class RowDetector(RowAdapter, TransformalyDetector):
     ):  # fmt: skip
         super().__init__(
             backbone=backbone, pretrained=pretrained, n_blocks=n_blocks, student=student,
-            max_epochs=1,
             validation_fraction=validation_fraction, contamination=contamination,
             random_state=random_state, batch_size=64,
         )  # fmt: skip
@@ -76,7 +76,6 @@ class RowDistillation(RowAdapter, BlockDistillation):
     ):  # fmt: skip
         super().__init__(
             backbone=backbone, pretrained=pretrained, n_blocks=n_blocks, student=student,
-            max_epochs=1,
             validation_fraction=validation_fraction, random_state=random_state,
         )  # fmt: skip
 
@@ -108,10 +107,10 @@ class RowMeanShifted(RowAdapter, MeanShiftedFeatures):
 @parametrize_with_checks(
     [
         RowDetector(),
-        RowDetector(student="block"),
+        RowDetector(student=BlockStudent(max_epochs=1)),
         RowFeatures(),
         RowDistillation(),
-        RowDistillation(student="block"),
+        RowDistillation(student=BlockStudent(max_epochs=1)),
         RowCompact(),
         RowMeanShifted(),
     ]

@@ -362,8 +362,8 @@ def test_what_was_remembered_of_all_is_not_mixed_with_what_is_left(
     memory, quick = tmp_path / "c", {"batch_size": 3, "on_error": "nan"}
     make_detector(**quick, memory=memory).fit(images).score_samples(files)
     # Other students: the features of all images are known, their discrepancies are not.
-    detector = make_detector(**quick, memory=memory, ridge_alpha=9.0).fit(images)
-    expected = make_detector(**quick, ridge_alpha=9.0).fit(images).score_samples(files[1:])
+    detector = make_detector(**quick, memory=memory, alpha=9.0).fit(images)
+    expected = make_detector(**quick, alpha=9.0).fit(images).score_samples(files[1:])
     original = type(detector)._open
 
     def opening(self, X, **options):

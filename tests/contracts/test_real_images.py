@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from elpv_dataset.utils import load_dataset
 from sklearn.metrics import roc_auc_score
+from students import with_student
 
 from skanomaly_vit import TransformalyDetector
 
@@ -21,10 +22,10 @@ def cells() -> tuple[np.ndarray, np.ndarray]:
 
 def test_finds_defects_and_flags_about_the_share_it_was_told_to(cells):
     functional, defective = cells
-    detector = TransformalyDetector(
+    detector = TransformalyDetector(**with_student(
         image_size=56, n_blocks=3, max_epochs=2, contamination=0.1, validation_fraction=0.4,
         random_state=0, n_jobs=2,
-    ).fit(functional[:300])  # fmt: skip
+    )).fit(functional[:300])  # fmt: skip
     scores = detector.score_samples(functional[300:]), detector.score_samples(defective)
     y = np.repeat([1, 0], [len(scores[0]), len(scores[1])])
     assert roc_auc_score(y, np.concatenate(scores)) > 0.8

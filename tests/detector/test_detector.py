@@ -32,6 +32,7 @@ from sklearn.neighbors import KernelDensity, LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import OneClassSVM
+from students import with_student
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from skanomaly_vit import (
@@ -43,6 +44,8 @@ from skanomaly_vit import (
     TransformalyDetector,
     ViTFeatures,
 )
+from skanomaly_vit.detector._recipes import resolve
+from skanomaly_vit.distillation import BlockStudent, RidgeStudent
 from skanomaly_vit.exceptions import LabelWarning
 from skanomaly_vit.model_selection import NormalOnlyKFold, anomaly_scorer
 
@@ -86,31 +89,39 @@ def test_default_score_is_the_sum_of_standardised_log_likelihoods(fitted, images
     np.testing.assert_allclose(fitted.score_samples(odd_images), expected, rtol=1e-6)
 
 
-PAPER = {
-    "student": "block",
-    "max_epochs": 30,
-    "learning_rate": 1e-4,
-    "learning_rate_schedule": "constant",
-}
-
-
 def test_recipe_of_the_paper_fills_in_what_is_left_open(make_detector, images):
     """What section 4 of the paper says of the students, and no parameter that is given."""
-    detector = make_detector(recipe="paper", max_epochs="auto")
-    part = detector._part(BlockDistillation)
-    assert {name: getattr(part, name) for name in PAPER} == PAPER
-    given = detector.set_params(student="ridge", density="knn", fusion="standardized").fit(images)
+    student = resolve(TransformalyDetector(recipe="paper"))["student"]
+    assert isinstance(student, BlockStudent)
+    assert (student.max_epochs, student.learning_rate) == (30, 1e-4)
+    assert student.learning_rate_schedule == "constant"
+    given = make_detector(recipe="paper", student="ridge", density="knn", fusion="standardized")
+    given.fit(images)
     assert given.distillation_.student == "ridge"
     assert list(given.density_["pretrained"].named_steps) == ["pca", "density"]
     assert isinstance(given.density_["discrepancy"], KNNDensity)
     assert given.fusion_["pretrained"] != (0.0, 1.0)
 
 
-def test_default_recipe_is_what_the_parts_do_alone():
-    part, alone = TransformalyDetector()._part(BlockDistillation), BlockDistillation()
-    assert {name: getattr(part, name) for name in PAPER} == {
-        name: getattr(alone, name) for name in PAPER
-    }
+def test_default_recipe_is_what_the_parts_do_alone(fitted, images):
+    alone = BlockDistillation(backbone=fitted.backbone, n_blocks=2, random_state=0).fit(images)
+    assert fitted.recipe_.student.get_params() == alone._student.get_params()
+    assert type(fitted.recipe_.student) is type(alone._student)
+
+
+def test_what_auto_became_is_told(make_detector, images):
+    recipe = make_detector(contamination=0.2).fit(images).recipe_
+    assert isinstance(recipe.student, RidgeStudent)
+    assert recipe.pca_variance is None
+    assert recipe.fusion == "standardized"
+    assert recipe.density["pretrained"].shrinkage == "ledoit_wolf"
+    assert isinstance(recipe.density["discrepancy"], ExcessDensity)
+    assert not hasattr(recipe.density["pretrained"], "scale_")
+    given = make_detector(feature_spaces="pretrained", density="knn", pca_variance=0.9).fit(images)
+    assert given.recipe_.student is None
+    assert list(given.recipe_.density) == ["pretrained"]
+    assert isinstance(given.recipe_.density["pretrained"], KNNDensity)
+    assert given.recipe_.pca_variance == 0.9
 
 
 @pytest.mark.parametrize("student", ["ridge", "block"])
@@ -323,7 +334,11 @@ def test_images_can_be_one_column_among_others(tiny, images, tmp_path):
     columns = ColumnTransformer(
         [
             ("vit", ViTFeatures(backbone=tiny), ["image"]),
-            ("blocks", BlockDistillation(backbone=tiny, n_blocks=2, max_epochs=1), "image"),
+            (
+                "blocks",
+                BlockDistillation(**with_student(backbone=tiny, n_blocks=2, max_epochs=1)),
+                "image",
+            ),
         ],
         remainder="passthrough",
         verbose_feature_names_out=False,
@@ -361,7 +376,11 @@ def test_dump_scores_alike_in_a_fresh_process(fitted, odd_images, tmp_path):
 def test_pickle_leaves_the_backbone_out_unless_told_otherwise(images):
     small = {"n_blocks": 1, "image_size": 28, "random_state": 0}
     sizes = {
-        store: len(pickle.dumps(TransformalyDetector(store_backbone=store, **small).fit(images)))
+        store: len(
+            pickle.dumps(
+                TransformalyDetector(**with_student(store_backbone=store, **small)).fit(images)
+            )
+        )
         for store in (False, True)
     }
     # A ridge student holds two maps of 384 x 384, 1.2 MB, a Gaussian what `partial_fit` goes on
@@ -462,7 +481,7 @@ def test_callback_can_stop_training_after_an_epoch(make_detector, images):
 def test_distillation_alone_reports_too(tiny, images):
     recorder = Recorder()
     distillation = BlockDistillation(
-        backbone=tiny, student="block", n_blocks=1, max_epochs=2, random_state=0
+        **with_student(backbone=tiny, student="block", n_blocks=1, max_epochs=2, random_state=0)
     )
     distillation.set_callbacks(recorder).fit(images)
     assert recorder.begun.count("epoch") == 2
@@ -528,7 +547,9 @@ def test_same_seed_same_scores_to_the_bit_and_another_seed_others(
     ids=str,
 )
 def test_a_score_does_not_depend_on_its_neighbours_to_the_bit(images, options):
-    detector = TransformalyDetector(n_blocks=2, random_state=0, **options).fit(images)
+    detector = TransformalyDetector(**with_student(n_blocks=2, random_state=0, **options)).fit(
+        images
+    )
     together = detector.score_samples(images)
     for size in (1, 2, 5):
         np.testing.assert_array_equal(detector.score_samples(images[:size]), together[:size])

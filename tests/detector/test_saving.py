@@ -27,6 +27,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import KernelDensity
 from sklearn.svm import OneClassSVM
 from sklearn.utils.validation import check_is_fitted
+from students import with_student
 
 from skanomaly_vit import GaussianDensity, GaussianMixtureDensity, KNNDensity, TransformalyDetector
 from skanomaly_vit._backbone import loading as _backbones
@@ -48,7 +49,9 @@ NEW = np.concatenate(
 def fit(X=IMAGES, groups=None, **parameters):
     """A detector on a network of two blocks that is known by its name."""
     quick = {"backbone": "skanomaly_tiny", "pretrained": False, "image_size": 32, "n_blocks": 2}
-    detector = TransformalyDetector(**quick | {"random_state": 0, "max_epochs": 2} | parameters)
+    detector = TransformalyDetector(
+        **with_student(**quick | {"random_state": 0, "max_epochs": 2} | parameters)
+    )
     return detector.fit(X, groups=groups)
 
 
@@ -137,7 +140,7 @@ KINDS = {
     "discrepancy": {"feature_spaces": "discrepancy"},
     "nothing held out": {"validation_fraction": 0.0, "student": "block"},
     "one block": {"n_blocks": 1, "contamination": 0.2},
-    "all blocks": {"n_blocks": None, "ridge_alpha": np.float64(0.5), "random_state": np.int64(3)},
+    "all blocks": {"n_blocks": None, "alpha": np.float64(0.5), "random_state": np.int64(3)},
     "oblong": {"image_size": (24, 32)},
 }
 
@@ -638,12 +641,11 @@ def test_a_card_says_what_a_model_is(model):
     assert card["changed_parameters"] == [
         "backbone",
         "image_size",
-        "max_epochs",
         "n_blocks",
         "pretrained",
         "random_state",
     ]
-    assert (card["student"], card["blocks"]) == ("ridge", [0, 1])
+    assert (card["student"], card["blocks"]) == ("RidgeStudent", [0, 1])
     assert card["history"][0]["train_loss"] == fit().distillation_.history_[0]["train_loss"]
     assert card["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
     assert card["densities"]["discrepancy"] == "ExcessDensity"

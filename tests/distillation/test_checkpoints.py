@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from students import with_student
 
 from skanomaly_vit import BlockDistillation
 from skanomaly_vit.distillation._checkpoints import kept_checkpoints, sealed_steps
@@ -375,10 +376,10 @@ def test_checkpoints_can_wait_for_what_comes_after_a_fit(make, images, expected,
 
 def test_distillation_alone_goes_on_too(tiny, images, tmp_path):
     options = {"backbone": tiny, "n_blocks": 2, "random_state": 0, **BLOCK}
-    distillation = BlockDistillation(checkpoint_dir=tmp_path, **options)
+    distillation = BlockDistillation(**with_student(checkpoint_dir=tmp_path, **options))
     stop_after(distillation, 3, images)
     distillation.set_callbacks(StopBefore(n_epochs=1)).fit(images)
-    plain = BlockDistillation(**options).fit(images)
+    plain = BlockDistillation(**with_student(**options)).fit(images)
     np.testing.assert_array_equal(distillation.transform(images), plain.transform(images))
     assert list(tmp_path.iterdir()) == []
 

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 from backbones import FAMILIES, family
+from students import with_student
 
 from skanomaly_vit import BlockDistillation
 from skanomaly_vit._backbone.teacher import BlockCall
-from skanomaly_vit.distillation._ridge import RidgeStatistics, RidgeStudent
+from skanomaly_vit.distillation._ridge import RidgeModule, RidgeStatistics
 
 
 @pytest.fixture
 def make(tiny):
     def make(**parameters):
         return BlockDistillation(
-            **{"backbone": tiny, "n_blocks": 2, "random_state": 0} | parameters
+            **with_student(**{"backbone": tiny, "n_blocks": 2, "random_state": 0} | parameters)
         )
 
     return make
@@ -67,7 +68,7 @@ def test_student_predicts_the_output_and_its_loss_is_the_mean_squared_error(rng)
     call = call_of(rng)
     statistics = statistics_of(call)
     weights = statistics.solve(0.01)
-    predicted = call.replay(RidgeStudent(*weights.split([4, 4, 1])))
+    predicted = call.replay(RidgeModule(*weights.split([4, 4, 1])))
     expected = call.tokens.numpy() + (design(call) @ weights.numpy()).reshape(6, 5, 4)
     np.testing.assert_allclose(predicted, expected, atol=1e-12)
     error = np.mean((expected - call.output.numpy()) ** 2)
@@ -89,10 +90,10 @@ def test_statistics_add_up_over_batches(rng):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_imitated_better_than_by_doing_nothing(name, images):
     distillation = BlockDistillation(
-        backbone=family(name), n_blocks=None, validation_fraction=0, ridge_alpha=1e-4
+        **with_student(backbone=family(name), n_blocks=None, validation_fraction=0, alpha=1e-4)
     ).fit(images)
     copied = BlockDistillation(
-        backbone=family(name), n_blocks=None, validation_fraction=0, ridge_alpha=1e9
+        **with_student(backbone=family(name), n_blocks=None, validation_fraction=0, alpha=1e9)
     ).fit(images)  # all weights but the bias are penalised away
     assert (distillation.transform(images) < 0.5 * copied.transform(images)).all()
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from images import blobs
+from students import with_student
 
 from skanomaly_vit import BlockDistillation, TransformalyDetector
 from skanomaly_vit._backbone import passes as _passes
@@ -79,7 +80,14 @@ def fit_both(X: np.ndarray) -> dict[str, np.ndarray]:
     found = {}
     for student in ("ridge", "block"):
         detector = TransformalyDetector(
-            student=student, n_blocks=3, max_epochs=2, contamination=0.2, random_state=0, **BACKBONE
+            **with_student(
+                student=student,
+                n_blocks=3,
+                max_epochs=2,
+                contamination=0.2,
+                random_state=0,
+                **BACKBONE,
+            )
         ).fit(X)
         weights = [s.state_dict().values() for s in detector.distillation_.students_]
         found[f"{student} weights"] = torch.cat([v.flatten() for w in weights for v in w]).numpy()

@@ -20,6 +20,7 @@ import joblib
 import numpy as np
 import torch
 from backbones import family
+from students import with_student
 
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._backbone import passes as _passes
@@ -54,7 +55,7 @@ def make(parameters: dict[str, Any]) -> TransformalyDetector:
     parameters = {"backbone": family("class token"), "n_blocks": 2, "random_state": 0} | parameters
     if "joblib" in parameters:
         parameters["memory"] = joblib.Memory(parameters.pop("joblib"), verbose=0)
-    return TransformalyDetector(**parameters)
+    return TransformalyDetector(**with_student(**parameters))
 
 
 def outcome(detector: TransformalyDetector) -> str:

@@ -20,6 +20,7 @@ from scipy.stats import spearmanr
 from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import make_pipeline
+from students import with_student
 
 from skanomaly_vit import (
     ExcessDensity,
@@ -62,7 +63,7 @@ SETTINGS = {
 
 def fit(name="class token", **parameters):
     quick = {"backbone": family(name), "n_blocks": 2, "random_state": 0}
-    return TransformalyDetector(**quick | parameters).fit(IMAGES)
+    return TransformalyDetector(**with_student(**quick | parameters)).fit(IMAGES)
 
 
 @pytest.fixture(scope="module")

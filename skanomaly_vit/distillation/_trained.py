@@ -1,4 +1,4 @@
-"""What becomes of a student's training: the student, and the record of its losses."""
+"""Fitted students, and the record of their losses."""
 
 from __future__ import annotations
 
