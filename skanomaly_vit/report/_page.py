@@ -104,7 +104,7 @@ def require_packages() -> None:
             import_module(package)
         except ImportError as error:
             raise ImportError(
-                f"report needs {package}: pip install 'skanomaly-vit[report]'", name=package
+                f"write_report needs {package}: pip install 'skanomaly-vit[report]'", name=package
             ) from error
 
 

@@ -39,7 +39,7 @@ _LARGE = 360  # the same, of the images that are shown with maps
 _HISTOGRAMS = {"wide": (9.4, 2.7), "narrow": (4.2, 3.2)}  # inches
 
 
-def report(
+def write_report(
     det: Any,
     X: Any,
     y: Any = None,
@@ -111,11 +111,11 @@ def report(
     >>> import tempfile
     >>> import numpy as np
     >>> from skanomaly_vit import TransformalyDetector
-    >>> from skanomaly_vit.report import report
+    >>> from skanomaly_vit.report import write_report
     >>> normal = np.random.default_rng(0).integers(100, 156, (12, 32, 32, 3), dtype=np.uint8)
     >>> det = TransformalyDetector(image_size=56, n_blocks=2, random_state=0).fit(normal)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     report(det, normal, path=f"{folder}/report.html", n_maps=0).name
+    ...     write_report(det, normal, path=f"{folder}/report.html", n_maps=0).name
     'report.html'
     """
     require_packages()

@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from skanomaly_vit import KNNDensity, ViTFeatures
 from skanomaly_vit._images.source import open_images
 from skanomaly_vit.evaluation import NeighborDistance
-from skanomaly_vit.report import report
+from skanomaly_vit.report import write_report
 
 HOSTILE = [
     "<script>window.hacked = 1</script>.png",
@@ -141,7 +141,7 @@ def target(tmp_path):
 
 
 def write(*args, path, **options):
-    assert report(*args, path=path, **options) == path
+    assert write_report(*args, path=path, **options) == path
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -439,7 +439,7 @@ def test_refuses_before_any_work(images, tmp_path, monkeypatch, options, error, 
     done = []
     arguments = {"X": images, "callback": lambda *step: done.append(step)} | options
     with pytest.raises(error, match=message):
-        report(Untouchable().fit(images), **arguments)
+        write_report(Untouchable().fit(images), **arguments)
     assert done == []
     assert list(tmp_path.iterdir()) == []
 
@@ -450,20 +450,20 @@ def test_refuses_before_any_work(images, tmp_path, monkeypatch, options, error, 
 def test_refuses_a_folder_that_cannot_be_written_to(detector, images, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="cannot be written to"):
-        report(detector, images, path=tmp_path / "report.html")
+        write_report(detector, images, path=tmp_path / "report.html")
 
 
 def test_refuses_what_gives_no_score_or_has_no_threshold(tiny, images, target):
     with pytest.raises(NotFittedError):
-        report(Brightness(), images, path=target)
+        write_report(Brightness(), images, path=target)
     with pytest.raises(ValueError, match="det is the class Brightness; pass a fitted instance"):
-        report(Brightness, images, path=target)
+        write_report(Brightness, images, path=target)
     features = ViTFeatures(backbone=tiny).fit(images)
     with pytest.raises(ValueError, match="ViTFeatures has no score_samples"):
-        report(features, images, path=target)
+        write_report(features, images, path=target)
     ranks_only = make_pipeline(ViTFeatures(backbone=tiny), NeighborDistance()).fit(images)
     with pytest.raises(ValueError, match="Pipeline has neither offset_ nor decision_function"):
-        report(ranks_only, images, path=target)
+        write_report(ranks_only, images, path=target)
     assert not target.exists()
 
 
@@ -475,7 +475,7 @@ def test_refuses_a_decision_that_has_no_threshold_among_scores(detector, images,
     halved = Halved().fit(images)
     del halved.offset_
     with pytest.raises(ValueError, match="decision_function is not score_samples minus a const"):
-        report(halved, images, path=target)
+        write_report(halved, images, path=target)
 
 
 def test_an_unreadable_image_leaves_the_older_report(detector, images, tmp_path, target):
@@ -484,7 +484,7 @@ def test_an_unreadable_image_leaves_the_older_report(detector, images, tmp_path,
     bad.write_bytes(good.read_bytes()[:60])
     target.write_text("older")
     with pytest.raises(ValueError, match=r"sample 2 \('.*bad.png'\): the image cannot be decoded"):
-        report(Untouchable().fit(images), [good, good, bad], path=target)
+        write_report(Untouchable().fit(images), [good, good, bad], path=target)
     assert target.read_text() == "older"
     assert {path.name for path in tmp_path.iterdir()} == {"good.png", "bad.png", "report.html"}
 
@@ -496,7 +496,7 @@ def test_a_disk_that_is_full_leaves_the_older_report(detector, images, target, m
     target.write_text("older")
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space left"):
-        report(detector, images, path=target)
+        write_report(detector, images, path=target)
     assert target.read_text() == "older"
     assert list(target.parent.iterdir()) == [target]
 
@@ -505,7 +505,7 @@ def test_a_link_stays_one(detector, images, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     link, real = tmp_path / "report.html", tmp_path / "elsewhere" / "real.html"
     link.symlink_to(real)
-    assert report(detector, images, path=link) == real.resolve()
+    assert write_report(detector, images, path=link) == real.resolve()
     assert link.is_symlink()
     assert real.read_bytes().startswith(b"<!DOCTYPE html>")
 
@@ -517,7 +517,7 @@ def test_refuses_scores_that_are_not_finite(images, target, value):
             return np.where(np.arange(len(X)) == 3, value, 0.0)
 
     with pytest.raises(ValueError, match=r"gave 1 of 20 images scores .* sample 3: (nan|-inf)"):
-        report(Broken().fit(images), images, path=target)
+        write_report(Broken().fit(images), images, path=target)
     assert not target.exists()
 
 
@@ -531,16 +531,16 @@ def test_refuses_maps_that_do_not_fit(images, target, wrong, message):
             return wrong
 
     with pytest.raises(ValueError, match=rf"for sample \d+ of shape \(32, 32\): .*{message}"):
-        report(Broken().fit(images), images, path=target)
+        write_report(Broken().fit(images), images, path=target)
     assert not target.exists()
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_says_what_to_install(detector, images, target, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    message = rf"report needs {package}: pip install 'skanomaly-vit\[report\]'"
+    message = rf"write_report needs {package}: pip install 'skanomaly-vit\[report\]'"
     with pytest.raises(ImportError, match=message):
-        report(Untouchable().fit(images), images, path=target)
+        write_report(Untouchable().fit(images), images, path=target)
 
 
 def test_a_callback_sees_all_steps(detector, mixed, target):
@@ -577,7 +577,7 @@ def visit(browser, detector, mixed, y, target):
     contexts, complaints, requests = [], [], []
 
     def visit(*, names=None, title=None, **options):
-        report(detector, mixed, y, target, names=names, title=title, n_maps=4)
+        write_report(detector, mixed, y, target, names=names, title=title, n_maps=4)
         contexts.append(browser.new_context(**options))
         tab = contexts[-1].new_page()
         tab.on("console", lambda message: complaints.append(message.text))
