@@ -12,7 +12,6 @@ from sklearn.utils import check_consistent_length
 from skanomaly_vit._utils.detectors import normality, require_normality, threshold_of
 from skanomaly_vit._utils.labels import AUTO, which_are_anomalies
 from skanomaly_vit.display._style import (
-    BLACK,
     BLUE,
     SKY,
     VERMILION,
@@ -302,15 +301,22 @@ class ScoreDisplay:
         return float(values.min()), float(values.max())
 
     def _draw(self, stat: str) -> None:
+        from matplotlib import rcParams
+
         for kind, counts in self.counts_.items():
             color, hatch = _BARS[kind]
             n_images = len(self._kinds()[kind])
             flagged = f", {self.flagged_[kind]:.1%} flagged" if self.flagged_ else ""
+            heights = counts if stat == "count" else 100 * counts / n_images
+            # Apart from the bars: SVG makes a hatch as transparent as the color under it.
+            self.ax_.fill_between(
+                self.bin_edges_, np.append(heights, 0), step="post", color=color, alpha=0.35, lw=0
+            )
             self.ax_.stairs(
-                counts if stat == "count" else 100 * counts / n_images,
+                heights,
                 self.bin_edges_,
                 fill=True,
-                facecolor=(color, 0.35),
+                facecolor="none",
                 edgecolor=color,
                 hatch=hatch,
                 linewidth=1.5,
@@ -319,11 +325,15 @@ class ScoreDisplay:
         if self.offset is not None:
             self.ax_.axvline(
                 self.offset,
-                color=BLACK,
+                color=rcParams["text.color"],
                 linestyle="--",
                 label=f"threshold {self.offset:.4g}, flagged if lower",
             )
-        self.ax_.set(xlabel="score (higher = more normal)", ylabel=STATS[stat])
+        is_bent = self.ax_.get_xscale() == "symlog"
+        axis = "; logarithmic far from 0" if is_bent else ""
+        self.ax_.set(xlabel=f"score (higher = more normal{axis})", ylabel=STATS[stat])
+        if stat == "count" and self.ax_.get_yscale() == "linear":
+            self.ax_.locator_params(axis="y", integer=True)
         legend_in_headroom(self.ax_, 1)
 
 

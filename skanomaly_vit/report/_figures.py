@@ -111,7 +111,7 @@ def summarise(scores: Array, offset: float, is_anomaly: Array | None) -> list[Fi
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def remark(det: Any, is_anomaly: Array | None) -> list[str]:

@@ -373,6 +373,20 @@ def test_kinds_differ_in_more_than_colour():
     assert display.counts_["new, anomalies"].sum() == 4
 
 
+def test_a_dark_style_shows_the_threshold():
+    with plt.style.context("dark_background"):
+        display = ScoreDisplay.from_predictions(SCORES, -1)
+    assert to_hex(display.ax_.get_lines()[0].get_color()) == "#ffffff"
+
+
+def test_numbers_of_images_have_whole_ticks():
+    display = ScoreDisplay.from_predictions([1, 2, 3], stat="count")
+    assert (display.ax_.get_yticks() % 1 == 0).all()
+    _, ax = plt.subplots()
+    ax.set_yscale("log")
+    assert display.plot(ax, stat="count").ax_.get_yscale() == "log"
+
+
 def test_without_a_threshold_nothing_is_flagged():
     display = ScoreDisplay.from_predictions(SCORES)
     assert display.flagged_ == {}

@@ -263,6 +263,17 @@ def test_a_map_is_bright_where_an_image_is_abnormal(detector, target):
     assert f"highest value {(255 - detector.mean_) / 10:.1f}" in overlay["alt"]
 
 
+def test_the_histogram_is_a_score_display_in_two_widths_and_themes(detector, mixed, y, target):
+    page = write(detector, mixed, y, path=target, n_maps=0)
+    sources = [*(a["srcset"] for a in page.all("source")), page.all("img")[0]["src"]]
+    drawings = [base64.b64decode(uri.partition(",")[2]).decode() for uri in sources]
+    flagged = f"{np.mean(detector.decision_function(mixed[:20]) < 0):.1%} flagged"
+    assert all(f"new, normal: 20, {flagged}" in drawing for drawing in drawings)
+    assert ["#14181d" in drawing for drawing in drawings] == [True, False, True, False]
+    again = write(detector, mixed, y, path=target, n_maps=0)
+    assert again.all("img")[0]["src"] == sources[-1]
+
+
 def test_maps_are_made_of_the_shown_images_only(detector, mixed, target):
     page = write(detector, mixed, path=target, n_maps=3)
     assert detector.mapped_ == [1] * 6
