@@ -16,6 +16,7 @@ from skanomaly_vit.display._style import (
     MARKERS,
     SEQUENTIAL,
     block_names_of,
+    check_call,
     cycled,
     inches,
     known_option,
@@ -108,8 +109,7 @@ class BlockDiscrepancyDisplay:
         groups: Any = None,
         reference_group: Any = None,
         titles: Iterable[Any] | None = None,
-        kind: str = "auto",
-        ax: Axes | None = None,
+        **options: Any,
     ) -> BlockDiscrepancyDisplay:
         """Compute the discrepancies of images and draw them.
 
@@ -128,11 +128,8 @@ class BlockDiscrepancyDisplay:
             The group that is normal, if `X_normal` is None.
         titles : iterable of str or None, default=None
             What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
-        kind : {"auto", "line", "heatmap"}, default="auto"
-            A line for each image or group, or a row of a heat map. ``"auto"`` draws up to six
-            lines.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax` and `kind`; others raise a TypeError.
 
         Returns
         -------
@@ -146,8 +143,8 @@ class BlockDiscrepancyDisplay:
         ValueError
             If `estimator` has no students, or it is not said what is normal.
         """
-        require_matplotlib(f"{cls.__name__}.from_estimator")
-        known_option("kind", kind, KINDS)
+        check_call(cls, "from_estimator", options)
+        _check_kind(**options)
         distillation = _distillation_of(estimator)
         source = open_shown(X, distillation)
         titles = titles_of(titles, len(source))
@@ -163,8 +160,7 @@ class BlockDiscrepancyDisplay:
             groups=labels,
             reference_group=reference_group,
             titles=titles,
-            kind=kind,
-            ax=ax,
+            **options,
         )
 
     @classmethod
@@ -177,8 +173,7 @@ class BlockDiscrepancyDisplay:
         groups: Any = None,
         reference_group: Any = None,
         titles: Iterable[Any] | None = None,
-        kind: str = "auto",
-        ax: Axes | None = None,
+        **options: Any,
     ) -> BlockDiscrepancyDisplay:
         """Draw discrepancies that are there already.
 
@@ -196,11 +191,8 @@ class BlockDiscrepancyDisplay:
             The group that is normal, if `reference` is None.
         titles : iterable of str or None, default=None
             What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
-        kind : {"auto", "line", "heatmap"}, default="auto"
-            A line for each image or group, or a row of a heat map. ``"auto"`` draws up to six
-            lines.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax` and `kind`; others raise a TypeError.
 
         Returns
         -------
@@ -215,7 +207,7 @@ class BlockDiscrepancyDisplay:
             If the arrays do not fit each other, it is not said what is normal, or normal images
             all have the same discrepancy.
         """
-        require_matplotlib(f"{cls.__name__}.from_predictions")
+        check_call(cls, "from_predictions", options)
         values = _as_table(discrepancies, "discrepancies")
         labels = _checked_groups(groups, len(values))
         if reference is None:
@@ -230,7 +222,7 @@ class BlockDiscrepancyDisplay:
             groups=labels,
             titles=titles_of(titles, len(values)),
         )
-        return display.plot(ax, kind=kind)
+        return display.plot(**options)
 
     def plot(self, ax: Axes | None = None, *, kind: str = "auto") -> BlockDiscrepancyDisplay:
         """Draw a line, or a row of a heat map, for each image or group.
@@ -256,7 +248,7 @@ class BlockDiscrepancyDisplay:
             If `kind` is not one of those named.
         """
         require_matplotlib(f"{type(self).__name__}.plot")
-        known_option("kind", kind, KINDS)
+        _check_kind(kind=kind)
         rows, spreads, names = self._rows()
         if kind == "auto":
             kind = "line" if len(rows) <= _MOST_LINES else "heatmap"
@@ -315,6 +307,10 @@ class BlockDiscrepancyDisplay:
             self.ax_.set(ylabel="image" if self.groups is None else "group")
         label = _LABEL if self.groups is None else f"mean {_LABEL}"
         self.ax_.figure.colorbar(drawn, ax=self.ax_, label=label, extend="min")
+
+
+def _check_kind(*, kind: str = "auto", **_: Any) -> None:
+    known_option("kind", kind, KINDS)
 
 
 def _distillation_of(estimator: Any) -> Any:

@@ -15,6 +15,7 @@ from skanomaly_vit._utils.detectors import normality, require_normality, thresho
 from skanomaly_vit.display._style import (
     TITLE_PAD,
     VERMILION,
+    check_call,
     divided_axes,
     finite_vector,
     open_shown,
@@ -103,9 +104,8 @@ class GalleryDisplay:
         X: Any,
         *,
         n_images: int = 24,
-        n_columns: int = 6,
         titles: Iterable[Any] | None = None,
-        ax: Axes | None = None,
+        **options: Any,
     ) -> GalleryDisplay:
         """Score images and draw them.
 
@@ -119,12 +119,10 @@ class GalleryDisplay:
         n_images : int, default=24
             Images to show, at least 2. Of more, the most normal, the most abnormal, and such
             between that their ranks are evenly spaced.
-        n_columns : int, default=6
-            Images in a row.
         titles : iterable of str or None, default=None
             What each of `X` is called. ``None`` shows scores alone.
-        ax : matplotlib Axes or None, default=None
-            Axes whose place is divided among the images. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax` and `n_columns`; others raise a TypeError.
 
         Returns
         -------
@@ -138,9 +136,9 @@ class GalleryDisplay:
         ValueError
             If `estimator` gives no score of normality, or a parameter is not as described.
         """
-        require_matplotlib(f"{cls.__name__}.from_estimator")
+        check_call(cls, "from_estimator", options)
         require_normality(estimator)
-        _check_counts(n_images, n_columns)
+        _check_counts(n_images=n_images, **options)
         source = open_shown(X, estimator)
         names = None if titles is None else titles_of(titles, len(source))
         return cls.from_predictions(
@@ -148,9 +146,8 @@ class GalleryDisplay:
             normality(estimator, X),
             offset=threshold_of(estimator),
             n_images=n_images,
-            n_columns=n_columns,
             titles=names,
-            ax=ax,
+            **options,
         )
 
     @classmethod
@@ -161,9 +158,8 @@ class GalleryDisplay:
         *,
         offset: float | None = None,
         n_images: int = 24,
-        n_columns: int = 6,
         titles: Iterable[Any] | None = None,
-        ax: Axes | None = None,
+        **options: Any,
     ) -> GalleryDisplay:
         """Draw images by scores that are there already.
 
@@ -179,12 +175,10 @@ class GalleryDisplay:
         n_images : int, default=24
             Images to show, at least 2. Of more, the most normal, the most abnormal, and such
             between that their ranks are evenly spaced.
-        n_columns : int, default=6
-            Images in a row.
         titles : iterable of str or None, default=None
             What each of `images` is called. ``None`` shows scores alone.
-        ax : matplotlib Axes or None, default=None
-            Axes whose place is divided among the images. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax` and `n_columns`; others raise a TypeError.
 
         Returns
         -------
@@ -199,8 +193,8 @@ class GalleryDisplay:
             If a score is not finite, there is not one for each image, or a parameter is not as
             described.
         """
-        require_matplotlib(f"{cls.__name__}.from_predictions")
-        _check_counts(n_images, n_columns)
+        check_call(cls, "from_predictions", options)
+        _check_counts(n_images=n_images, **options)
         source = open_shown(images)
         scores = finite_vector(scores, "scores", len(source))
         shown = _spaced_ranks(scores, n_images)
@@ -213,7 +207,7 @@ class GalleryDisplay:
             n_scored=len(source),
             titles=None if names is None else [names[index] for index in shown],
         )
-        return display.plot(ax, n_columns=n_columns)
+        return display.plot(**options)
 
     def plot(self, ax: Axes | None = None, *, n_columns: int = 6) -> GalleryDisplay:
         """Draw the images row by row, each with its score.
@@ -235,9 +229,10 @@ class GalleryDisplay:
         ImportError
             If matplotlib is missing.
         ValueError
-            If `ax` has no place that could be divided.
+            If `n_columns` is below 1, or `ax` has no place that could be divided.
         """
         require_matplotlib(f"{type(self).__name__}.plot")
+        _check_counts(n_columns=n_columns)
         n_shown = len(self.images)
         n_columns = min(n_columns, n_shown)
         n_rows = math.ceil(n_shown / n_columns)
@@ -277,7 +272,7 @@ class GalleryDisplay:
         return title
 
 
-def _check_counts(n_images: int, n_columns: int) -> None:
+def _check_counts(*, n_images: int = 24, n_columns: int = 6, **_: Any) -> None:
     for name, value, least in (("n_images", n_images, 2), ("n_columns", n_columns, 1)):
         if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name}={value!r} is not an int of at least {least}")

@@ -15,6 +15,7 @@ from skanomaly_vit.display._style import (
     OPACITY,
     SEQUENTIAL,
     TITLE_PAD,
+    check_call,
     divided_axes,
     open_shown,
     own_or_new_axes,
@@ -110,9 +111,7 @@ class AnomalyMapDisplay:
         method: str | None = None,
         masks: Iterable[Any] | None = None,
         titles: Iterable[Any] | None = None,
-        vmax: float | None = None,
-        contour: float | None = None,
-        ax: Axes | None = None,
+        **options: Any,
     ) -> AnomalyMapDisplay:
         """Compute the anomaly maps of images and draw them.
 
@@ -129,13 +128,8 @@ class AnomalyMapDisplay:
             is not 0 there, an image or a path of one, or None.
         titles : iterable of str or None, default=None
             What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
-        vmax : float or None, default=None
-            Upper end of the scale of colours. ``None`` is the largest value of all maps, but at
-            least 5, so that normal images do not light up.
-        contour : float or None, default=None
-            Value at which the map is outlined. ``None`` draws no line.
-        ax : matplotlib Axes or None, default=None
-            Axes whose place is divided among the images. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax`, `vmax` and `contour`; others raise a TypeError.
 
         Returns
         -------
@@ -149,7 +143,8 @@ class AnomalyMapDisplay:
         ValueError
             If `estimator` gives no anomaly maps, or the images or masks are not as described.
         """
-        require_matplotlib(f"{cls.__name__}.from_estimator")
+        check_call(cls, "from_estimator", options)
+        _check_vmax(**options)
         if not hasattr(estimator, "anomaly_map"):
             raise ValueError(
                 f"{type(estimator).__name__} has no anomaly_map; pass a TransformalyDetector, or "
@@ -157,11 +152,9 @@ class AnomalyMapDisplay:
             )
         source = open_shown(X, estimator)
         _check_number(len(source))
-        _check_vmax(vmax)
         titles = titles_of(titles, len(source))
-        options: dict[str, Any] = {"masks": masks, "titles": titles}
-        options |= {"vmax": vmax, "contour": contour, "ax": ax}
-        return cls.from_predictions(source, estimator.anomaly_map(X, method=method), **options)
+        maps = estimator.anomaly_map(X, method=method)
+        return cls.from_predictions(source, maps, masks=masks, titles=titles, **options)
 
     @classmethod
     def from_predictions(
@@ -171,9 +164,7 @@ class AnomalyMapDisplay:
         *,
         masks: Iterable[Any] | None = None,
         titles: Iterable[Any] | None = None,
-        vmax: float | None = None,
-        contour: float | None = None,
-        ax: Axes | None = None,
+        **options: Any,
     ) -> AnomalyMapDisplay:
         """Draw anomaly maps that are there already.
 
@@ -189,13 +180,8 @@ class AnomalyMapDisplay:
             is not 0 there, an image or a path of one, or None.
         titles : iterable of str or None, default=None
             What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
-        vmax : float or None, default=None
-            Upper end of the scale of colours. ``None`` is the largest value of all maps, but at
-            least 5, so that normal images do not light up.
-        contour : float or None, default=None
-            Value at which the map is outlined. ``None`` draws no line.
-        ax : matplotlib Axes or None, default=None
-            Axes whose place is divided among the images. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax`, `vmax` and `contour`; others raise a TypeError.
 
         Returns
         -------
@@ -209,7 +195,7 @@ class AnomalyMapDisplay:
         ValueError
             If images, maps or masks are not as described, or of different sizes.
         """
-        require_matplotlib(f"{cls.__name__}.from_predictions")
+        check_call(cls, "from_predictions", options)
         source = open_shown(images)
         _check_number(len(source))
         names = titles_of(titles, len(source))
@@ -220,7 +206,7 @@ class AnomalyMapDisplay:
             masks=None if masks is None else _open_masks(masks, source, opened),
             titles=names,
         )
-        return display.plot(ax, vmax=vmax, contour=contour)
+        return display.plot(**options)
 
     def plot(
         self,
@@ -254,7 +240,7 @@ class AnomalyMapDisplay:
             If `vmax` is not above 0, or `ax` has no place that could be divided.
         """
         require_matplotlib(f"{type(self).__name__}.plot")
-        _check_vmax(vmax)
+        _check_vmax(vmax=vmax)
         n_images = len(self.images)
         heights = [min(image.shape[0] / image.shape[1], _TALLEST) for image in self.images]
         height = 0.3 + sum(0.3 + 2.6 * height for height in heights)
@@ -307,7 +293,7 @@ def _check_number(n_images: int) -> None:
         )
 
 
-def _check_vmax(vmax: float | None) -> None:
+def _check_vmax(*, vmax: float | None = None, **_: Any) -> None:
     if vmax is not None and not vmax > 0:
         raise ValueError(f"vmax={vmax} must be above 0, where the scale of colours begins")
 

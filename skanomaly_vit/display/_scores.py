@@ -15,6 +15,7 @@ from skanomaly_vit.display._style import (
     BLUE,
     SKY,
     VERMILION,
+    check_call,
     finite_vector,
     known_option,
     legend_in_headroom,
@@ -107,10 +108,7 @@ class ScoreDisplay:
         y: Any = None,
         *,
         anomaly_label: Any = AUTO,
-        bins: int | Sequence[float] = 20,
-        stat: str = "share",
-        scale: str = "auto",
-        ax: Axes | None = None,
+        **options: Any,
     ) -> ScoreDisplay:
         """Score images and draw the histogram.
 
@@ -127,15 +125,8 @@ class ScoreDisplay:
             What each of `X` is, if that is known.
         anomaly_label : label, list of labels or "auto", default="auto"
             What marks anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
-        bins : int or sequence of float, default=20
-            Number of bars, or where they begin and end.
-        stat : {"share", "count"}, default="share"
-            Height of a bar: the share of the images of its kind, in percent, or their number.
-        scale : {"auto", "linear", "symlog"}, default="auto"
-            Of the axis of scores. ``"symlog"`` is linear around 0 and logarithmic beyond,
-            ``"auto"`` takes it where a few scores lie far below all others.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax`, `bins`, `stat` and `scale`; others raise a TypeError.
 
         Returns
         -------
@@ -149,9 +140,9 @@ class ScoreDisplay:
         ValueError
             If `estimator` gives no score of normality, or `y` does not fit `X`.
         """
-        require_matplotlib(f"{cls.__name__}.from_estimator")
+        check_call(cls, "from_estimator", options)
         require_normality(estimator)
-        _check_options(stat, scale)
+        _check_values(**options)
         if y is not None:
             which_are_anomalies(y, anomaly_label)
             check_consistent_length(X, y)
@@ -161,10 +152,7 @@ class ScoreDisplay:
             y=y,
             normal_scores=None if X_normal is None else normality(estimator, X_normal),
             anomaly_label=anomaly_label,
-            bins=bins,
-            stat=stat,
-            scale=scale,
-            ax=ax,
+            **options,
         )
 
     @classmethod
@@ -176,10 +164,7 @@ class ScoreDisplay:
         y: Any = None,
         normal_scores: Any = None,
         anomaly_label: Any = AUTO,
-        bins: int | Sequence[float] = 20,
-        stat: str = "share",
-        scale: str = "auto",
-        ax: Axes | None = None,
+        **options: Any,
     ) -> ScoreDisplay:
         """Draw the histogram of scores that are there already.
 
@@ -195,15 +180,8 @@ class ScoreDisplay:
             Scores of normal images to compare with.
         anomaly_label : label, list of labels or "auto", default="auto"
             What marks anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
-        bins : int or sequence of float, default=20
-            Number of bars, or where they begin and end.
-        stat : {"share", "count"}, default="share"
-            Height of a bar: the share of the images of its kind, in percent, or their number.
-        scale : {"auto", "linear", "symlog"}, default="auto"
-            Of the axis of scores. ``"symlog"`` is linear around 0 and logarithmic beyond,
-            ``"auto"`` takes it where a few scores lie far below all others.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax`, `bins`, `stat` and `scale`; others raise a TypeError.
 
         Returns
         -------
@@ -217,7 +195,7 @@ class ScoreDisplay:
         ValueError
             If a score is not finite, or `y` does not fit `scores`.
         """
-        require_matplotlib(f"{cls.__name__}.from_predictions")
+        check_call(cls, "from_predictions", options)
         scores = finite_vector(scores, "scores")
         is_anomaly = None if y is None else which_are_anomalies(y, anomaly_label)
         if is_anomaly is not None and len(is_anomaly) != len(scores):
@@ -227,7 +205,7 @@ class ScoreDisplay:
         if normal_scores is not None:
             normal_scores = finite_vector(normal_scores, "normal_scores")
         display = cls(scores, offset=offset, is_anomaly=is_anomaly, normal_scores=normal_scores)
-        return display.plot(ax, bins=bins, stat=stat, scale=scale)
+        return display.plot(**options)
 
     def plot(
         self,
@@ -264,7 +242,7 @@ class ScoreDisplay:
             If a parameter is not one of those named.
         """
         require_matplotlib(f"{type(self).__name__}.plot")
-        _check_options(stat, scale)
+        _check_values(stat=stat, scale=scale)
         kinds = self._kinds()
         pooled = np.concatenate(list(kinds.values()))
         linear_up_to = _linear_up_to(pooled, kinds, scale)
@@ -337,7 +315,7 @@ class ScoreDisplay:
         legend_in_headroom(self.ax_, 1)
 
 
-def _check_options(stat: str, scale: str) -> None:
+def _check_values(*, stat: str = "share", scale: str = "auto", **_: Any) -> None:
     known_option("stat", stat, tuple(STATS))
     known_option("scale", scale, SCALES)
 

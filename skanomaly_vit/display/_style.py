@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,15 @@ _CHARACTER = 0.085  # inches
 def require_matplotlib(caller: str) -> None:
     """Refuse before any work if matplotlib is missing: an ImportError that says how to get it."""
     check_matplotlib_support(caller)
+
+
+def check_call(display: type[Any], method: str, options: Mapping[str, Any]) -> None:
+    """Raise if matplotlib is missing, or `plot` does not take an option, before any work."""
+    require_matplotlib(f"{display.__name__}.{method}")
+    try:
+        signature(display.plot).bind_partial(None, **options)
+    except TypeError as error:
+        raise TypeError(f"{display.__name__}.plot {error}") from None
 
 
 def own_or_new_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:

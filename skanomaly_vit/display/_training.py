@@ -16,6 +16,7 @@ from skanomaly_vit.display._style import (
     SEQUENTIAL,
     VERMILION,
     block_names_of,
+    check_call,
     cycled,
     legend_in_headroom,
     name_blocks,
@@ -89,7 +90,7 @@ class TrainingDisplay:
         self.initial_loss = initial_loss
 
     @classmethod
-    def from_estimator(cls, estimator: Any, *, ax: Axes | None = None) -> TrainingDisplay:
+    def from_estimator(cls, estimator: Any, **options: Any) -> TrainingDisplay:
         """Draw how a fitted estimator was trained.
 
         Parameters
@@ -97,8 +98,8 @@ class TrainingDisplay:
         estimator : estimator
             A fitted `TransformalyDetector`, `BlockDistillation`, `CompactFeatures` or
             `MeanShiftedFeatures`.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax`; others raise a TypeError.
 
         Returns
         -------
@@ -112,7 +113,7 @@ class TrainingDisplay:
         ValueError
             If nothing was trained.
         """
-        require_matplotlib(f"{cls.__name__}.from_estimator")
+        check_call(cls, "from_estimator", options)
         check_is_fitted(estimator)
         trained = getattr(estimator, "distillation_", estimator)
         history = getattr(trained, "history_", None)
@@ -129,7 +130,7 @@ class TrainingDisplay:
             history,
             block_names=names,
             initial_loss=None if math.isnan(initial) else initial,
-            ax=ax,
+            **options,
         )
 
     @classmethod
@@ -139,7 +140,7 @@ class TrainingDisplay:
         *,
         block_names: Iterable[Any] | None = None,
         initial_loss: float | None = None,
-        ax: Axes | None = None,
+        **options: Any,
     ) -> TrainingDisplay:
         """Draw a history, such as one that was kept as JSON.
 
@@ -152,8 +153,8 @@ class TrainingDisplay:
             What each block is called. ``None`` counts them, if there is a loss for each.
         initial_loss : float or None, default=None
             Loss on the held-out images before the first epoch, drawn as epoch 0.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax`; others raise a TypeError.
 
         Returns
         -------
@@ -167,7 +168,7 @@ class TrainingDisplay:
         ValueError
             If there is no epoch, or one lacks its loss.
         """
-        require_matplotlib(f"{cls.__name__}.from_history")
+        check_call(cls, "from_history", options)
         if not history:
             raise ValueError("history is empty; pass the history_ of a fitted estimator")
         train = _losses(history, "train_loss")
@@ -184,7 +185,7 @@ class TrainingDisplay:
             block_names=block_names_of(block_names, train.shape[1]) if is_per_block else None,
             initial_loss=initial_loss,
         )
-        return display.plot(ax)
+        return display.plot(**options)
 
     def plot(self, ax: Axes | None = None) -> TrainingDisplay:
         """Draw a line per block over the epochs, or a point per block after a single epoch.

@@ -171,6 +171,11 @@ def test_plot_draws_on_given_axes_and_gives_itself_back(name):
     assert len(plt.get_fignums()) == n_figures + 1
 
 
+def count_required(function):
+    parameters = inspect.signature(function).parameters.values()
+    return sum(each.default is each.empty for each in parameters if each.kind != each.VAR_KEYWORD)
+
+
 @pytest.mark.parametrize("display", DISPLAYS)
 def test_without_matplotlib_each_says_how_to_get_it_before_any_work(display, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -178,10 +183,19 @@ def test_without_matplotlib_each_says_how_to_get_it_before_any_work(display, mon
         if hasattr(display, make):
             # None of these could be worked on.
             function = getattr(display, make)
-            required = inspect.signature(function).parameters.values()
-            arguments = [None for parameter in required if parameter.default is parameter.empty]
+            arguments = [None] * count_required(function)
             with pytest.raises(ImportError, match=f"{make} requires.*pip install matplotlib"):
                 function(*arguments)
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_an_unknown_option_is_refused_before_any_work(display):
+    for make in ("from_estimator", "from_predictions", "from_history"):
+        if hasattr(display, make):
+            function = getattr(display, make)
+            arguments = [None] * count_required(function)
+            with pytest.raises(TypeError, match=f"{display.__name__}.plot got an .* 'size'"):
+                function(*arguments, size=3)
 
 
 def test_the_import_does_not_import_matplotlib():
@@ -748,6 +762,11 @@ def test_images_of_mixed_sizes_are_shown_in_their_shapes_and_large_ones_smaller(
     shapes = [shown_pixels(ax).shape for ax in display.axes_]
     assert shapes == [(320, 160, 3), (8, 9, 3), (5, 7, 3)]
     assert len(display.figure_.axes) == 4  # the third place of a row of two is not there
+
+
+def test_a_row_holds_an_image_at_least():
+    with pytest.raises(ValueError, match="n_columns=0 is not an int of at least 1"):
+        GalleryDisplay.from_predictions(IMAGES, SCORES).plot(n_columns=0)
 
 
 def test_a_torch_tensor_is_shown():
