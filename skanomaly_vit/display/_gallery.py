@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _THUMBNAIL = 320  # pixels
 
-_GREY = "#999999"
+_GRAY = "#999999"
 
 
 class GalleryDisplay:
@@ -259,7 +259,7 @@ class GalleryDisplay:
         ax.set_title("\n".join(lines), fontsize=10, fontweight="bold" if is_flagged else "normal")
         for spine in ax.spines.values():
             # Wide or thin, not only coloured: so that it is seen in grey.
-            spine.set(color=VERMILION if is_flagged else _GREY, linewidth=4 if is_flagged else 0.8)
+            spine.set(color=VERMILION if is_flagged else _GRAY, linewidth=4 if is_flagged else 0.8)
 
     def _title(self) -> str:
         n_shown = len(self.images)

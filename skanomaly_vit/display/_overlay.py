@@ -75,8 +75,8 @@ def encode(image: Image.Image) -> Picture:
 def overlay(image: Image.Image, values: Array, scale: Scale) -> Image.Image:
     """Lay a map (h, w) over an image of the same size; what is low leaves the image to be seen."""
     share = np.clip((values - scale.low) / (scale.high - scale.low), 0, 1)[..., None]  # [h, w, 1]
-    grey = DIMMED * (np.asarray(image) @ _LUMA)[..., None]  # [h, w, 1]
-    mixed = grey + OPACITY * share * (255 * _colour(share[..., 0]) - grey)  # [h, w, 3]
+    gray = DIMMED * (np.asarray(image) @ _LUMA)[..., None]  # [h, w, 1]
+    mixed = gray + OPACITY * share * (255 * _color(share[..., 0]) - gray)  # [h, w, 3]
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
@@ -85,13 +85,13 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def colour_bar() -> Picture:
+def colorbar() -> Picture:
     """All colours of a map, from low to high."""
     shares = np.linspace(0, 1, 256)[None]
-    return encode(Image.fromarray(np.rint(255 * _colour(shares)).astype(np.uint8)).resize((256, 8)))
+    return encode(Image.fromarray(np.rint(255 * _color(shares)).astype(np.uint8)).resize((256, 8)))
 
 
-def _colour(shares: Array) -> Array:
+def _color(shares: Array) -> Array:
     """Shares (h, w) in [0, 1] -> colours (h, w, 3) in [0, 1]."""
     import matplotlib
 

@@ -22,7 +22,7 @@ _PROBE = 4  # images that the threshold is told by, where the detector does not 
 
 
 @dataclass(frozen=True)
-class Figure:
+class Statistic:
     """A number with its name and what it says."""
 
     name: str
@@ -84,30 +84,31 @@ def _threshold(det: Any, X: Any, scores: Array) -> float:
     return float(np.median(offsets))
 
 
-def summarise(scores: Array, offset: float, is_anomaly: Array | None) -> list[Figure]:
+def summarize(scores: Array, offset: float, is_anomaly: Array | None) -> list[Statistic]:
     is_flagged = scores < offset
     n, n_flagged = len(scores), int(is_flagged.sum())
-    figures = [
-        Figure("Images", f"{n:,}"),
-        Figure("Flagged", f"{n_flagged:,}", f"{_percent(n_flagged / n)} of all"),
-        Figure("Threshold", f"{offset:.4g}", "flagged below it"),
+    statistics = [
+        Statistic("Images", f"{n:,}"),
+        Statistic("Flagged", f"{n_flagged:,}", f"{_percent(n_flagged / n)} of all"),
+        Statistic("Threshold", f"{offset:.4g}", "flagged below it"),
     ]
     if is_anomaly is None:
-        return figures
+        return statistics
     for name, kind in (("Anomalies flagged", is_anomaly), ("Normal flagged", ~is_anomaly)):
         if kind.any():
             found = int((is_flagged & kind).sum())
             of = f"of {kind.sum():,} by label, {_percent(found / kind.sum())}"
-            figures.append(Figure(name, f"{found:,}", of))
+            statistics.append(Statistic(name, f"{found:,}", of))
     if is_anomaly.any() and not is_anomaly.all():
         area = roc_auc_score(is_anomaly, -scores)
         precision = average_precision_score(is_anomaly, -scores)
-        figures += [
-            Figure("AUROC", f"{area:.3f}", "1 = perfect, 0.5 = chance"),
-            Figure("Average precision", f"{precision:.3f}", f"chance: {is_anomaly.mean():.3f}"),
-            Figure("FPR at 95 % TPR", _percent(fpr_at_95_tpr(is_anomaly, -scores)), "0 = perfect"),
+        fpr = _percent(fpr_at_95_tpr(is_anomaly, -scores))
+        statistics += [
+            Statistic("AUROC", f"{area:.3f}", "1 = perfect, 0.5 = chance"),
+            Statistic("Average precision", f"{precision:.3f}", f"chance: {is_anomaly.mean():.3f}"),
+            Statistic("FPR at 95 % TPR", fpr, "0 = perfect"),
         ]
-    return figures
+    return statistics
 
 
 def _percent(share: float) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from skanomaly_vit._utils.provenance import Parameter
 from skanomaly_vit.display._overlay import Picture, Scale
-from skanomaly_vit.report._figures import Figure
+from skanomaly_vit.report._figures import Statistic
 
 _PACKAGES = ("jinja2", "matplotlib")
 
@@ -20,7 +20,7 @@ _TEMPLATE, _STYLE, _SCRIPT = "report.html.j2", "report.css", "report.js"
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """An image in the table.
 
     Parameters
@@ -54,7 +54,7 @@ class Card:
 
     Parameters
     ----------
-    row : Row
+    row : ImageRow
         The same image in the table.
     image : Picture
         As it is.
@@ -64,7 +64,7 @@ class Card:
         Highest value of the map.
     """
 
-    row: Row
+    row: ImageRow
     image: Picture
     overlay: Picture | None
     highest: float | None
@@ -76,15 +76,15 @@ class Page:
 
     title: str
     created: datetime
-    figures: list[Figure]
+    statistics: list[Statistic]
     notes: list[str]
     histograms: dict[tuple[str, str], str]
     histogram_text: str
     most_abnormal: list[Card]
     least_certain: list[Card]
     scale: Scale | None
-    colour_bar: Picture | None
-    rows: list[Row]
+    colorbar: Picture | None
+    rows: list[ImageRow]
     labels: list[str]
     labels_of_anomalies: list[str]
     offset: float

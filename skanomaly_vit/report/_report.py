@@ -23,15 +23,15 @@ from skanomaly_vit._utils.provenance import parameters_of, printable, versions
 from skanomaly_vit.display._overlay import (
     Picture,
     Scale,
-    colour_bar,
+    colorbar,
     data_uri,
     encode,
     overlay,
     shrink_map,
 )
 from skanomaly_vit.display._scores import ScoreDisplay
-from skanomaly_vit.report._figures import check_detector, remark, score, summarise
-from skanomaly_vit.report._page import Card, Page, Row, render, require_packages
+from skanomaly_vit.report._figures import check_detector, remark, score, summarize
+from skanomaly_vit.report._page import Card, ImageRow, Page, render, require_packages
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -148,14 +148,14 @@ def write_report(
     page = Page(
         title=printable("Anomaly report" if title is None else str(title)),
         created=datetime.now().astimezone(),
-        figures=summarise(scores, offset, is_anomaly),
+        statistics=summarize(scores, offset, is_anomaly),
         notes=remark(det, is_anomaly),
         histograms=_draw_histograms(ScoreDisplay(scores, offset=offset, is_anomaly=is_anomaly)),
         histogram_text=_describe_histogram(scores, offset),
         most_abnormal=cards[:n_shown],
         least_certain=cards[n_shown:],
         scale=scale,
-        colour_bar=None if scale is None else colour_bar(),
+        colorbar=None if scale is None else colorbar(),
         rows=list(rows.values()),
         labels=sorted(set(labels) - {""}),
         labels_of_anomalies=_distinct(labels, is_anomaly),
@@ -236,10 +236,10 @@ def _common_folder(paths: Sequence[str]) -> str:
 
 def _make_rows(
     names: list[str], scores: Array, decision: Array, labels: list[str], thumbnails: list[Picture]
-) -> dict[int, Row]:
+) -> dict[int, ImageRow]:
     """The row of each image, under its place in `X`; the most abnormal one first."""
     return {
-        int(i): Row(
+        int(i): ImageRow(
             rank=rank,
             name=names[i],
             score=float(scores[i]),
@@ -268,7 +268,12 @@ def _make_thumbnails(source: ImageSource, n_jobs: int | None, steps: _Steps) -> 
 
 
 def _draw_cards(
-    det: Any, X: Any, source: ImageSource, shown: list[int], rows: dict[int, Row], steps: _Steps
+    det: Any,
+    X: Any,
+    source: ImageSource,
+    shown: list[int],
+    rows: dict[int, ImageRow],
+    steps: _Steps,
 ) -> tuple[list[Card], Scale | None]:
     """The images shown large, and what the colours of their maps stand for."""
     images, maps, highest = {}, {}, {}

@@ -233,13 +233,13 @@ def test_each_image_is_beside_its_map_on_one_scale():
 
 
 def test_a_map_looks_as_it_does_in_reports_and_from_the_command_line():
-    grey = np.repeat(IMAGES[0][..., :1], 3, axis=2)
-    display = AnomalyMapDisplay.from_predictions([grey], MAPS[:1], vmax=8)
+    gray = np.repeat(IMAGES[0][..., :1], 3, axis=2)
+    display = AnomalyMapDisplay.from_predictions([gray], MAPS[:1], vmax=8)
     ground, over = display.axes_[0, 1].get_images()
     below, above = ground.to_rgba(ground.get_array()), over.to_rgba(over.get_array())
     alpha = over.get_alpha()[..., None]
     drawn = 255 * (below * (1 - alpha) + above * alpha)[..., :3]
-    expected = overlay(Image.fromarray(grey), MAPS[0], Scale(0, 8))
+    expected = overlay(Image.fromarray(gray), MAPS[0], Scale(0, 8))
     np.testing.assert_allclose(drawn, np.asarray(expected), atol=1.5)  # 256 shades of each
 
 
@@ -274,7 +274,7 @@ def test_rows_are_images_where_the_detector_says_so():
 
 
 def test_images_of_any_kind_and_size_are_shown(tmp_path):
-    path = tmp_path / "grey.png"
+    path = tmp_path / "gray.png"
     Image.fromarray(IMAGES[0, :, :, 0]).save(path)
     tall = np.full((40, 10), 65535, np.uint16)
     images = [str(path), tall, IMAGES[2] / np.float32(255)]
@@ -378,7 +378,7 @@ def test_threshold_and_flagged_shares_are_said():
     assert display.ax_.get_xlabel() == "score (higher = more normal)"
 
 
-def test_kinds_differ_in_more_than_colour():
+def test_kinds_differ_in_more_than_color():
     display = ScoreDisplay.from_predictions(
         SCORES, y=["a"] * 5 + ["b"] * 4, anomaly_label="b", normal_scores=SCORES
     )
@@ -723,7 +723,7 @@ def test_images_go_from_most_normal_to_most_abnormal():
     assert display.ax_.get_title() == "9 images by score, the most normal first"
 
 
-def test_flagged_images_are_marked_by_more_than_colour():
+def test_flagged_images_are_marked_by_more_than_color():
     display = GalleryDisplay.from_predictions(IMAGES, SCORES, offset=-1)
     marked = [ax.get_title().endswith("\nflagged") for ax in display.axes_]
     assert marked == [False] * 7 + [True] * 2  # -1 itself is not lower

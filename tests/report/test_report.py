@@ -114,7 +114,7 @@ class Page(HTMLParser):
         return [attrs for attrs in self.all("tr") if "data-score" in attrs]
 
     @property
-    def figures(self):
+    def statistics(self):
         """Name -> value of the summary."""
         found = re.findall(r"<dt>([^<]*)</dt>\s*<dd><strong>([^<]*)</strong>", self.html)
         return dict(found)
@@ -156,19 +156,19 @@ def test_says_the_scores_and_flags_of_a_real_detector(fitted, mixed, y, target):
     assert [row["data-name"] for row in page.rows] == [f"image {i}" for i in order]
     labels = np.where(y == 1, "normal", "anomaly")[order]
     assert [row["data-label"] for row in page.rows] == labels.tolist()
-    assert page.figures["Images"] == "26"
-    assert page.figures["Flagged"] == str(flags.sum())
-    assert page.figures["Anomalies flagged"] == str(flags[y == -1].sum())
-    assert page.figures["Normal flagged"] == str(flags[y == 1].sum())
-    assert page.figures["AUROC"] == f"{roc_auc_score(y, scores):.3f}"
-    assert {"Threshold", "Average precision", "FPR at 95 % TPR"} <= set(page.figures)
+    assert page.statistics["Images"] == "26"
+    assert page.statistics["Flagged"] == str(flags.sum())
+    assert page.statistics["Anomalies flagged"] == str(flags[y == -1].sum())
+    assert page.statistics["Normal flagged"] == str(flags[y == 1].sum())
+    assert page.statistics["AUROC"] == f"{roc_auc_score(y, scores):.3f}"
+    assert {"Threshold", "Average precision", "FPR at 95 % TPR"} <= set(page.statistics)
     assert fitted.features_.backbone_fingerprint_ in page.text
 
 
 def test_metrics_point_the_right_way(detector, mixed, y, target):
     detector.mean_ = 255.0  # what is dark is abnormal now, and these are all far from white
-    turned = write(detector, mixed, -y, path=target).figures
-    straight = write(detector, mixed, y, path=target).figures
+    turned = write(detector, mixed, -y, path=target).statistics
+    straight = write(detector, mixed, y, path=target).statistics
     area = roc_auc_score(y, detector.score_samples(mixed))
     assert straight["AUROC"] == f"{area:.3f}"
     assert turned["AUROC"] == f"{1 - area:.3f}"
@@ -177,7 +177,7 @@ def test_metrics_point_the_right_way(detector, mixed, y, target):
 
 def test_without_labels_there_is_nothing_about_them(detector, mixed, target):
     page = write(detector, mixed, path=target)
-    assert list(page.figures) == ["Images", "Flagged", "Threshold"]
+    assert list(page.statistics) == ["Images", "Flagged", "Threshold"]
     assert not any(attrs.get("id") == "filter-label" for attrs in page.all("select"))
     assert "AUROC" not in page.text
 
@@ -186,7 +186,7 @@ def test_without_labels_there_is_nothing_about_them(detector, mixed, target):
 def test_labels_of_one_kind_give_no_auroc_and_it_says_so(detector, images, target, label, kind):
     page = write(detector, images, np.full(len(images), label), path=target)
     assert f"By their labels all are {kind}" in page.text
-    assert "AUROC" not in page.figures
+    assert "AUROC" not in page.statistics
 
 
 def test_takes_labels_of_any_kind(detector, mixed, y, target):
@@ -196,7 +196,7 @@ def test_takes_labels_of_any_kind(detector, mixed, y, target):
     values = [attrs["value"] for attrs in page.all("option")]
     assert values == ["", "1", "0", "", "=<crack>", "=good"]
     assert "Anomalies are those labelled <crack> ." in page.text
-    assert page.figures["Anomalies flagged"] == "6"
+    assert page.statistics["Anomalies flagged"] == "6"
 
 
 def test_needs_nothing_but_itself(detector, mixed, y, target):
@@ -258,8 +258,8 @@ def test_a_map_is_bright_where_an_image_is_abnormal(detector, target):
     image[:32, :32] = 255
     page = write(detector, [image, image], path=target, n_maps=1)
     (overlay, *_) = [a for a in page.all("img") if a["alt"].startswith("Anomaly map of image 0")]
-    grey = np.asarray(decode(overlay["src"]).convert("L"), dtype=float)
-    assert grey[4:28, 4:28].mean() > 2 * grey[36:60, 36:60].mean()
+    gray = np.asarray(decode(overlay["src"]).convert("L"), dtype=float)
+    assert gray[4:28, 4:28].mean() > 2 * gray[36:60, 36:60].mean()
     assert f"highest value {(255 - detector.mean_) / 10:.1f}" in overlay["alt"]
 
 
@@ -301,7 +301,7 @@ def test_a_pipeline_has_a_report_without_maps(tiny, mixed, y, target):
     page = write(model, mixed, y, path=target, n_maps=2)
     assert "Pipeline gives no anomaly maps" in page.text
     assert not [a for a in page.all("img") if a["alt"].startswith("Anomaly map")]
-    assert page.figures["Flagged"] == str((model.predict(mixed) == -1).sum())
+    assert page.statistics["Flagged"] == str((model.predict(mixed) == -1).sum())
     assert model[0].backbone_fingerprint_ in page.text
     changed, everything = page.tables[1:]
     assert ["isolationforest__random_state", "0", "None"] in changed
