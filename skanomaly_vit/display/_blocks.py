@@ -1,4 +1,4 @@
-"""`BlockDiscrepancyDisplay`: which blocks of the network object to an image."""
+"""`BlockDiscrepancyDisplay`: the blocks that raise an image's anomaly score."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MOST_LINES = 6
 
 _MOST_NAMED_ROWS = 40
 
-_ROW = 0.16  # inches that the name of a row takes
+_ROW = 0.16  # height of the name of a row, in inches
 
 _LABEL = "discrepancy (standard deviations of normal images)"
 
@@ -46,21 +46,21 @@ _LABEL = "discrepancy (standard deviations of normal images)"
 class BlockDiscrepancyDisplay:
     """Discrepancy of each block, per image or per group, beside that of normal images.
 
-    The discrepancy of a block is how badly its student imitates it. Here it is standardised by
-    mean and standard deviation on normal images: 0 is usual, higher = more abnormal. It is
-    recommended to use `BlockDiscrepancyDisplay.from_estimator` or
-    `BlockDiscrepancyDisplay.from_predictions`. All parameters are stored as attributes.
+    The discrepancy of a block is the error of its student. The display standardizes it by mean and
+    standard deviation on normal images: 0 is usual, higher = more abnormal. Create the display
+    with `BlockDiscrepancyDisplay.from_estimator` or `BlockDiscrepancyDisplay.from_predictions`.
+    All parameters are stored as attributes.
 
     Parameters
     ----------
     standardized : ndarray of shape (n_images, n_blocks)
         Discrepancies in standard deviations of normal images from their mean.
     block_names : list of str
-        What each block is called, first the earliest.
+        Name of each block, the earliest first.
     groups : list of length n_images or None, default=None
-        Group of each image. ``None`` shows each image by itself.
+        Group of each image. ``None`` shows single images.
     titles : list of str or None, default=None
-        What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
+        Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
 
     Attributes
     ----------
@@ -73,8 +73,8 @@ class BlockDiscrepancyDisplay:
 
     See Also
     --------
-    skanomaly_vit.BlockDistillation : What discrepancies are.
-    AnomalyMapDisplay : Where in the image they are.
+    skanomaly_vit.BlockDistillation : Computes discrepancies.
+    AnomalyMapDisplay : Shows the place of the anomaly in the image.
 
     Examples
     --------
@@ -116,32 +116,33 @@ class BlockDiscrepancyDisplay:
         Parameters
         ----------
         estimator : TransformalyDetector or BlockDistillation
-            Fitted.
+            A fitted detector, or fitted students.
         X : images
-            Images to look at, of any form that `estimator` takes.
+            Images to show, of any form that `estimator` takes.
         X_normal : images or None, default=None
-            Normal images to compare with, two or more, best such that `estimator` was not fitted
-            on.
+            Two or more normal images to compare with, preferably not training images of
+            `estimator`.
         groups : array-like of shape (n_images,) or None, default=None
-            Group of each of `X`; mean and spread of each are drawn. ``None`` draws each image.
+            Group of each image; the display draws mean and spread of each group. ``None`` draws
+            single images.
         reference_group : label or None, default=None
-            The group that is normal, if `X_normal` is None.
+            The normal group, if `X_normal` is None.
         titles : iterable of str or None, default=None
-            What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
+            Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
         **options : dict
             Options of `plot`: `ax` and `kind`; others raise a TypeError.
 
         Returns
         -------
         display : BlockDiscrepancyDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If `estimator` has no students, or it is not said what is normal.
+            If `estimator` has no students, or the arguments name no normal images.
         """
         check_call(cls, "from_estimator", options)
         _check_kind(**options)
@@ -152,7 +153,7 @@ class BlockDiscrepancyDisplay:
         if X_normal is None:
             _reference_rows(labels, reference_group)
         elif reference_group is not None:
-            raise ValueError("X_normal and reference_group both say what is normal; pass one")
+            raise ValueError("X_normal and reference_group both name normal images; pass one")
         return cls.from_predictions(
             distillation.transform(X),
             reference=None if X_normal is None else distillation.transform(X_normal),
@@ -175,37 +176,38 @@ class BlockDiscrepancyDisplay:
         titles: Iterable[Any] | None = None,
         **options: Any,
     ) -> BlockDiscrepancyDisplay:
-        """Draw discrepancies that are there already.
+        """Draw existing discrepancies.
 
         Parameters
         ----------
         discrepancies : array-like of shape (n_images, n_blocks)
-            What `BlockDistillation.transform` gives, higher = more abnormal.
+            Output of `BlockDistillation.transform`, higher = more abnormal.
         reference : array-like of shape (n_normal, n_blocks) or None, default=None
-            The same of two or more normal images, to standardise by.
+            Discrepancies of two or more normal images, for the standardization.
         block_names : iterable of str or None, default=None
-            What each block is called. ``None`` is ``"block 1 of 3"`` and so on.
+            Name of each block. ``None`` is ``"1 of 3"``, ``"2 of 3"``...
         groups : array-like of shape (n_images,) or None, default=None
-            Group of each image; mean and spread of each are drawn. ``None`` draws each image.
+            Group of each image; the display draws mean and spread of each group. ``None`` draws
+            single images.
         reference_group : label or None, default=None
-            The group that is normal, if `reference` is None.
+            The normal group, if `reference` is None.
         titles : iterable of str or None, default=None
-            What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
+            Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
         **options : dict
             Options of `plot`: `ax` and `kind`; others raise a TypeError.
 
         Returns
         -------
         display : BlockDiscrepancyDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If the arrays do not fit each other, it is not said what is normal, or normal images
-            all have the same discrepancy.
+            If the shapes of the arrays differ, the arguments name no normal images, or all normal
+            images have the same discrepancy.
         """
         check_call(cls, "from_predictions", options)
         values = _as_table(discrepancies, "discrepancies")
@@ -213,7 +215,7 @@ class BlockDiscrepancyDisplay:
         if reference is None:
             normal = values[_reference_rows(labels, reference_group)]
         elif reference_group is not None:
-            raise ValueError("reference and reference_group both say what is normal; pass one")
+            raise ValueError("reference and reference_group both name normal images; pass one")
         else:
             normal = _as_table(reference, "reference")
         display = cls(
@@ -238,14 +240,14 @@ class BlockDiscrepancyDisplay:
         Returns
         -------
         self : BlockDiscrepancyDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If `kind` is not one of those named.
+            If `kind` is unknown.
         """
         require_matplotlib(f"{type(self).__name__}.plot")
         _check_kind(kind=kind)
@@ -263,7 +265,7 @@ class BlockDiscrepancyDisplay:
         return self
 
     def _rows(self) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-        """What is drawn: rows of values, their spread if they are means, and their names."""
+        """Rows of values, their spread if the rows are means, and their names."""
         self.means_: dict[Any, np.ndarray] = {}
         self.deviations_: dict[Any, np.ndarray] = {}
         if self.groups is None:
@@ -279,7 +281,7 @@ class BlockDiscrepancyDisplay:
         self.ax_.axhspan(-1, 1, color=BLACK, alpha=0.12, linewidth=0, label="normal images, ± 1")
         places = np.arange(rows.shape[1])
         for index, (row, name) in enumerate(zip(rows, names, strict=True)):
-            # Beside each other, so that bars of spread do not hide one another.
+            # Side by side, so that no error bar hides another.
             beside = 0.08 * (index - (len(rows) - 1) / 2) if spreads is not None else 0.0
             self.ax_.errorbar(
                 places + beside,
@@ -314,12 +316,12 @@ def _check_kind(*, kind: str = "auto", **_: Any) -> None:
 
 
 def _distillation_of(estimator: Any) -> Any:
-    """The fitted students of a detector, or of a BlockDistillation itself."""
+    """The fitted students: those of a detector, or the estimator itself."""
     check_is_fitted(estimator)
     distillation = getattr(estimator, "distillation_", estimator)
     if distillation is None:
         raise ValueError(
-            f"{type(estimator).__name__} has no students, as it was fitted with "
+            f"{type(estimator).__name__} has no students: it was fitted with "
             "feature_spaces='pretrained'; fit with feature_spaces='both' or 'discrepancy'"
         )
     if not hasattr(distillation, "block_indices_"):
@@ -336,7 +338,7 @@ def _as_table(values: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name} has shape {table.shape}; pass (n_images, n_blocks)")
     wrong = np.flatnonzero(~np.isfinite(table).all(axis=1))
     if len(wrong):
-        raise ValueError(f"{name} holds NaN or inf for sample {wrong[0]}; leave it out")
+        raise ValueError(f"{name} holds NaN or inf for sample {wrong[0]}; remove the sample")
     return table
 
 
@@ -350,11 +352,11 @@ def _checked_groups(groups: Any, n_images: int) -> list[Any] | None:
 
 
 def _reference_rows(groups: list[Any] | None, reference_group: Any) -> np.ndarray:
-    """Which images are those of the group that is normal."""
+    """Mask of the images of the normal group."""
     if groups is None or reference_group is None:
         raise ValueError(
-            "it is not said what is normal; pass normal images (X_normal; reference for their "
-            "discrepancies), or groups and reference_group"
+            "the arguments name no normal images; pass normal images (X_normal), their "
+            "discrepancies (reference), or groups and reference_group"
         )
     rows = np.array([group == reference_group for group in groups])
     if not rows.any():

@@ -1,4 +1,4 @@
-"""`ScoreDisplay`: how scores of normal and of new images lie beside the threshold."""
+"""`ScoreDisplay`: a histogram of scores and the threshold."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STATS = {"share": "share of the images of a kind (%)", "count": "number of image
 
 SCALES = ("auto", "linear", "symlog")
 
-#: Colour and hatch of the bars of each kind of images.
+#: Color and hatch of the bars of each kind of images.
 _BARS = {
     "normal images": (BLUE, ""),
     "new images": (VERMILION, "////"),
@@ -39,14 +39,14 @@ _BARS = {
     "new, anomalies": (VERMILION, "////"),
 }
 
-# So many times the median score from 0, the lowest score makes of a linear axis one tall bar.
+# With a lowest score beyond 20 medians, a linear axis would show one tall bar.
 _LONG_TAIL = 20.0
 
 
 class ScoreDisplay:
-    """Histogram of scores: normal images against new ones, and what is flagged.
+    """Histogram of scores: normal images, new images, and the share that is flagged.
 
-    It is recommended to use `ScoreDisplay.from_estimator` or `ScoreDisplay.from_predictions`.
+    Create the display with `ScoreDisplay.from_estimator` or `ScoreDisplay.from_predictions`.
     All parameters are stored as attributes.
 
     Parameters
@@ -54,21 +54,21 @@ class ScoreDisplay:
     scores : ndarray of shape (n_images,)
         Scores of the new images, higher = more normal.
     offset : float or None, default=None
-        The threshold; images that score lower are flagged.
+        The threshold; images with lower scores are flagged.
     is_anomaly : ndarray of shape (n_images,), bool, or None, default=None
-        Which of the new images are anomalies, as far as this is known.
+        Mask of the anomalies among the new images, if known.
     normal_scores : ndarray of shape (n_normal,) or None, default=None
-        Scores of images that are known to be normal.
+        Scores of normal images.
 
     Attributes
     ----------
     bin_edges_ : ndarray of shape (n_bins + 1,)
-        Where the bars begin and end, the same for all kinds of images.
+        Edges of the bars, the same for all kinds of images.
     counts_ : dict of str to ndarray of shape (n_bins,), int
-        Images in each bin, under the name of their kind: ``"normal images"``, ``"new images"``,
-        or, where it is known what they are, ``"new, normal"`` and ``"new, anomalies"``.
+        Number of images in each bin, under the name of their kind: ``"normal images"``,
+        ``"new images"``, or, with labels, ``"new, normal"`` and ``"new, anomalies"``.
     flagged_ : dict of str to float
-        Share of each kind that scores below `offset`; empty without one.
+        Share of each kind with scores below `offset`; empty without `offset`.
     ax_ : matplotlib Axes
         Axes with the histogram.
     figure_ : matplotlib Figure
@@ -76,7 +76,7 @@ class ScoreDisplay:
 
     See Also
     --------
-    GalleryDisplay : The images from most normal to most abnormal.
+    GalleryDisplay : Shows the images from most normal to most abnormal.
 
     Examples
     --------
@@ -116,29 +116,29 @@ class ScoreDisplay:
         ----------
         estimator : estimator
             A fitted outlier detector, or a pipeline that ends in one. Its ``offset_`` is the
-            threshold; without one there is no line.
+            threshold; without a threshold there is no line.
         X : images
             New images, of any form that `estimator` takes.
         X_normal : images or None, default=None
-            Normal images to compare with, best such that `estimator` was not fitted on.
+            Normal images to compare with, preferably not training images of `estimator`.
         y : array-like of shape (n_images,) or None, default=None
-            What each of `X` is, if that is known.
+            Label of each of `X`, if known.
         anomaly_label : label, list of labels or "auto", default="auto"
-            What marks anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
+            Labels of anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
         **options : dict
             Options of `plot`: `ax`, `bins`, `stat` and `scale`; others raise a TypeError.
 
         Returns
         -------
         display : ScoreDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If `estimator` gives no score of normality, or `y` does not fit `X`.
+            If `estimator` gives no score of normality, or `y` and `X` differ in length.
         """
         check_call(cls, "from_estimator", options)
         require_normality(estimator)
@@ -166,34 +166,34 @@ class ScoreDisplay:
         anomaly_label: Any = AUTO,
         **options: Any,
     ) -> ScoreDisplay:
-        """Draw the histogram of scores that are there already.
+        """Draw the histogram of existing scores.
 
         Parameters
         ----------
         scores : array-like of shape (n_images,)
             Scores of the new images, higher = more normal.
         offset : float or None, default=None
-            The threshold, such as ``detector.offset_``; images that score lower are flagged.
+            The threshold, such as ``detector.offset_``; images with lower scores are flagged.
         y : array-like of shape (n_images,) or None, default=None
-            What each of the new images is, if that is known.
+            Label of each new image, if known.
         normal_scores : array-like of shape (n_normal,) or None, default=None
             Scores of normal images to compare with.
         anomaly_label : label, list of labels or "auto", default="auto"
-            What marks anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
+            Labels of anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
         **options : dict
             Options of `plot`: `ax`, `bins`, `stat` and `scale`; others raise a TypeError.
 
         Returns
         -------
         display : ScoreDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If a score is not finite, or `y` does not fit `scores`.
+            If a score is not finite, or `y` and `scores` differ in length.
         """
         check_call(cls, "from_predictions", options)
         scores = finite_vector(scores, "scores")
@@ -222,24 +222,24 @@ class ScoreDisplay:
         ax : matplotlib Axes or None, default=None
             Axes to draw on. ``None`` makes a new figure.
         bins : int or sequence of float, default=20
-            Number of bars, or where they begin and end.
+            Number of bars, or their edges.
         stat : {"share", "count"}, default="share"
-            Height of a bar: the share of the images of its kind, in percent, or their number.
+            Height of a bar: the share of its kind in percent, or the number of images.
         scale : {"auto", "linear", "symlog"}, default="auto"
-            Of the axis of scores. ``"symlog"`` is linear around 0 and logarithmic beyond,
-            ``"auto"`` takes it where a few scores lie far below all others.
+            Axis of scores. ``"symlog"`` is linear around 0 and logarithmic beyond; ``"auto"``
+            chooses it if a few scores lie far below all others.
 
         Returns
         -------
         self : ScoreDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If a parameter is not one of those named.
+            If an option is invalid.
         """
         require_matplotlib(f"{type(self).__name__}.plot")
         _check_values(stat=stat, scale=scale)
@@ -261,7 +261,7 @@ class ScoreDisplay:
         return self
 
     def _kinds(self) -> dict[str, np.ndarray]:
-        """Scores of each kind of images, those that are known to be normal first."""
+        """Scores of each kind of images, normal images first."""
         kinds = {}
         if self.normal_scores is not None:
             kinds["normal images"] = self.normal_scores
@@ -274,7 +274,7 @@ class ScoreDisplay:
         return kinds | {kind: scores for kind, scores in known.items() if len(scores)}
 
     def _ends(self, pooled: np.ndarray) -> tuple[float, float]:
-        """What the axis has to show: all scores and the threshold."""
+        """Ends of the axis, which shows all scores and the threshold."""
         values = pooled if self.offset is None else np.append(pooled, self.offset)
         return float(values.min()), float(values.max())
 
@@ -286,7 +286,7 @@ class ScoreDisplay:
             n_images = len(self._kinds()[kind])
             flagged = f", {self.flagged_[kind]:.1%} flagged" if self.flagged_ else ""
             heights = counts if stat == "count" else 100 * counts / n_images
-            # Apart from the bars: SVG makes a hatch as transparent as the color under it.
+            # A fill of its own: in SVG a hatch is as transparent as its fill.
             self.ax_.fill_between(
                 self.bin_edges_, np.append(heights, 0), step="post", color=color, alpha=0.35, lw=0
             )
@@ -321,7 +321,7 @@ def _check_values(*, stat: str = "share", scale: str = "auto", **_: Any) -> None
 
 
 def _linear_up_to(pooled: np.ndarray, kinds: dict[str, np.ndarray], scale: str) -> float | None:
-    """How far from 0 a symlog axis is linear; None for a linear axis."""
+    """Distance from 0 up to which a symlog axis is linear; None for a linear axis."""
     if scale == "linear":
         return None
     usual = float(np.median(np.abs(next(iter(kinds.values())))))
@@ -334,13 +334,13 @@ def _linear_up_to(pooled: np.ndarray, kinds: dict[str, np.ndarray], scale: str) 
 def _edges(
     ends: tuple[float, float], bins: int | Sequence[float], linear_up_to: float | None
 ) -> np.ndarray:
-    """Bin edges, as wide as each other on the axis that is drawn."""
+    """Bin edges, evenly spaced on the drawn axis."""
     if not isinstance(bins, Integral):
         edges = np.histogram_bin_edges(np.array(ends), np.asarray(bins, dtype=np.float64))
         if edges[0] > ends[0] or edges[-1] < ends[1]:
             raise ValueError(
-                f"bins run from {edges[0]:g} to {edges[-1]:g}, what is drawn from {ends[0]:g} to "
-                f"{ends[1]:g}; pass edges that hold all of it, or a number of bins"
+                f"bins run from {edges[0]:g} to {edges[-1]:g}, scores and threshold from "
+                f"{ends[0]:g} to {ends[1]:g}; pass wider edges, or a number of bins"
             )
         return edges
     if bins < 1:
@@ -353,5 +353,5 @@ def _edges(
     first, last = map(float, axis.transform(np.array(ends)))
     places = np.linspace(first, last, int(bins) + 1)
     edges = np.asarray(axis.inverted().transform(places))
-    edges[[0, -1]] = ends  # lest rounding leaves the extremes out
+    edges[[0, -1]] = ends  # rounding must not lose the extremes
     return edges

@@ -1,4 +1,4 @@
-"""A report on scored images: one HTML file to hand to someone else."""
+"""HTML report on scored images: one HTML file without network access."""
 
 from skanomaly_vit.report._report import write_report
 

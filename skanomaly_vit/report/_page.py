@@ -1,4 +1,4 @@
-"""The page of a report: what is on it, as HTML that needs nothing but itself."""
+"""HTML page of a report, self-contained."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class ImageRow:
     rank : int
         1 for the most abnormal image.
     name : str
-        Printable.
+        Printable name.
     score, decision : float
         Higher = more normal; negative = anomaly.
     is_flagged : bool
         Whether the decision is negative.
     label : str
-        What it is known to be; empty if nothing is known.
+        Known label, or empty.
     thumbnail : Picture
-        Small.
+        Small copy.
     """
 
     rank: int
@@ -50,16 +50,16 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class Card:
-    """An image shown large.
+    """A large image.
 
     Parameters
     ----------
     row : ImageRow
-        The same image in the table.
+        Row of the image in the table.
     image : Picture
-        As it is.
+        The image itself.
     overlay : Picture or None
-        Under its anomaly map.
+        The image under its anomaly map.
     highest : float or None
         Highest value of the map.
     """
@@ -72,7 +72,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a report says; `histograms` holds (width, theme) -> data URI."""
+    """Content of a report; `histograms` maps (width, theme) to a data URI."""
 
     title: str
     created: datetime
@@ -96,7 +96,7 @@ class Page:
 
 
 def require_packages() -> None:
-    """Raise an ImportError that says what to install, before any work."""
+    """Raise an ImportError that says what to install if a package is missing."""
     from importlib import import_module
 
     for package in _PACKAGES:
@@ -109,7 +109,7 @@ def require_packages() -> None:
 
 
 def render(page: Page) -> bytes:
-    """HTML in UTF-8."""
+    """Render a page as HTML in UTF-8."""
     import jinja2
     from markupsafe import Markup
 
@@ -135,7 +135,7 @@ def render(page: Page) -> bytes:
 
 def _source(environment: Any, name: str) -> str:
     text, _, _ = environment.loader.get_source(environment, name)
-    # Browsers take the hash after they have made all line ends "\n".
+    # Browsers turn all line ends into "\n" before they hash.
     return "\n".join(text.splitlines())
 
 
@@ -145,6 +145,6 @@ def _hash(text: str) -> str:
 
 
 def _digits(scores: list[float]) -> int:
-    """Decimals that three figures of the scores' spread take."""
+    """Decimals that show three significant digits of the scores' spread."""
     spread = float(np.std(scores))
     return int(np.clip(2 - np.floor(np.log10(spread)), 1, 6)) if spread > 0 else 3

@@ -1,4 +1,4 @@
-"""The report: scores, pictures and figures, put into one page."""
+"""HTML report of scores, anomaly maps and settings: `write_report`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 _THUMBNAIL = 96  # pixels of the longest side, in the table
 
-_LARGE = 360  # the same, of the images that are shown with maps
+_LARGE = 360  # pixels of the longest side, beside maps
 
 _HISTOGRAMS = {"wide": (9.4, 3.0), "narrow": (4.2, 3.4)}  # inches
 
@@ -60,60 +60,60 @@ def write_report(
     n_maps: int = 12,
     callback: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Score images and write what came out into one HTML file that needs nothing else.
+    """Score images and write the results into one self-contained HTML file.
 
-    The file holds the summary, a histogram of the scores, the most abnormal images and the least
-    certain ones with their anomaly maps, a table of all images that sorts and filters, and how the
-    detector was set. It opens from a disk, without a network.
+    The file holds a summary, a histogram of the scores, the most abnormal and the least certain
+    images with their anomaly maps, a table of all images that sorts and filters, and the settings
+    of the detector. It opens from a disk, without a network.
 
     Parameters
     ----------
     det : estimator
         A fitted outlier detector, or a pipeline that ends in one: with ``score_samples`` (higher =
         more normal) and ``offset_``, or a ``decision_function`` that is ``score_samples`` minus a
-        constant. Maps are shown if it has ``anomaly_map``.
+        constant. The report shows maps if `det` has ``anomaly_map``.
     X : images
-        Images, n of them, of any form that `det` takes.
+        The n images, of any form that `det` takes.
     y : array-like of shape (n,) or None, default=None
-        What each image is. With it the report says how well the detector tells both kinds apart.
+        Label of each image. With labels the report shows metrics such as AUROC.
     path : str or path-like, default="report.html"
-        The file to write, in a folder that exists. An older one is replaced.
+        The file to write, in an existing folder. `write_report` replaces an older file.
     names : array-like of shape (n,) or None, default=None
-        What the report calls each image. ``None`` is the path, from the folder that all images
-        have in common, or the place in `X`, counted from 0.
+        Name of each image. ``None`` is the path below the common folder of all images, or the
+        index in `X`.
     title : str or None, default=None
         Heading. ``None`` is "Anomaly report".
     anomaly_label : label, list of labels or "auto", default="auto"
-        What marks anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
+        Labels of anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
     n_maps : int, default=12
-        How many of the most abnormal images are shown large, and how many of the least certain.
+        Number of large images among the most abnormal, and among the least certain.
     callback : callable or None, default=None
         Called as ``callback(done, total)`` after each step of the work, for a progress bar.
 
     Returns
     -------
     path : pathlib.Path
-        The file that was written.
+        The written file.
 
     Raises
     ------
     ImportError
         If Jinja2 or matplotlib is missing: ``pip install 'skanomaly-vit[report]'``.
     OSError
-        If `path` is a directory, or its folder does not exist or cannot be written to.
+        If `path` is a directory, or its folder is missing or not writable.
     ValueError
-        If an image cannot be read, `y` or `names` has another length than `X`, a score is not
-        finite, or `det` has no threshold. No file is written.
+        If an image is unreadable, `y` or `names` differs from `X` in length, a score is not
+        finite, or `det` has no threshold. `write_report` then writes no file.
 
     See Also
     --------
     skanomaly_vit.TransformalyDetector : A detector with anomaly maps.
-    skanomaly_vit.evaluation.evaluate : The figures alone.
+    skanomaly_vit.evaluation.evaluate : Computes the metrics alone.
 
     Notes
     -----
-    All images are scored in one pass; those shown large pass once more, for their maps. A picture
-    of a solar cell takes 3 kB of the file, one that is shown large with its map 20 kB more.
+    All images pass through the detector once; large images pass once more, for their maps. An
+    image of a solar cell takes 3 kB of the file; a large one with its map takes 20 kB more.
 
     Examples
     --------
@@ -137,7 +137,7 @@ def write_report(
     shown_names, folder = _name_images(names, source)
     n_shown = min(int(n_maps), len(source))
     steps = _Steps(2 * len(source) + 2 * n_shown, callback)
-    # First of all, as it finds images that cannot be read.
+    # Before scoring, as it finds unreadable images.
     thumbnails = _make_thumbnails(source, getattr(det, "n_jobs", None), steps)
     scores, offset = score(det, X, len(source), steps.advance)
     decision = scores - offset
@@ -171,7 +171,7 @@ def write_report(
 
 
 class _Steps:
-    """Tells a callback how far the work is."""
+    """Reports progress to a callback."""
 
     def __init__(self, total: int, callback: Callable[[int, int], object] | None) -> None:
         self._done, self._total, self._callback = 0, total, callback
@@ -182,11 +182,11 @@ class _Steps:
             self._callback(self._done, self._total)
 
 
-# What was passed
+# Arguments
 
 
 def _read_labels(y: Any, anomaly_label: Any, n: int) -> tuple[Array | None, list[str]]:
-    """Mask of the anomalies, and what the report calls the label of each image."""
+    """Mask of the anomalies, and the shown label of each image."""
     if y is None:
         return None, [""] * n
     values = as_labels(y)
@@ -199,14 +199,14 @@ def _read_labels(y: Any, anomaly_label: Any, n: int) -> tuple[Array | None, list
 
 
 def _distinct(labels: list[str], is_anomaly: Array | None) -> list[str]:
-    """What the labels of anomalies are."""
+    """Distinct labels of the anomalies."""
     if is_anomaly is None:
         return []
     return sorted({label for label, anomalous in zip(labels, is_anomaly, strict=True) if anomalous})
 
 
 def _name_images(names: Any, source: ImageSource) -> tuple[list[str], str]:
-    """What the report calls each image, and the folder that all of them lie in."""
+    """Shown name of each image, and the common folder of all images."""
     if names is not None:
         given = names.tolist() if hasattr(names, "tolist") else list(names)
         if isinstance(names, str) or len(given) != len(source):
@@ -227,7 +227,7 @@ def _as_text(name: Any) -> str:
 
 
 def _common_folder(paths: Sequence[str]) -> str:
-    """The folder that all paths lie in; empty if there is none."""
+    """Common folder of all paths; empty if there is none."""
     try:
         return os.path.commonpath([os.path.dirname(path) for path in paths])
     except ValueError:  # no paths, relative ones among absolute ones, or several drives
@@ -237,7 +237,7 @@ def _common_folder(paths: Sequence[str]) -> str:
 def _make_rows(
     names: list[str], scores: Array, decision: Array, labels: list[str], thumbnails: list[Picture]
 ) -> dict[int, ImageRow]:
-    """The row of each image, under its place in `X`; the most abnormal one first."""
+    """Row of each image, under its index in `X`, the most abnormal image first."""
     return {
         int(i): ImageRow(
             rank=rank,
@@ -275,7 +275,7 @@ def _draw_cards(
     rows: dict[int, ImageRow],
     steps: _Steps,
 ) -> tuple[list[Card], Scale | None]:
-    """The images shown large, and what the colours of their maps stand for."""
+    """Large images, and the color scale of their maps."""
     images, maps, highest = {}, {}, {}
     for i in shown:
         if i not in images:
@@ -283,7 +283,7 @@ def _draw_cards(
             images[i] = shrink(pixels, _LARGE)
             if hasattr(det, "anomaly_map"):
                 full = _map_of(det, X, i, pixels.shape[:2])
-                # One at a time, kept small: maps of large images would fill the memory.
+                # One small map at a time: maps of large images would fill the memory.
                 maps[i], highest[i] = shrink_map(full, _LARGE), float(full.max())
         steps.advance()
     scale = Scale.of(list(maps.values())) if maps else None
@@ -314,7 +314,7 @@ def _draw_histograms(display: ScoreDisplay) -> dict[tuple[str, str], str]:
 def _draw_histogram(
     display: ScoreDisplay, inches: tuple[float, float], ink: str, ground: str
 ) -> str:
-    """Draw the scores; the data URI of an SVG."""
+    """Draw the scores as an SVG in a data URI."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The displays: what they hold, what they draw, what they refuse."""
+"""Displays: attributes, drawings, and errors."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def detector(tiny):
 
 
 class Mapping:
-    """A fitted detector to the display: its map of an image is how far that is from grey."""
+    """A fitted detector with maps of the distance to gray."""
 
     image_shape = None
 
@@ -87,7 +87,7 @@ def legend_texts(ax):
 
 
 def shown_pixels(ax):
-    """What the first picture of axes shows."""
+    """Pixels of the first image of axes."""
     return np.asarray(ax.get_images()[0].get_array())
 
 
@@ -145,7 +145,7 @@ def test_no_text_overlaps_another_or_leaves_the_figure(name, monkeypatch):
 
 
 def texts_of(figure, monkeypatch):
-    """The texts that are drawn; others, as those of ticks beyond the ends, are not in the way."""
+    """Drawn texts, without those of ticks beyond the ends."""
     drawn = []
     draw = Text.draw
 
@@ -332,7 +332,7 @@ def test_maps_that_do_not_fit_are_refused(options, message):
 
 def test_a_detector_is_not_asked_for_what_cannot_be_shown():
     detector = Mapping()
-    with pytest.raises(ValueError, match=r"51 images are more .* pass at most 50"):
+    with pytest.raises(ValueError, match=r"51 images need more rows .* pass at most 50"):
         AnomalyMapDisplay.from_estimator(detector, np.zeros((51, 8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="titles holds 1"):
         AnomalyMapDisplay.from_estimator(detector, IMAGES, titles=["a"])
@@ -477,7 +477,7 @@ def test_of_a_decision_function_the_threshold_is_zero():
         ({"stat": "density"}, r"stat='density' is not one of \['share', 'count'\]"),
         ({"scale": "log"}, "scale='log' is not one of"),
         ({"bins": 0}, "bins=0 must be at least 1"),
-        ({"bins": [0, 1]}, "bins run from 0 to 1, what is drawn from 1 to 2"),
+        ({"bins": [0, 1]}, "bins run from 0 to 1, scores and threshold from 1 to 2"),
     ],
 )
 def test_scores_that_cannot_be_drawn_are_refused(options, message):
@@ -582,13 +582,13 @@ def test_many_images_are_a_heat_map():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reference": None}, "it is not said what is normal; pass normal images"),
-        ({"reference": None, "groups": [0] * 20}, "it is not said what is normal"),
+        ({"reference": None}, "the arguments name no normal images; pass normal images"),
+        ({"reference": None, "groups": [0] * 20}, "the arguments name no normal images"),
         (
             {"reference": None, "groups": [0] * 20, "reference_group": 1},
             r"reference_group=1 is not among the groups \[0\]",
         ),
-        ({"groups": [0] * 20, "reference_group": 0}, "both say what is normal"),
+        ({"groups": [0] * 20, "reference_group": 0}, "both name normal images"),
         ({"groups": [0]}, "groups holds 1 labels for 20 images"),
         ({"reference": NORMAL[:, :2]}, "reference has 2 blocks, discrepancies have 3"),
         ({"reference": NORMAL[:1]}, "the 1 normal images all have the same discrepancy in block"),
@@ -613,9 +613,9 @@ def test_there_is_no_block_without_a_student(detector, make_detector, images, mo
     with pytest.raises(ValueError, match="IsolationForest has no students; pass a Transformaly"):
         BlockDiscrepancyDisplay.from_estimator(forest, images, images)
     monkeypatch.setattr(type(detector.distillation_), "transform", None)  # not called
-    with pytest.raises(ValueError, match="it is not said what is normal"):
+    with pytest.raises(ValueError, match="the arguments name no normal images"):
         BlockDiscrepancyDisplay.from_estimator(detector, images)
-    with pytest.raises(ValueError, match="both say what is normal"):
+    with pytest.raises(ValueError, match="both name normal images"):
         BlockDiscrepancyDisplay.from_estimator(
             detector, images, images, groups=[1] * 20, reference_group=1
         )

@@ -1,4 +1,4 @@
-"""The room `report`: one HTML file, what it says, and that names in it stay text."""
+"""HTML reports: content, self-containment, and names that stay text."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HOSTILE = [
 
 
 class Brightness(OutlierMixin, BaseEstimator):
-    """Normal is what is as bright as the training images; its maps tell by how much."""
+    """Scores and maps by the distance to the mean brightness of the training images."""
 
     def __init__(self, *, contamination=0.1, unused=None):
         self.contamination = contamination
@@ -73,7 +73,7 @@ class Brightness(OutlierMixin, BaseEstimator):
 
 
 class Page(HTMLParser):
-    """What a report holds: tags, texts, and the cells of its tables."""
+    """Content of a report: tags, texts, and the cells of its tables."""
 
     def __init__(self, html):
         super().__init__()
@@ -423,7 +423,7 @@ def test_files_of_any_name_are_text(detector, images, target, tmp_path):
     assert len(page.all("script")) == 1
 
 
-# What is refused, before anything is written
+# Invalid arguments raise before anything is written
 
 
 class Untouchable(Brightness):
@@ -584,7 +584,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, detector, mixed, y, target):
-    """Open a report; whatever the browser complains about, or asks for, fails the test."""
+    """Open a report; complaints of the browser and its requests fail the test."""
     contexts, complaints, requests = [], [], []
 
     def visit(*, names=None, title=None, **options):
@@ -607,7 +607,7 @@ def visit(browser, detector, mixed, y, target):
 
 
 def column(tab, name):
-    """What the rows that are to be seen hold."""
+    """Values of one column in the visible rows."""
     script = f"rows => rows.filter(r => !r.hidden).map(r => r.dataset.{name})"
     return tab.eval_on_selector_all("#images tbody tr", script)
 
