@@ -22,7 +22,7 @@ from PIL import Image
 
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit.datasets import load_elpv
-from skanomaly_vit.report import report
+from skanomaly_vit.report import write_report
 
 N_TRAIN = 60
 SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -47,7 +47,7 @@ def main() -> None:
         paths, y = make_images(cells, rest, args.images, Path(folder))
         target = args.output or Path(folder, "report.html")
         start = perf_counter()
-        report(detector, paths, y, target, title="Solar cells")
+        write_report(detector, paths, y, target, title="Solar cells")
         written = perf_counter() - start
         print(f"{args.images} images: {target.stat().st_size / 1e6:.1f} MB in {written:.1f} s")
         times = open_often(target, args.repeats)

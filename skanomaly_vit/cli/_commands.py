@@ -368,7 +368,7 @@ def _report(model: str, images: tuple[str, ...], output: str, null: bool, **opti
     if not output.lower().endswith((".html", ".htm")):
         raise click.UsageError(f"{output!r} does not end in .html, which a report is.")
     try:
-        render = import_module("skanomaly_vit.report").report
+        render = import_module("skanomaly_vit.report").write_report
     except ImportError as error:
         raise click.ClickException(f"A report cannot be made: {error}") from error
     unreadable = Unreadable()

@@ -1,9 +1,8 @@
-"""Displays: pictures of what a detector does, in the manner of scikit-learn's.
+"""Displays: pictures of scores, anomaly maps, blocks and training, in scikit-learn's manner.
 
-Each has ``from_estimator``, for what has still to be computed, and ``from_predictions``
-(`TrainingDisplay`: ``from_history``), for what is there already; ``plot`` draws it again, for
-instance on other axes. matplotlib is imported when something is drawn, not before:
-``pip install matplotlib``, or the extra ``skanomaly-vit[plot]``.
+``from_estimator`` computes the data, ``from_predictions`` (`TrainingDisplay`: ``from_history``)
+takes existing data, and ``plot`` draws them again, for instance on other axes. The displays import
+matplotlib only when they draw: ``pip install matplotlib``, or the extra ``skanomaly-vit[plot]``.
 """
 
 from skanomaly_vit.display._blocks import BlockDiscrepancyDisplay

@@ -1,4 +1,4 @@
-"""`BlockDiscrepancyDisplay`: which blocks of the network object to an image."""
+"""`BlockDiscrepancyDisplay`: the blocks that raise an image's anomaly score."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from skanomaly_vit.display._style import (
     MARKERS,
     SEQUENTIAL,
     block_names_of,
+    check_call,
     cycled,
     inches,
     known_option,
@@ -37,7 +38,7 @@ _MOST_LINES = 6
 
 _MOST_NAMED_ROWS = 40
 
-_ROW = 0.16  # inches that the name of a row takes
+_ROW = 0.16  # height of the name of a row, in inches
 
 _LABEL = "discrepancy (standard deviations of normal images)"
 
@@ -45,21 +46,21 @@ _LABEL = "discrepancy (standard deviations of normal images)"
 class BlockDiscrepancyDisplay:
     """Discrepancy of each block, per image or per group, beside that of normal images.
 
-    The discrepancy of a block is how badly its student imitates it. Here it is standardised by
-    mean and standard deviation on normal images: 0 is usual, higher = more abnormal. It is
-    recommended to use `BlockDiscrepancyDisplay.from_estimator` or
-    `BlockDiscrepancyDisplay.from_predictions`. All parameters are stored as attributes.
+    The discrepancy of a block is the error of its student. The display standardizes it by mean and
+    standard deviation on normal images: 0 is usual, higher = more abnormal. Create the display
+    with `BlockDiscrepancyDisplay.from_estimator` or `BlockDiscrepancyDisplay.from_predictions`.
+    All parameters are stored as attributes.
 
     Parameters
     ----------
     standardized : ndarray of shape (n_images, n_blocks)
         Discrepancies in standard deviations of normal images from their mean.
     block_names : list of str
-        What each block is called, first the earliest.
+        Name of each block, the earliest first.
     groups : list of length n_images or None, default=None
-        Group of each image. ``None`` shows each image by itself.
+        Group of each image. ``None`` shows single images.
     titles : list of str or None, default=None
-        What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
+        Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
 
     Attributes
     ----------
@@ -72,8 +73,8 @@ class BlockDiscrepancyDisplay:
 
     See Also
     --------
-    skanomaly_vit.BlockDistillation : What discrepancies are.
-    AnomalyMapDisplay : Where in the image they are.
+    skanomaly_vit.BlockDistillation : Computes discrepancies.
+    AnomalyMapDisplay : Shows the place of the anomaly in the image.
 
     Examples
     --------
@@ -108,46 +109,43 @@ class BlockDiscrepancyDisplay:
         groups: Any = None,
         reference_group: Any = None,
         titles: Iterable[Any] | None = None,
-        kind: str = "auto",
-        ax: Axes | None = None,
+        **options: Any,
     ) -> BlockDiscrepancyDisplay:
         """Compute the discrepancies of images and draw them.
 
         Parameters
         ----------
         estimator : TransformalyDetector or BlockDistillation
-            Fitted.
+            A fitted detector, or fitted students.
         X : images
-            Images to look at, of any form that `estimator` takes.
+            Images to show, of any form that `estimator` takes.
         X_normal : images or None, default=None
-            Normal images to compare with, two or more, best such that `estimator` was not fitted
-            on.
+            Two or more normal images to compare with, preferably not training images of
+            `estimator`.
         groups : array-like of shape (n_images,) or None, default=None
-            Group of each of `X`; mean and spread of each are drawn. ``None`` draws each image.
+            Group of each image; the display draws mean and spread of each group. ``None`` draws
+            single images.
         reference_group : label or None, default=None
-            The group that is normal, if `X_normal` is None.
+            The normal group, if `X_normal` is None.
         titles : iterable of str or None, default=None
-            What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
-        kind : {"auto", "line", "heatmap"}, default="auto"
-            A line for each image or group, or a row of a heat map. ``"auto"`` draws up to six
-            lines.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+            Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
+        **options : dict
+            Options of `plot`: `ax` and `kind`; others raise a TypeError.
 
         Returns
         -------
         display : BlockDiscrepancyDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If `estimator` has no students, or it is not said what is normal.
+            If `estimator` has no students, or the arguments name no normal images.
         """
-        require_matplotlib(f"{cls.__name__}.from_estimator")
-        known_option("kind", kind, KINDS)
+        check_call(cls, "from_estimator", options)
+        _check_kind(**options)
         distillation = _distillation_of(estimator)
         source = open_shown(X, distillation)
         titles = titles_of(titles, len(source))
@@ -155,7 +153,7 @@ class BlockDiscrepancyDisplay:
         if X_normal is None:
             _reference_rows(labels, reference_group)
         elif reference_group is not None:
-            raise ValueError("X_normal and reference_group both say what is normal; pass one")
+            raise ValueError("X_normal and reference_group both name normal images; pass one")
         return cls.from_predictions(
             distillation.transform(X),
             reference=None if X_normal is None else distillation.transform(X_normal),
@@ -163,8 +161,7 @@ class BlockDiscrepancyDisplay:
             groups=labels,
             reference_group=reference_group,
             titles=titles,
-            kind=kind,
-            ax=ax,
+            **options,
         )
 
     @classmethod
@@ -177,51 +174,48 @@ class BlockDiscrepancyDisplay:
         groups: Any = None,
         reference_group: Any = None,
         titles: Iterable[Any] | None = None,
-        kind: str = "auto",
-        ax: Axes | None = None,
+        **options: Any,
     ) -> BlockDiscrepancyDisplay:
-        """Draw discrepancies that are there already.
+        """Draw existing discrepancies.
 
         Parameters
         ----------
         discrepancies : array-like of shape (n_images, n_blocks)
-            What `BlockDistillation.transform` gives, higher = more abnormal.
+            Output of `BlockDistillation.transform`, higher = more abnormal.
         reference : array-like of shape (n_normal, n_blocks) or None, default=None
-            The same of two or more normal images, to standardise by.
+            Discrepancies of two or more normal images, for the standardization.
         block_names : iterable of str or None, default=None
-            What each block is called. ``None`` is ``"block 1 of 3"`` and so on.
+            Name of each block. ``None`` is ``"1 of 3"``, ``"2 of 3"``...
         groups : array-like of shape (n_images,) or None, default=None
-            Group of each image; mean and spread of each are drawn. ``None`` draws each image.
+            Group of each image; the display draws mean and spread of each group. ``None`` draws
+            single images.
         reference_group : label or None, default=None
-            The group that is normal, if `reference` is None.
+            The normal group, if `reference` is None.
         titles : iterable of str or None, default=None
-            What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
-        kind : {"auto", "line", "heatmap"}, default="auto"
-            A line for each image or group, or a row of a heat map. ``"auto"`` draws up to six
-            lines.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+            Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
+        **options : dict
+            Options of `plot`: `ax` and `kind`; others raise a TypeError.
 
         Returns
         -------
         display : BlockDiscrepancyDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If the arrays do not fit each other, it is not said what is normal, or normal images
-            all have the same discrepancy.
+            If the shapes of the arrays differ, the arguments name no normal images, or all normal
+            images have the same discrepancy.
         """
-        require_matplotlib(f"{cls.__name__}.from_predictions")
+        check_call(cls, "from_predictions", options)
         values = _as_table(discrepancies, "discrepancies")
         labels = _checked_groups(groups, len(values))
         if reference is None:
             normal = values[_reference_rows(labels, reference_group)]
         elif reference_group is not None:
-            raise ValueError("reference and reference_group both say what is normal; pass one")
+            raise ValueError("reference and reference_group both name normal images; pass one")
         else:
             normal = _as_table(reference, "reference")
         display = cls(
@@ -230,7 +224,7 @@ class BlockDiscrepancyDisplay:
             groups=labels,
             titles=titles_of(titles, len(values)),
         )
-        return display.plot(ax, kind=kind)
+        return display.plot(**options)
 
     def plot(self, ax: Axes | None = None, *, kind: str = "auto") -> BlockDiscrepancyDisplay:
         """Draw a line, or a row of a heat map, for each image or group.
@@ -246,17 +240,17 @@ class BlockDiscrepancyDisplay:
         Returns
         -------
         self : BlockDiscrepancyDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If `kind` is not one of those named.
+            If `kind` is unknown.
         """
         require_matplotlib(f"{type(self).__name__}.plot")
-        known_option("kind", kind, KINDS)
+        _check_kind(kind=kind)
         rows, spreads, names = self._rows()
         if kind == "auto":
             kind = "line" if len(rows) <= _MOST_LINES else "heatmap"
@@ -271,7 +265,7 @@ class BlockDiscrepancyDisplay:
         return self
 
     def _rows(self) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-        """What is drawn: rows of values, their spread if they are means, and their names."""
+        """Rows of values, their spread if the rows are means, and their names."""
         self.means_: dict[Any, np.ndarray] = {}
         self.deviations_: dict[Any, np.ndarray] = {}
         if self.groups is None:
@@ -287,7 +281,7 @@ class BlockDiscrepancyDisplay:
         self.ax_.axhspan(-1, 1, color=BLACK, alpha=0.12, linewidth=0, label="normal images, ± 1")
         places = np.arange(rows.shape[1])
         for index, (row, name) in enumerate(zip(rows, names, strict=True)):
-            # Beside each other, so that bars of spread do not hide one another.
+            # Side by side, so that no error bar hides another.
             beside = 0.08 * (index - (len(rows) - 1) / 2) if spreads is not None else 0.0
             self.ax_.errorbar(
                 places + beside,
@@ -317,13 +311,17 @@ class BlockDiscrepancyDisplay:
         self.ax_.figure.colorbar(drawn, ax=self.ax_, label=label, extend="min")
 
 
+def _check_kind(*, kind: str = "auto", **_: Any) -> None:
+    known_option("kind", kind, KINDS)
+
+
 def _distillation_of(estimator: Any) -> Any:
-    """The fitted students of a detector, or of a BlockDistillation itself."""
+    """The fitted students: those of a detector, or the estimator itself."""
     check_is_fitted(estimator)
     distillation = getattr(estimator, "distillation_", estimator)
     if distillation is None:
         raise ValueError(
-            f"{type(estimator).__name__} has no students, as it was fitted with "
+            f"{type(estimator).__name__} has no students: it was fitted with "
             "feature_spaces='pretrained'; fit with feature_spaces='both' or 'discrepancy'"
         )
     if not hasattr(distillation, "block_indices_"):
@@ -340,7 +338,7 @@ def _as_table(values: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name} has shape {table.shape}; pass (n_images, n_blocks)")
     wrong = np.flatnonzero(~np.isfinite(table).all(axis=1))
     if len(wrong):
-        raise ValueError(f"{name} holds NaN or inf for sample {wrong[0]}; leave it out")
+        raise ValueError(f"{name} holds NaN or inf for sample {wrong[0]}; remove the sample")
     return table
 
 
@@ -354,11 +352,11 @@ def _checked_groups(groups: Any, n_images: int) -> list[Any] | None:
 
 
 def _reference_rows(groups: list[Any] | None, reference_group: Any) -> np.ndarray:
-    """Which images are those of the group that is normal."""
+    """Mask of the images of the normal group."""
     if groups is None or reference_group is None:
         raise ValueError(
-            "it is not said what is normal; pass normal images (X_normal; reference for their "
-            "discrepancies), or groups and reference_group"
+            "the arguments name no normal images; pass normal images (X_normal), their "
+            "discrepancies (reference), or groups and reference_group"
         )
     rows = np.array([group == reference_group for group in groups])
     if not rows.any():

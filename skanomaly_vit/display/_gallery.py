@@ -15,6 +15,7 @@ from skanomaly_vit._utils.detectors import normality, require_normality, thresho
 from skanomaly_vit.display._style import (
     TITLE_PAD,
     VERMILION,
+    check_call,
     divided_axes,
     finite_vector,
     open_shown,
@@ -30,44 +31,43 @@ if TYPE_CHECKING:
 
 _THUMBNAIL = 320  # pixels
 
-_GREY = "#999999"
+_GRAY = "#999999"
 
 
 class GalleryDisplay:
-    """Images from the most normal to the most abnormal, flagged ones marked.
+    """Images from the most normal to the most abnormal; flagged images are marked.
 
-    It is recommended to use `GalleryDisplay.from_estimator` or
-    `GalleryDisplay.from_predictions`, which choose the images. All parameters are stored as
-    attributes.
+    Create the display with `GalleryDisplay.from_estimator` or `GalleryDisplay.from_predictions`,
+    which choose the images. All parameters are stored as attributes.
 
     Parameters
     ----------
     images : list of ndarray of shape (height, width, 3), uint8
-        The images that are shown, first the most normal, of any sizes.
+        The shown images, of any sizes, the most normal first.
     scores : ndarray of shape (n_shown,)
         Their scores, higher = more normal.
     offset : float or None, default=None
-        The threshold; images that score lower are flagged.
+        The threshold; images with lower scores are flagged.
     indices : ndarray of shape (n_shown,), int, or None, default=None
-        Place of each image among those that were scored.
+        Index of each image among the scored ones.
     n_scored : int or None, default=None
-        How many images were scored; ``None`` if all are shown.
+        Number of scored images; ``None`` if the display shows all.
     titles : list of str or None, default=None
-        What each image is called. ``None`` shows scores alone.
+        Title of each image. ``None`` shows scores alone.
 
     Attributes
     ----------
     axes_ : ndarray of shape (n_shown,), dtype object
         matplotlib Axes of each image.
     ax_ : matplotlib Axes
-        Axes in whose place all of `axes_` are, and that has the title.
+        Axes that hold the title, and `axes_` in their place.
     figure_ : matplotlib Figure
         Figure of the axes.
 
     See Also
     --------
-    AnomalyMapDisplay : Where in the image the anomaly is.
-    ScoreDisplay : How the scores are distributed.
+    AnomalyMapDisplay : Shows the place of the anomaly in the image.
+    ScoreDisplay : Shows the distribution of the scores.
 
     Examples
     --------
@@ -103,9 +103,8 @@ class GalleryDisplay:
         X: Any,
         *,
         n_images: int = 24,
-        n_columns: int = 6,
         titles: Iterable[Any] | None = None,
-        ax: Axes | None = None,
+        **options: Any,
     ) -> GalleryDisplay:
         """Score images and draw them.
 
@@ -113,34 +112,32 @@ class GalleryDisplay:
         ----------
         estimator : estimator
             A fitted outlier detector, or a pipeline that ends in one. Its ``offset_`` is the
-            threshold; without one nothing is marked.
+            threshold; without a threshold the display marks no image.
         X : images
             Images of any form that `estimator` takes.
         n_images : int, default=24
-            Images to show, at least 2. Of more, the most normal, the most abnormal, and such
-            between that their ranks are evenly spaced.
-        n_columns : int, default=6
-            Images in a row.
+            Number of images to show, at least 2: the most normal, the most abnormal, and images
+            at evenly spaced ranks between.
         titles : iterable of str or None, default=None
-            What each of `X` is called. ``None`` shows scores alone.
-        ax : matplotlib Axes or None, default=None
-            Axes whose place is divided among the images. ``None`` makes a new figure.
+            Title of each of `X`. ``None`` shows scores alone.
+        **options : dict
+            Options of `plot`: `ax` and `n_columns`; others raise a TypeError.
 
         Returns
         -------
         display : GalleryDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If `estimator` gives no score of normality, or a parameter is not as described.
+            If `estimator` gives no score of normality, or a parameter is invalid.
         """
-        require_matplotlib(f"{cls.__name__}.from_estimator")
+        check_call(cls, "from_estimator", options)
         require_normality(estimator)
-        _check_counts(n_images, n_columns)
+        _check_counts(n_images=n_images, **options)
         source = open_shown(X, estimator)
         names = None if titles is None else titles_of(titles, len(source))
         return cls.from_predictions(
@@ -148,9 +145,8 @@ class GalleryDisplay:
             normality(estimator, X),
             offset=threshold_of(estimator),
             n_images=n_images,
-            n_columns=n_columns,
             titles=names,
-            ax=ax,
+            **options,
         )
 
     @classmethod
@@ -161,46 +157,43 @@ class GalleryDisplay:
         *,
         offset: float | None = None,
         n_images: int = 24,
-        n_columns: int = 6,
         titles: Iterable[Any] | None = None,
-        ax: Axes | None = None,
+        **options: Any,
     ) -> GalleryDisplay:
-        """Draw images by scores that are there already.
+        """Draw images in the order of existing scores.
 
         Parameters
         ----------
         images : images
-            Images of any form that `TransformalyDetector.fit` takes. Only those that are shown
-            are decoded.
+            Images of any form that `TransformalyDetector.fit` takes. The display decodes only the
+            images that it shows.
         scores : array-like of shape (n_images,)
-            Their scores, higher = more normal.
+            Score of each image, higher = more normal.
         offset : float or None, default=None
-            The threshold, such as ``detector.offset_``; images that score lower are flagged.
+            The threshold, such as ``detector.offset_``; images with lower scores are flagged.
         n_images : int, default=24
-            Images to show, at least 2. Of more, the most normal, the most abnormal, and such
-            between that their ranks are evenly spaced.
-        n_columns : int, default=6
-            Images in a row.
+            Number of images to show, at least 2: the most normal, the most abnormal, and images
+            at evenly spaced ranks between.
         titles : iterable of str or None, default=None
-            What each of `images` is called. ``None`` shows scores alone.
-        ax : matplotlib Axes or None, default=None
-            Axes whose place is divided among the images. ``None`` makes a new figure.
+            Title of each of `images`. ``None`` shows scores alone.
+        **options : dict
+            Options of `plot`: `ax` and `n_columns`; others raise a TypeError.
 
         Returns
         -------
         display : GalleryDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If a score is not finite, there is not one for each image, or a parameter is not as
-            described.
+            If a score is not finite, the number of scores differs from that of images, or a
+            parameter is invalid.
         """
-        require_matplotlib(f"{cls.__name__}.from_predictions")
-        _check_counts(n_images, n_columns)
+        check_call(cls, "from_predictions", options)
+        _check_counts(n_images=n_images, **options)
         source = open_shown(images)
         scores = finite_vector(scores, "scores", len(source))
         shown = _spaced_ranks(scores, n_images)
@@ -213,7 +206,7 @@ class GalleryDisplay:
             n_scored=len(source),
             titles=None if names is None else [names[index] for index in shown],
         )
-        return display.plot(ax, n_columns=n_columns)
+        return display.plot(**options)
 
     def plot(self, ax: Axes | None = None, *, n_columns: int = 6) -> GalleryDisplay:
         """Draw the images row by row, each with its score.
@@ -221,23 +214,24 @@ class GalleryDisplay:
         Parameters
         ----------
         ax : matplotlib Axes or None, default=None
-            Axes whose place is divided among the images. ``None`` makes a new figure.
+            Axes whose place the images share. ``None`` makes a new figure.
         n_columns : int, default=6
             Images in a row.
 
         Returns
         -------
         self : GalleryDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If `ax` has no place that could be divided.
+            If `n_columns` is below 1, or `ax` has no place in a grid.
         """
         require_matplotlib(f"{type(self).__name__}.plot")
+        _check_counts(n_columns=n_columns)
         n_shown = len(self.images)
         n_columns = min(n_columns, n_shown)
         n_rows = math.ceil(n_shown / n_columns)
@@ -263,8 +257,8 @@ class GalleryDisplay:
             lines.append("flagged")
         ax.set_title("\n".join(lines), fontsize=10, fontweight="bold" if is_flagged else "normal")
         for spine in ax.spines.values():
-            # Wide or thin, not only coloured: so that it is seen in grey.
-            spine.set(color=VERMILION if is_flagged else _GREY, linewidth=4 if is_flagged else 0.8)
+            # The width marks flagged images in gray print too.
+            spine.set(color=VERMILION if is_flagged else _GRAY, linewidth=4 if is_flagged else 0.8)
 
     def _title(self) -> str:
         n_shown = len(self.images)
@@ -277,14 +271,14 @@ class GalleryDisplay:
         return title
 
 
-def _check_counts(n_images: int, n_columns: int) -> None:
+def _check_counts(*, n_images: int = 24, n_columns: int = 6, **_: Any) -> None:
     for name, value, least in (("n_images", n_images, 2), ("n_columns", n_columns, 1)):
         if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name}={value!r} is not an int of at least {least}")
 
 
 def _spaced_ranks(scores: np.ndarray, n_images: int) -> np.ndarray:
-    """Indices of the images to show, the most normal first; ties in their order."""
+    """Indices of the images to show, the most normal first; ties keep their order."""
     order = np.argsort(-scores, kind="stable")
     if len(order) <= n_images:
         return order

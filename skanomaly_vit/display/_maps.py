@@ -1,4 +1,4 @@
-"""`AnomalyMapDisplay`: where in an image the anomaly is."""
+"""`AnomalyMapDisplay`: anomaly maps laid over their images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from skanomaly_vit.display._style import (
     OPACITY,
     SEQUENTIAL,
     TITLE_PAD,
+    check_call,
     divided_axes,
     open_shown,
     own_or_new_axes,
@@ -27,28 +28,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# On two lines, as no line may be longer than the scale of a single image.
+# Two lines: a longer line would exceed the colorbar of a single image.
 _LABEL = "anomaly map (standard deviations\nof normal patches)"
 
 _MAX_ROWS = 50
 
-# Below it the brightest colour would go to what normal patches do now and then.
+# A lower end would give the brightest color to usual deviations of normal patches.
 _LEAST_VMAX = 5.0
 
-_LEAST_HEIGHT = 2.7  # inches of a figure, in which the label of the scale is as long
+_LEAST_HEIGHT = 2.7  # of a figure, in inches: the length of the label of the colorbar
 
-_TALLEST = 1.5  # height of a place, in its widths
+_TALLEST = 1.5  # height of the place of an image, in widths
 
 _WHITE = "#FFFFFF"
 
 
 class AnomalyMapDisplay:
-    """Images, each beside its anomaly map laid over it.
+    """Images, each beside a copy under its anomaly map.
 
-    One scale of colours holds for all images, so that they can be compared: from 0, what normal
-    patches have on average, and below, to the largest value of all maps. It is recommended to
-    use `AnomalyMapDisplay.from_estimator` or `AnomalyMapDisplay.from_predictions`. All
-    parameters are stored as attributes.
+    All images share one color scale. It runs from 0, the mean of normal patches, to the largest
+    value of all maps. Create the display with `AnomalyMapDisplay.from_estimator` or
+    `AnomalyMapDisplay.from_predictions`. All parameters are stored as attributes.
 
     Parameters
     ----------
@@ -58,24 +58,24 @@ class AnomalyMapDisplay:
         The anomaly map of each image, higher = more abnormal, in standard deviations of normal
         patches.
     masks : list of (ndarray of shape (height, width), bool, or None), or None, default=None
-        Where each image is abnormal in truth, as far as this is known.
+        True defects of each image, if known.
     titles : list of str or None, default=None
-        What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
+        Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
 
     Attributes
     ----------
     axes_ : ndarray of shape (n_images, 2), dtype object
         matplotlib Axes: the image, and the map on it.
     colorbar_ : matplotlib Colorbar
-        The scale of the maps.
+        Color scale of the maps.
     ax_ : matplotlib Axes
-        Axes in whose place all of `axes_` are.
+        Axes that hold `axes_` in their place.
     figure_ : matplotlib Figure
         Figure of the axes.
 
     See Also
     --------
-    GalleryDisplay : Which images to look at.
+    GalleryDisplay : Finds the images to look at.
 
     Examples
     --------
@@ -110,46 +110,40 @@ class AnomalyMapDisplay:
         method: str | None = None,
         masks: Iterable[Any] | None = None,
         titles: Iterable[Any] | None = None,
-        vmax: float | None = None,
-        contour: float | None = None,
-        ax: Axes | None = None,
+        **options: Any,
     ) -> AnomalyMapDisplay:
         """Compute the anomaly maps of images and draw them.
 
         Parameters
         ----------
         estimator : TransformalyDetector
-            Fitted.
+            A fitted detector.
         X : images
             At most 50 images, of any form that `estimator` takes.
         method : {"discrepancy", "features", "both"} or None, default=None
-            What the map is made of. ``None`` is what the score is made of.
+            Feature spaces of the map. ``None`` takes those of the score.
         masks : iterable of masks or None, default=None
-            Where each image is abnormal in truth, to be outlined: an array (height, width) that
-            is not 0 there, an image or a path of one, or None.
+            True defects of each image, drawn as outlines: an array (height, width) that is 0
+            elsewhere, an image, a path of an image, or None.
         titles : iterable of str or None, default=None
-            What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
-        vmax : float or None, default=None
-            Upper end of the scale of colours. ``None`` is the largest value of all maps, but at
-            least 5, so that normal images do not light up.
-        contour : float or None, default=None
-            Value at which the map is outlined. ``None`` draws no line.
-        ax : matplotlib Axes or None, default=None
-            Axes whose place is divided among the images. ``None`` makes a new figure.
+            Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
+        **options : dict
+            Options of `plot`: `ax`, `vmax` and `contour`; others raise a TypeError.
 
         Returns
         -------
         display : AnomalyMapDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If `estimator` gives no anomaly maps, or the images or masks are not as described.
+            If `estimator` gives no anomaly maps, or images, masks or options are invalid.
         """
-        require_matplotlib(f"{cls.__name__}.from_estimator")
+        check_call(cls, "from_estimator", options)
+        _check_vmax(**options)
         if not hasattr(estimator, "anomaly_map"):
             raise ValueError(
                 f"{type(estimator).__name__} has no anomaly_map; pass a TransformalyDetector, or "
@@ -157,11 +151,9 @@ class AnomalyMapDisplay:
             )
         source = open_shown(X, estimator)
         _check_number(len(source))
-        _check_vmax(vmax)
         titles = titles_of(titles, len(source))
-        options: dict[str, Any] = {"masks": masks, "titles": titles}
-        options |= {"vmax": vmax, "contour": contour, "ax": ax}
-        return cls.from_predictions(source, estimator.anomaly_map(X, method=method), **options)
+        maps = estimator.anomaly_map(X, method=method)
+        return cls.from_predictions(source, maps, masks=masks, titles=titles, **options)
 
     @classmethod
     def from_predictions(
@@ -171,45 +163,38 @@ class AnomalyMapDisplay:
         *,
         masks: Iterable[Any] | None = None,
         titles: Iterable[Any] | None = None,
-        vmax: float | None = None,
-        contour: float | None = None,
-        ax: Axes | None = None,
+        **options: Any,
     ) -> AnomalyMapDisplay:
-        """Draw anomaly maps that are there already.
+        """Draw existing anomaly maps.
 
         Parameters
         ----------
         images : images
             At most 50 images, of any form that `TransformalyDetector.fit` takes.
         maps : ndarray of shape (n_images, height, width) or list of (height, width)
-            The anomaly map of each image, of its size, as `TransformalyDetector.anomaly_map`
-            gives them. Higher = more abnormal.
+            The anomaly map of each image, in the image's size, from
+            `TransformalyDetector.anomaly_map`. Higher = more abnormal.
         masks : iterable of masks or None, default=None
-            Where each image is abnormal in truth, to be outlined: an array (height, width) that
-            is not 0 there, an image or a path of one, or None.
+            True defects of each image, drawn as outlines: an array (height, width) that is 0
+            elsewhere, an image, a path of an image, or None.
         titles : iterable of str or None, default=None
-            What each image is called. ``None`` is ``"image 0"``, ``"image 1"``...
-        vmax : float or None, default=None
-            Upper end of the scale of colours. ``None`` is the largest value of all maps, but at
-            least 5, so that normal images do not light up.
-        contour : float or None, default=None
-            Value at which the map is outlined. ``None`` draws no line.
-        ax : matplotlib Axes or None, default=None
-            Axes whose place is divided among the images. ``None`` makes a new figure.
+            Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
+        **options : dict
+            Options of `plot`: `ax`, `vmax` and `contour`; others raise a TypeError.
 
         Returns
         -------
         display : AnomalyMapDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If images, maps or masks are not as described, or of different sizes.
+            If images, maps or masks are invalid, or their sizes differ.
         """
-        require_matplotlib(f"{cls.__name__}.from_predictions")
+        check_call(cls, "from_predictions", options)
         source = open_shown(images)
         _check_number(len(source))
         names = titles_of(titles, len(source))
@@ -220,7 +205,7 @@ class AnomalyMapDisplay:
             masks=None if masks is None else _open_masks(masks, source, opened),
             titles=names,
         )
-        return display.plot(ax, vmax=vmax, contour=contour)
+        return display.plot(**options)
 
     def plot(
         self,
@@ -229,32 +214,32 @@ class AnomalyMapDisplay:
         vmax: float | None = None,
         contour: float | None = None,
     ) -> AnomalyMapDisplay:
-        """Draw a row per image: the image, and the map on it.
+        """Draw a row per image: the image, and its map over it.
 
         Parameters
         ----------
         ax : matplotlib Axes or None, default=None
-            Axes whose place is divided among the images. ``None`` makes a new figure.
+            Axes whose place the images share. ``None`` makes a new figure.
         vmax : float or None, default=None
-            Upper end of the scale of colours. ``None`` is the largest value of all maps, but at
-            least 5, so that normal images do not light up.
+            Upper end of the color scale. ``None`` is the largest value of all maps, but at least
+            5, so that normal images stay dark.
         contour : float or None, default=None
-            Value at which the map is outlined. ``None`` draws no line.
+            Level of the map at which the display draws a line. ``None`` draws no line.
 
         Returns
         -------
         self : AnomalyMapDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If `vmax` is not above 0, or `ax` has no place that could be divided.
+            If `vmax` is not above 0, or `ax` has no place in a grid.
         """
         require_matplotlib(f"{type(self).__name__}.plot")
-        _check_vmax(vmax)
+        _check_vmax(vmax=vmax)
         n_images = len(self.images)
         heights = [min(image.shape[0] / image.shape[1], _TALLEST) for image in self.images]
         height = 0.3 + sum(0.3 + 2.6 * height for height in heights)
@@ -281,7 +266,7 @@ class AnomalyMapDisplay:
             if mask is not None:
                 for ax in row:
                     _outline(ax, mask.astype(float), 0.5, "--")
-        title = "dashed outline: where the image is abnormal in truth"
+        title = "dashed outline: true defect"
         self.ax_.set_title(title, fontsize=10, pad=TITLE_PAD)
 
     def _draw_scale(self, overlay: Any, is_cut: bool, contour: float | None) -> None:
@@ -289,9 +274,9 @@ class AnomalyMapDisplay:
             overlay,
             ax=self.axes_.ravel().tolist(),
             extend="both" if is_cut else "min",
-            # As long as two rows at most: beside many rows the label would be lost.
+            # Two rows long at most: beside many rows, readers would miss the label.
             shrink=min(1.0, 2 / len(self.images)),
-            panchor=False,  # images stay in the middle of their places
+            panchor=False,  # keeps the images centered
         )
         self.colorbar_.set_label(_LABEL, fontsize=9)
         if contour is not None:
@@ -302,27 +287,27 @@ class AnomalyMapDisplay:
 def _check_number(n_images: int) -> None:
     if n_images > _MAX_ROWS:
         raise ValueError(
-            f"{n_images} images are more than a picture can show in a row each; pass at most "
-            f"{_MAX_ROWS}, such as the most abnormal ones: X[np.argsort(scores)[:8]]"
+            f"{n_images} images need more rows than a figure can show; pass at most {_MAX_ROWS}, "
+            "such as the most abnormal ones: X[np.argsort(scores)[:8]]"
         )
 
 
-def _check_vmax(vmax: float | None) -> None:
+def _check_vmax(*, vmax: float | None = None, **_: Any) -> None:
     if vmax is not None and not vmax > 0:
-        raise ValueError(f"vmax={vmax} must be above 0, where the scale of colours begins")
+        raise ValueError(f"vmax={vmax} must be above 0, the lower end of the color scale")
 
 
 def _checked(
     name: str, arrays: list[np.ndarray], source: ImageSource, images: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """`arrays`, one finite array of the size of each image."""
+    """Return `arrays` if each is finite and of the size of its image."""
     if len(arrays) != len(images):
         raise ValueError(f"{name} holds {len(arrays)} for {len(images)} images; pass one each")
     for index, (values, image) in enumerate(zip(arrays, images, strict=True)):
         if values.shape != image.shape[:2]:
             raise ValueError(
-                f"{name}[{index}] has shape {values.shape}, but {source.name(index)} is of "
-                f"(height, width) {image.shape[:2]}; pass one of the image's own size"
+                f"{name}[{index}] has shape {values.shape}, but {source.name(index)} has "
+                f"(height, width) {image.shape[:2]}; pass arrays of the image's size"
             )
         if not np.isfinite(values).all():
             raise ValueError(f"{name}[{index}] holds NaN or inf; pass finite values")
@@ -356,7 +341,7 @@ def _draw_row(
 
 
 def _outline(ax: Axes, values: np.ndarray, level: float, style: str) -> None:
-    """Line at a level, light on dark: to be seen on any ground."""
+    """Draw a line at a level, light on dark, for any background."""
     if values.min() < level < values.max():
         ax.contour(values, [level], colors=BLACK, linewidths=2.5)
         ax.contour(values, [level], colors=_WHITE, linewidths=1.2, linestyles=style)

@@ -1,4 +1,4 @@
-"""Images and anomaly maps -> small pictures as data URIs, for a page without files."""
+"""Overlays: images and anomaly maps as small pictures in data URIs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skanomaly_vit.display._style import DIMMED, OPACITY, SEQUENTIAL
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-#: Weights of red, green and blue in what the eye takes for brightness (ITU-R BT.601).
+#: Weights of red, green and blue in perceived brightness (ITU-R BT.601).
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 _QUALITY = 82  # of JPEG
@@ -31,7 +31,7 @@ class Picture:
     uri : str
         ``data:image/...;base64,...``.
     width, height : int
-        In pixels.
+        Size in pixels.
     """
 
     uri: str
@@ -41,16 +41,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Scale:
-    """Range of map values that colours stand for; beyond it they stay as at its ends."""
+    """Range of map values of the color scale; values beyond it get the color of its end."""
 
     low: float
     high: float
 
     @classmethod
     def of(cls, maps: Sequence[Array]) -> Scale:
-        """From 0 to what 1 % of all values exceed, so that one bright spot does not dim the rest.
+        """Range from 0 to the 99 % quantile, so that one bright spot does not dim the others.
 
-        Where that leaves no range, the whole of it, and for constant maps one unit of it.
+        If the quantile is not above 0, the range is that of all values, and one unit for constant
+        maps.
         """
         values = np.concatenate([each.ravel() for each in maps])
         low, high = 0.0, float(np.quantile(values, 0.99))
@@ -60,39 +61,39 @@ class Scale:
 
 
 def shrink_map(values: Array, longest: int) -> Array:
-    """A map (h, w) -> mean values of at most so many pixels a side."""
+    """Shrink a map (h, w) to at most `longest` pixels a side, by means."""
     image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
     return np.asarray(image.resize(fitting(image.size, longest), Image.Resampling.BOX))
 
 
 def encode(image: Image.Image) -> Picture:
-    """As a JPEG."""
+    """Encode an image as a JPEG."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=_QUALITY, optimize=True)
     return Picture(data_uri("jpeg", stream.getvalue()), *image.size)
 
 
 def overlay(image: Image.Image, values: Array, scale: Scale) -> Image.Image:
-    """Lay a map (h, w) over an image of the same size; what is low leaves the image to be seen."""
+    """Lay a map (h, w) over an image of the same size; low values show the image."""
     share = np.clip((values - scale.low) / (scale.high - scale.low), 0, 1)[..., None]  # [h, w, 1]
-    grey = DIMMED * (np.asarray(image) @ _LUMA)[..., None]  # [h, w, 1]
-    mixed = grey + OPACITY * share * (255 * _colour(share[..., 0]) - grey)  # [h, w, 3]
+    gray = DIMMED * (np.asarray(image) @ _LUMA)[..., None]  # [h, w, 1]
+    mixed = gray + OPACITY * share * (255 * _color(share[..., 0]) - gray)  # [h, w, 3]
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """A picture as a URI that holds it."""
+    """Encode a picture as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def colour_bar() -> Picture:
-    """All colours of a map, from low to high."""
+def colorbar() -> Picture:
+    """Draw the color scale of the maps, from low to high."""
     shares = np.linspace(0, 1, 256)[None]
-    return encode(Image.fromarray(np.rint(255 * _colour(shares)).astype(np.uint8)).resize((256, 8)))
+    return encode(Image.fromarray(np.rint(255 * _color(shares)).astype(np.uint8)).resize((256, 8)))
 
 
-def _colour(shares: Array) -> Array:
-    """Shares (h, w) in [0, 1] -> colours (h, w, 3) in [0, 1]."""
+def _color(shares: Array) -> Array:
+    """Map shares (h, w) in [0, 1] to colors (h, w, 3) in [0, 1]."""
     import matplotlib
 
     return np.asarray(matplotlib.colormaps[SEQUENTIAL](shares))[..., :3]

@@ -1,4 +1,4 @@
-"""`ScoreDisplay`: how scores of normal and of new images lie beside the threshold."""
+"""`ScoreDisplay`: a histogram of scores and the threshold."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sklearn.utils import check_consistent_length
 from skanomaly_vit._utils.detectors import normality, require_normality, threshold_of
 from skanomaly_vit._utils.labels import AUTO, which_are_anomalies
 from skanomaly_vit.display._style import (
-    BLACK,
     BLUE,
     SKY,
     VERMILION,
+    check_call,
     finite_vector,
     known_option,
     legend_in_headroom,
@@ -31,7 +31,7 @@ STATS = {"share": "share of the images of a kind (%)", "count": "number of image
 
 SCALES = ("auto", "linear", "symlog")
 
-#: Colour and hatch of the bars of each kind of images.
+#: Color and hatch of the bars of each kind of images.
 _BARS = {
     "normal images": (BLUE, ""),
     "new images": (VERMILION, "////"),
@@ -39,14 +39,14 @@ _BARS = {
     "new, anomalies": (VERMILION, "////"),
 }
 
-# So many times the median score from 0, the lowest score makes of a linear axis one tall bar.
+# With a lowest score beyond 20 medians, a linear axis would show one tall bar.
 _LONG_TAIL = 20.0
 
 
 class ScoreDisplay:
-    """Histogram of scores: normal images against new ones, and what is flagged.
+    """Histogram of scores: normal images, new images, and the share that is flagged.
 
-    It is recommended to use `ScoreDisplay.from_estimator` or `ScoreDisplay.from_predictions`.
+    Create the display with `ScoreDisplay.from_estimator` or `ScoreDisplay.from_predictions`.
     All parameters are stored as attributes.
 
     Parameters
@@ -54,21 +54,21 @@ class ScoreDisplay:
     scores : ndarray of shape (n_images,)
         Scores of the new images, higher = more normal.
     offset : float or None, default=None
-        The threshold; images that score lower are flagged.
+        The threshold; images with lower scores are flagged.
     is_anomaly : ndarray of shape (n_images,), bool, or None, default=None
-        Which of the new images are anomalies, as far as this is known.
+        Mask of the anomalies among the new images, if known.
     normal_scores : ndarray of shape (n_normal,) or None, default=None
-        Scores of images that are known to be normal.
+        Scores of normal images.
 
     Attributes
     ----------
     bin_edges_ : ndarray of shape (n_bins + 1,)
-        Where the bars begin and end, the same for all kinds of images.
+        Edges of the bars, the same for all kinds of images.
     counts_ : dict of str to ndarray of shape (n_bins,), int
-        Images in each bin, under the name of their kind: ``"normal images"``, ``"new images"``,
-        or, where it is known what they are, ``"new, normal"`` and ``"new, anomalies"``.
+        Number of images in each bin, under the name of their kind: ``"normal images"``,
+        ``"new images"``, or, with labels, ``"new, normal"`` and ``"new, anomalies"``.
     flagged_ : dict of str to float
-        Share of each kind that scores below `offset`; empty without one.
+        Share of each kind with scores below `offset`; empty without `offset`.
     ax_ : matplotlib Axes
         Axes with the histogram.
     figure_ : matplotlib Figure
@@ -76,7 +76,7 @@ class ScoreDisplay:
 
     See Also
     --------
-    GalleryDisplay : The images from most normal to most abnormal.
+    GalleryDisplay : Shows the images from most normal to most abnormal.
 
     Examples
     --------
@@ -108,10 +108,7 @@ class ScoreDisplay:
         y: Any = None,
         *,
         anomaly_label: Any = AUTO,
-        bins: int | Sequence[float] = 20,
-        stat: str = "share",
-        scale: str = "auto",
-        ax: Axes | None = None,
+        **options: Any,
     ) -> ScoreDisplay:
         """Score images and draw the histogram.
 
@@ -119,40 +116,33 @@ class ScoreDisplay:
         ----------
         estimator : estimator
             A fitted outlier detector, or a pipeline that ends in one. Its ``offset_`` is the
-            threshold; without one there is no line.
+            threshold; without a threshold there is no line.
         X : images
             New images, of any form that `estimator` takes.
         X_normal : images or None, default=None
-            Normal images to compare with, best such that `estimator` was not fitted on.
+            Normal images to compare with, preferably not training images of `estimator`.
         y : array-like of shape (n_images,) or None, default=None
-            What each of `X` is, if that is known.
+            Label of each of `X`, if known.
         anomaly_label : label, list of labels or "auto", default="auto"
-            What marks anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
-        bins : int or sequence of float, default=20
-            Number of bars, or where they begin and end.
-        stat : {"share", "count"}, default="share"
-            Height of a bar: the share of the images of its kind, in percent, or their number.
-        scale : {"auto", "linear", "symlog"}, default="auto"
-            Of the axis of scores. ``"symlog"`` is linear around 0 and logarithmic beyond,
-            ``"auto"`` takes it where a few scores lie far below all others.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+            Labels of anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
+        **options : dict
+            Options of `plot`: `ax`, `bins`, `stat` and `scale`; others raise a TypeError.
 
         Returns
         -------
         display : ScoreDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If `estimator` gives no score of normality, or `y` does not fit `X`.
+            If `estimator` gives no score of normality, or `y` and `X` differ in length.
         """
-        require_matplotlib(f"{cls.__name__}.from_estimator")
+        check_call(cls, "from_estimator", options)
         require_normality(estimator)
-        _check_options(stat, scale)
+        _check_values(**options)
         if y is not None:
             which_are_anomalies(y, anomaly_label)
             check_consistent_length(X, y)
@@ -162,10 +152,7 @@ class ScoreDisplay:
             y=y,
             normal_scores=None if X_normal is None else normality(estimator, X_normal),
             anomaly_label=anomaly_label,
-            bins=bins,
-            stat=stat,
-            scale=scale,
-            ax=ax,
+            **options,
         )
 
     @classmethod
@@ -177,48 +164,38 @@ class ScoreDisplay:
         y: Any = None,
         normal_scores: Any = None,
         anomaly_label: Any = AUTO,
-        bins: int | Sequence[float] = 20,
-        stat: str = "share",
-        scale: str = "auto",
-        ax: Axes | None = None,
+        **options: Any,
     ) -> ScoreDisplay:
-        """Draw the histogram of scores that are there already.
+        """Draw the histogram of existing scores.
 
         Parameters
         ----------
         scores : array-like of shape (n_images,)
             Scores of the new images, higher = more normal.
         offset : float or None, default=None
-            The threshold, such as ``detector.offset_``; images that score lower are flagged.
+            The threshold, such as ``detector.offset_``; images with lower scores are flagged.
         y : array-like of shape (n_images,) or None, default=None
-            What each of the new images is, if that is known.
+            Label of each new image, if known.
         normal_scores : array-like of shape (n_normal,) or None, default=None
             Scores of normal images to compare with.
         anomaly_label : label, list of labels or "auto", default="auto"
-            What marks anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
-        bins : int or sequence of float, default=20
-            Number of bars, or where they begin and end.
-        stat : {"share", "count"}, default="share"
-            Height of a bar: the share of the images of its kind, in percent, or their number.
-        scale : {"auto", "linear", "symlog"}, default="auto"
-            Of the axis of scores. ``"symlog"`` is linear around 0 and logarithmic beyond,
-            ``"auto"`` takes it where a few scores lie far below all others.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+            Labels of anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
+        **options : dict
+            Options of `plot`: `ax`, `bins`, `stat` and `scale`; others raise a TypeError.
 
         Returns
         -------
         display : ScoreDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If a score is not finite, or `y` does not fit `scores`.
+            If a score is not finite, or `y` and `scores` differ in length.
         """
-        require_matplotlib(f"{cls.__name__}.from_predictions")
+        check_call(cls, "from_predictions", options)
         scores = finite_vector(scores, "scores")
         is_anomaly = None if y is None else which_are_anomalies(y, anomaly_label)
         if is_anomaly is not None and len(is_anomaly) != len(scores):
@@ -228,7 +205,7 @@ class ScoreDisplay:
         if normal_scores is not None:
             normal_scores = finite_vector(normal_scores, "normal_scores")
         display = cls(scores, offset=offset, is_anomaly=is_anomaly, normal_scores=normal_scores)
-        return display.plot(ax, bins=bins, stat=stat, scale=scale)
+        return display.plot(**options)
 
     def plot(
         self,
@@ -245,27 +222,27 @@ class ScoreDisplay:
         ax : matplotlib Axes or None, default=None
             Axes to draw on. ``None`` makes a new figure.
         bins : int or sequence of float, default=20
-            Number of bars, or where they begin and end.
+            Number of bars, or their edges.
         stat : {"share", "count"}, default="share"
-            Height of a bar: the share of the images of its kind, in percent, or their number.
+            Height of a bar: the share of its kind in percent, or the number of images.
         scale : {"auto", "linear", "symlog"}, default="auto"
-            Of the axis of scores. ``"symlog"`` is linear around 0 and logarithmic beyond,
-            ``"auto"`` takes it where a few scores lie far below all others.
+            Axis of scores. ``"symlog"`` is linear around 0 and logarithmic beyond; ``"auto"``
+            chooses it if a few scores lie far below all others.
 
         Returns
         -------
         self : ScoreDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If a parameter is not one of those named.
+            If an option is invalid.
         """
         require_matplotlib(f"{type(self).__name__}.plot")
-        _check_options(stat, scale)
+        _check_values(stat=stat, scale=scale)
         kinds = self._kinds()
         pooled = np.concatenate(list(kinds.values()))
         linear_up_to = _linear_up_to(pooled, kinds, scale)
@@ -284,7 +261,7 @@ class ScoreDisplay:
         return self
 
     def _kinds(self) -> dict[str, np.ndarray]:
-        """Scores of each kind of images, those that are known to be normal first."""
+        """Scores of each kind of images, normal images first."""
         kinds = {}
         if self.normal_scores is not None:
             kinds["normal images"] = self.normal_scores
@@ -297,20 +274,27 @@ class ScoreDisplay:
         return kinds | {kind: scores for kind, scores in known.items() if len(scores)}
 
     def _ends(self, pooled: np.ndarray) -> tuple[float, float]:
-        """What the axis has to show: all scores and the threshold."""
+        """Ends of the axis, which shows all scores and the threshold."""
         values = pooled if self.offset is None else np.append(pooled, self.offset)
         return float(values.min()), float(values.max())
 
     def _draw(self, stat: str) -> None:
+        from matplotlib import rcParams
+
         for kind, counts in self.counts_.items():
             color, hatch = _BARS[kind]
             n_images = len(self._kinds()[kind])
             flagged = f", {self.flagged_[kind]:.1%} flagged" if self.flagged_ else ""
+            heights = counts if stat == "count" else 100 * counts / n_images
+            # A fill of its own: in SVG a hatch is as transparent as its fill.
+            self.ax_.fill_between(
+                self.bin_edges_, np.append(heights, 0), step="post", color=color, alpha=0.35, lw=0
+            )
             self.ax_.stairs(
-                counts if stat == "count" else 100 * counts / n_images,
+                heights,
                 self.bin_edges_,
                 fill=True,
-                facecolor=(color, 0.35),
+                facecolor="none",
                 edgecolor=color,
                 hatch=hatch,
                 linewidth=1.5,
@@ -319,21 +303,25 @@ class ScoreDisplay:
         if self.offset is not None:
             self.ax_.axvline(
                 self.offset,
-                color=BLACK,
+                color=rcParams["text.color"],
                 linestyle="--",
                 label=f"threshold {self.offset:.4g}, flagged if lower",
             )
-        self.ax_.set(xlabel="score (higher = more normal)", ylabel=STATS[stat])
+        is_bent = self.ax_.get_xscale() == "symlog"
+        axis = "; logarithmic far from 0" if is_bent else ""
+        self.ax_.set(xlabel=f"score (higher = more normal{axis})", ylabel=STATS[stat])
+        if stat == "count" and self.ax_.get_yscale() == "linear":
+            self.ax_.locator_params(axis="y", integer=True)
         legend_in_headroom(self.ax_, 1)
 
 
-def _check_options(stat: str, scale: str) -> None:
+def _check_values(*, stat: str = "share", scale: str = "auto", **_: Any) -> None:
     known_option("stat", stat, tuple(STATS))
     known_option("scale", scale, SCALES)
 
 
 def _linear_up_to(pooled: np.ndarray, kinds: dict[str, np.ndarray], scale: str) -> float | None:
-    """How far from 0 a symlog axis is linear; None for a linear axis."""
+    """Distance from 0 up to which a symlog axis is linear; None for a linear axis."""
     if scale == "linear":
         return None
     usual = float(np.median(np.abs(next(iter(kinds.values())))))
@@ -346,13 +334,13 @@ def _linear_up_to(pooled: np.ndarray, kinds: dict[str, np.ndarray], scale: str) 
 def _edges(
     ends: tuple[float, float], bins: int | Sequence[float], linear_up_to: float | None
 ) -> np.ndarray:
-    """Bin edges, as wide as each other on the axis that is drawn."""
+    """Bin edges, evenly spaced on the drawn axis."""
     if not isinstance(bins, Integral):
         edges = np.histogram_bin_edges(np.array(ends), np.asarray(bins, dtype=np.float64))
         if edges[0] > ends[0] or edges[-1] < ends[1]:
             raise ValueError(
-                f"bins run from {edges[0]:g} to {edges[-1]:g}, what is drawn from {ends[0]:g} to "
-                f"{ends[1]:g}; pass edges that hold all of it, or a number of bins"
+                f"bins run from {edges[0]:g} to {edges[-1]:g}, scores and threshold from "
+                f"{ends[0]:g} to {ends[1]:g}; pass wider edges, or a number of bins"
             )
         return edges
     if bins < 1:
@@ -365,5 +353,5 @@ def _edges(
     first, last = map(float, axis.transform(np.array(ends)))
     places = np.linspace(first, last, int(bins) + 1)
     edges = np.asarray(axis.inverted().transform(places))
-    edges[[0, -1]] = ends  # lest rounding leaves the extremes out
+    edges[[0, -1]] = ends  # rounding must not lose the extremes
     return edges

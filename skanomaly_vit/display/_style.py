@@ -1,9 +1,10 @@
-"""What the displays share: axes, colours that all eyes tell apart, images as they are shown."""
+"""Style of the displays: axes, legends, and colors for color-blind readers and gray print."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# Of Okabe and Ito (2008), "Color Universal Design". Their lightness differs too: grey print.
+# Okabe and Ito (2008), "Color Universal Design". The colors differ in gray print too.
 BLUE, VERMILION, SKY, GREEN, PURPLE, BLACK = (
     "#0072B2",
     "#D55E00",
@@ -31,22 +32,31 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
 
 LINE_STYLES = ("-", "--", "-.", ":")
 
-TITLE_PAD = 10.0  # points between a title and a grid of images with titles of their own
+TITLE_PAD = 10.0  # points between a title and the titles of the images below
 
 _NO_HEIGHT = 1e-3
 
-_LEGEND_ROW = 0.1  # of the height of axes
+_LEGEND_ROW = 0.1  # height of a row, as a share of the axes
 
-_CHARACTER = 0.085  # inches
+_CHARACTER = 0.085  # width in inches
 
 
 def require_matplotlib(caller: str) -> None:
-    """Refuse before any work if matplotlib is missing: an ImportError that says how to get it."""
+    """Raise an ImportError that says what to install if matplotlib is missing."""
     check_matplotlib_support(caller)
 
 
+def check_call(display: type[Any], method: str, options: Mapping[str, Any]) -> None:
+    """Raise if matplotlib is missing, or `plot` does not take an option, before any work."""
+    require_matplotlib(f"{display.__name__}.{method}")
+    try:
+        signature(display.plot).bind_partial(None, **options)
+    except TypeError as error:
+        raise TypeError(f"{display.__name__}.plot {error}") from None
+
+
 def own_or_new_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
-    """`ax`, or the axes of a new figure in which nothing overlaps; `figsize` is in inches."""
+    """Return `ax`, or the axes of a new figure without overlaps; `figsize` is in inches."""
     if ax is not None:
         return ax
     from matplotlib import pyplot as plt
@@ -57,15 +67,15 @@ def own_or_new_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
 def divided_axes(
     ax: Axes, n_rows: int, n_columns: int, *, heights: Sequence[float] | None = None
 ) -> np.ndarray:
-    """Lay a grid of axes into the place of `ax`, of which a title above them is left.
+    """Lay a grid of axes into the place of `ax`, which keeps its title above them.
 
     Parameters
     ----------
     ax : Axes
-        One that has its place in a grid, as those of ``plt.subplots``.
+        Axes with a place in a grid, such as those of ``plt.subplots``.
     n_rows, n_columns : int
     heights : sequence of float of length n_rows, default=None
-        Of the rows, relative to each other.
+        Relative heights of the rows.
 
     Returns
     -------
@@ -79,7 +89,7 @@ def divided_axes(
     place = ax.get_subplotspec()
     if place is None:
         raise ValueError(
-            "ax has no place in a grid that could be divided; pass axes made by plt.subplots or "
+            "ax has no place in a grid that images could share; pass axes made by plt.subplots or "
             "figure.add_subplot, or leave ax out"
         )
     parts = place.subgridspec(2, 1, height_ratios=[_NO_HEIGHT, 1], hspace=_NO_HEIGHT)
@@ -89,7 +99,7 @@ def divided_axes(
 
 
 def legend_in_headroom(ax: Axes, n_columns: int) -> None:
-    """Legend inside the axes, over what is drawn: a title keeps its place above them."""
+    """Draw a legend inside the axes, above the data and below a title."""
     n_rows = math.ceil(len(ax.get_legend_handles_labels()[1]) / n_columns)
     axis = ax.yaxis.get_transform()
     bottom, top = axis.transform(np.array(ax.get_ylim()))
@@ -99,7 +109,7 @@ def legend_in_headroom(ax: Axes, n_columns: int) -> None:
 
 
 def name_blocks(ax: Axes, names: Sequence[str]) -> None:
-    """Write the names of blocks under the places 0, 1, 2..., upright if they are too long."""
+    """Name the ticks 0, 1, 2... after blocks; long names stand upright."""
     needed = _CHARACTER * sum(len(name) + 1 for name in names)
     ax.set_xticks(np.arange(len(names)), names, rotation=90 if needed > inches(ax)[0] else 0)
     ax.set_xlabel("block")
@@ -111,19 +121,19 @@ def inches(ax: Axes) -> tuple[float, float]:
 
 
 def show_image(ax: Axes, image: np.ndarray, **options: Any) -> Any:
-    """Draw an image without ticks; its axes keep a thin frame."""
+    """Draw an image without ticks, in a thin frame."""
     shown = ax.imshow(image, **options)
     ax.set(xticks=[], yticks=[])
     return shown
 
 
 def open_shown(X: Any, estimator: Any = None) -> ImageSource:
-    """Images that an estimator takes, or any, opened and not yet decoded."""
+    """Open images of any form that an estimator takes, without decoding them."""
     return open_images(X, **reading_options(estimator))
 
 
 def finite_vector(values: Any, name: str, n_expected: int | None = None) -> np.ndarray:
-    """Finite float64 of shape (n,), or a ValueError that names the first value that is none."""
+    """Convert to finite float64 of shape (n,); raise a ValueError that names the first misfit."""
     vector = np.asarray(values, dtype=np.float64)
     if vector.ndim != 1 or len(vector) == 0:
         raise ValueError(f"{name} has shape {vector.shape}; pass one number per image, (n_images,)")
@@ -134,13 +144,13 @@ def finite_vector(values: Any, name: str, n_expected: int | None = None) -> np.n
     wrong = np.flatnonzero(~np.isfinite(vector))
     if len(wrong):
         raise ValueError(
-            f"{name} holds {vector[wrong[0]]} for sample {wrong[0]}; leave such images out"
+            f"{name} holds {vector[wrong[0]]} for sample {wrong[0]}; remove such images"
         )
     return vector
 
 
 def titles_of(titles: Iterable[Any] | None, n_images: int) -> list[str]:
-    """What each image is called: `titles`, by default its place in X."""
+    """Titles of the images: `titles`, by default their indices in X."""
     if titles is None:
         return [f"image {index}" for index in range(n_images)]
     given = [str(title) for title in titles]
@@ -150,7 +160,7 @@ def titles_of(titles: Iterable[Any] | None, n_images: int) -> list[str]:
 
 
 def block_names_of(names: Iterable[Any] | None, n_blocks: int) -> list[str]:
-    """What each block is called: `names`, by default its place among those that have a student."""
+    """Names of the blocks: `names`, by default their numbers among those with a student."""
     if names is None:
         return [f"{index} of {n_blocks}" for index in range(1, n_blocks + 1)]
     given = [str(name) for name in names]
@@ -167,16 +177,16 @@ def known_option(name: str, value: Any, known: Sequence[str]) -> None:
 
 
 def cycled(styles: Sequence[str], index: int) -> str:
-    """The style at an index, from the start again where there are no more."""
+    """Style at an index; the styles repeat."""
     return styles[index % len(styles)]
 
 
-#: matplotlib's name. Brightness rises evenly from end to end, so that it means the same in grey
-#: and to the colour-blind; over a grey image it stands out more than cividis or viridis do.
+#: Colormap of matplotlib. Its brightness rises evenly, for gray print and color-blind readers. Over
+#: a gray image it stands out more than cividis or viridis.
 SEQUENTIAL = "inferno"
 
-#: Of the highest value of an anomaly map over its image; lower ones leave more of it to be seen.
+#: Opacity of the highest value of an anomaly map; lower values show more of the image.
 OPACITY = 0.85
 
-#: Brightness that is left to an image under its map, so that light is not taken for abnormal.
+#: Brightness of an image under its map, so that bright pixels do not look abnormal.
 DIMMED = 0.6

@@ -1,4 +1,4 @@
-"""`TrainingDisplay`: how training went."""
+"""`TrainingDisplay`: training and validation losses per epoch and block."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from skanomaly_vit.display._style import (
     SEQUENTIAL,
     VERMILION,
     block_names_of,
+    check_call,
     cycled,
     legend_in_headroom,
     name_blocks,
@@ -33,21 +34,20 @@ _TRAIN, _VALID = "training images", "held-out images"
 
 
 class TrainingDisplay:
-    """Losses per epoch and block, on training images and on those held out.
+    """Losses per epoch and block, on training images and on held-out images.
 
-    There are no predictions to draw; where the history is there already, it takes
-    `TrainingDisplay.from_history` the place of ``from_predictions``. After a single epoch, such
-    as that of ridge students, the losses of the blocks are drawn side by side. All parameters
-    are stored as attributes.
+    `TrainingDisplay.from_history` draws an existing history, in place of ``from_predictions``.
+    After a single epoch, such as that of ridge students, the display draws the losses of the blocks
+    side by side. All parameters are stored as attributes.
 
     Parameters
     ----------
     train_loss : ndarray of shape (n_epochs, n_blocks)
-        Loss on the training images; nan where a student was not trained any more.
+        Loss on the training images; NaN after the training of a student has ended.
     valid_loss : ndarray of shape (n_epochs, n_blocks) or None, default=None
-        Loss on the images that were held out.
+        Loss on the held-out images.
     block_names : list of str or None, default=None
-        What each block is called; ``None`` if there is one loss for all that is tuned.
+        Name of each block; ``None`` if all tuned blocks have one loss.
     initial_loss : float or None, default=None
         Loss on the held-out images before the first epoch, drawn as epoch 0.
 
@@ -89,30 +89,30 @@ class TrainingDisplay:
         self.initial_loss = initial_loss
 
     @classmethod
-    def from_estimator(cls, estimator: Any, *, ax: Axes | None = None) -> TrainingDisplay:
-        """Draw how a fitted estimator was trained.
+    def from_estimator(cls, estimator: Any, **options: Any) -> TrainingDisplay:
+        """Draw the training losses of a fitted estimator.
 
         Parameters
         ----------
         estimator : estimator
             A fitted `TransformalyDetector`, `BlockDistillation`, `CompactFeatures` or
             `MeanShiftedFeatures`.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax`; others raise a TypeError.
 
         Returns
         -------
         display : TrainingDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If nothing was trained.
+            If `estimator` has no history of a training.
         """
-        require_matplotlib(f"{cls.__name__}.from_estimator")
+        check_call(cls, "from_estimator", options)
         check_is_fitted(estimator)
         trained = getattr(estimator, "distillation_", estimator)
         history = getattr(trained, "history_", None)
@@ -129,7 +129,7 @@ class TrainingDisplay:
             history,
             block_names=names,
             initial_loss=None if math.isnan(initial) else initial,
-            ax=ax,
+            **options,
         )
 
     @classmethod
@@ -139,35 +139,35 @@ class TrainingDisplay:
         *,
         block_names: Iterable[Any] | None = None,
         initial_loss: float | None = None,
-        ax: Axes | None = None,
+        **options: Any,
     ) -> TrainingDisplay:
-        """Draw a history, such as one that was kept as JSON.
+        """Draw an existing history, such as one saved as JSON.
 
         Parameters
         ----------
         history : list of dict
-            Per epoch ``train_loss`` and, where images were held out, ``valid_loss``: a number,
-            or a list of one for each block, as ``history_`` has them.
+            Per epoch ``train_loss`` and, with held-out images, ``valid_loss``: a number, or a list
+            of a number per block, as in ``history_``.
         block_names : iterable of str or None, default=None
-            What each block is called. ``None`` counts them, if there is a loss for each.
+            Name of each block. ``None`` numbers the blocks, if each has a loss.
         initial_loss : float or None, default=None
             Loss on the held-out images before the first epoch, drawn as epoch 0.
-        ax : matplotlib Axes or None, default=None
-            Axes to draw on. ``None`` makes a new figure.
+        **options : dict
+            Options of `plot`: `ax`; others raise a TypeError.
 
         Returns
         -------
         display : TrainingDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
         ImportError
             If matplotlib is missing.
         ValueError
-            If there is no epoch, or one lacks its loss.
+            If there is no epoch, or an epoch lacks its loss.
         """
-        require_matplotlib(f"{cls.__name__}.from_history")
+        check_call(cls, "from_history", options)
         if not history:
             raise ValueError("history is empty; pass the history_ of a fitted estimator")
         train = _losses(history, "train_loss")
@@ -184,7 +184,7 @@ class TrainingDisplay:
             block_names=block_names_of(block_names, train.shape[1]) if is_per_block else None,
             initial_loss=initial_loss,
         )
-        return display.plot(ax)
+        return display.plot(**options)
 
     def plot(self, ax: Axes | None = None) -> TrainingDisplay:
         """Draw a line per block over the epochs, or a point per block after a single epoch.
@@ -197,7 +197,7 @@ class TrainingDisplay:
         Returns
         -------
         self : TrainingDisplay
-            Drawn.
+            The display, drawn.
 
         Raises
         ------
@@ -231,7 +231,7 @@ class TrainingDisplay:
         self.ax_.plot(places, self.train_loss[0], "s", color=BLUE, markersize=8, label=_TRAIN)
         if self.valid_loss is not None:
             (held_out,) = self.ax_.plot(places, self.valid_loss[0], "o", color=VERMILION)
-            # A ring, so that it hides no square.
+            # A ring hides no square.
             held_out.set(markersize=9, markerfacecolor="none", markeredgewidth=2, label=_VALID)
         name_blocks(self.ax_, names)
         self._scale()
@@ -243,7 +243,7 @@ class TrainingDisplay:
         from matplotlib.lines import Line2D
 
         epochs = np.arange(1, len(self.train_loss) + 1)
-        # Not to its end, which is too light on white paper.
+        # The end of the scale is too light on white paper.
         colors = colormaps[SEQUENTIAL](np.linspace(0, 0.85, len(names)))
         solid, kind = self.train_loss, _TRAIN
         if self.valid_loss is not None:
@@ -255,7 +255,7 @@ class TrainingDisplay:
                 self.ax_.plot(epochs, self.train_loss[:, index], "--", color=color, linewidth=1)
         self._label_epochs("loss (mean squared error)")
         self._scale()
-        # The last block first: as a rule its loss is the highest.
+        # The last block first: its loss is usually the highest.
         handles = self.ax_.get_legend_handles_labels()[0][::-1]
         handles.append(Line2D([], [], color=BLACK, linestyle="-", label=kind))
         if self.valid_loss is not None:
@@ -276,7 +276,7 @@ class TrainingDisplay:
         self.ax_.set(xlabel="epoch", ylabel=what)
 
     def _scale(self) -> None:
-        """Logarithmic, as losses of blocks are of many magnitudes; unless one is not above 0."""
+        """Scale losses logarithmically, as their magnitudes differ, if all are above 0."""
         valid = () if self.valid_loss is None else self.valid_loss
         known = np.append(self.train_loss, valid)
         if (known[np.isfinite(known)] > 0).all():
@@ -284,10 +284,10 @@ class TrainingDisplay:
 
 
 def _losses(history: Sequence[Mapping[str, Any]], kind: str) -> np.ndarray:
-    """(n_epochs, n_blocks) of one kind of loss."""
+    """Losses of one kind, of shape (n_epochs, n_blocks)."""
     missing = [index for index, record in enumerate(history) if kind not in record]
     if missing:
-        raise ValueError(f"history[{missing[0]}] has no {kind!r}; pass it as history_ has it")
+        raise ValueError(f"history[{missing[0]}] has no {kind!r}; pass records as in history_")
     rows = [np.atleast_1d(np.asarray(record[kind], dtype=np.float64)) for record in history]
     for index, row in enumerate(rows):
         if row.shape != rows[0].shape:

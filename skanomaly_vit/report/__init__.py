@@ -1,5 +1,5 @@
-"""A report on scored images: one HTML file to hand to someone else."""
+"""HTML report on scored images: one HTML file without network access."""
 
-from skanomaly_vit.report._report import report
+from skanomaly_vit.report._report import write_report
 
-__all__ = ["report"]
+__all__ = ["write_report"]

@@ -1,4 +1,4 @@
-"""What a report says in numbers: scores, threshold, and how they agree with labels."""
+"""Statistics of a report: scores, threshold, and metrics against labels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from skanomaly_vit._utils.detectors import fpr_at_95_tpr
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-_BATCHES = 4  # scored between two reports of progress
+_BATCHES = 4  # scored between two progress callbacks
 
-_PROBE = 4  # images that the threshold is told by, where the detector does not name it
+_PROBE = 4  # images that reveal the threshold of a detector without offset_
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number with its name and what it says."""
+class Statistic:
+    """A number with its name and a note."""
 
     name: str
     value: str
@@ -38,16 +38,16 @@ def check_detector(det: Any) -> None:
     if hasattr(det, "fit"):
         check_is_fitted(det)
     if not hasattr(det, "score_samples"):
-        raise ValueError(f"{what} has no score_samples, so there is nothing to report")
+        raise ValueError(f"{what} has no score_samples; pass an outlier detector that has it")
     if not hasattr(det, "offset_") and not hasattr(det, "decision_function"):
         raise ValueError(
-            f"{what} has neither offset_ nor decision_function, so there is no threshold to flag "
-            "images by; pass a detector that has one, such as TransformalyDetector"
+            f"{what} has neither offset_ nor decision_function, so it has no threshold; pass a "
+            "detector with a threshold, such as TransformalyDetector"
         )
 
 
 def score(det: Any, X: Any, n: int, advance: Callable[[int], object]) -> tuple[Array, float]:
-    """Scores of all images, and the threshold."""
+    """Score all images; return their scores and the threshold."""
     size = _BATCHES * int(find_attribute(det, "batch_size") or 32)
     parts = []
     for start in range(0, n, size):
@@ -56,7 +56,7 @@ def score(det: Any, X: Any, n: int, advance: Callable[[int], object]) -> tuple[A
         if parts[-1].shape != chosen.shape:
             raise ValueError(
                 f"{type(det).__name__}.score_samples gave an array of shape {parts[-1].shape} for "
-                f"{len(chosen)} images, where one score an image is expected"
+                f"{len(chosen)} images; write_report expects one score per image"
             )
         advance(len(chosen))
     scores = np.concatenate(parts)
@@ -70,56 +70,57 @@ def score(det: Any, X: Any, n: int, advance: Callable[[int], object]) -> tuple[A
 
 
 def _threshold(det: Any, X: Any, scores: Array) -> float:
-    """The score below which an image is an anomaly."""
+    """Threshold of the scores; images with lower scores are anomalies."""
     if hasattr(det, "offset_"):
         return float(np.asarray(det.offset_).item())
     few = np.arange(min(_PROBE, len(scores)))
     offsets = scores[few] - np.asarray(det.decision_function(_safe_indexing(X, few)), dtype=float)
-    # Batches of another size change the last digits of a score.
+    # The batch size changes the last digits of a score.
     if np.ptp(offsets) > 1e-3 * (np.std(scores) + 1e-3 * np.abs(scores).max()):
         raise ValueError(
             f"{type(det).__name__}.decision_function is not score_samples minus a constant, so "
-            f"its threshold is no score: {offsets.tolist()} for the first {len(few)} images"
+            f"no score is its threshold: {offsets.tolist()} for the first {len(few)} images"
         )
     return float(np.median(offsets))
 
 
-def summarise(scores: Array, offset: float, is_anomaly: Array | None) -> list[Figure]:
+def summarize(scores: Array, offset: float, is_anomaly: Array | None) -> list[Statistic]:
     is_flagged = scores < offset
     n, n_flagged = len(scores), int(is_flagged.sum())
-    figures = [
-        Figure("Images", f"{n:,}"),
-        Figure("Flagged", f"{n_flagged:,}", f"{_percent(n_flagged / n)} of all"),
-        Figure("Threshold", f"{offset:.4g}", "flagged below it"),
+    statistics = [
+        Statistic("Images", f"{n:,}"),
+        Statistic("Flagged", f"{n_flagged:,}", f"{_percent(n_flagged / n)} of all"),
+        Statistic("Threshold", f"{offset:.4g}", "flagged below it"),
     ]
     if is_anomaly is None:
-        return figures
+        return statistics
     for name, kind in (("Anomalies flagged", is_anomaly), ("Normal flagged", ~is_anomaly)):
         if kind.any():
             found = int((is_flagged & kind).sum())
             of = f"of {kind.sum():,} by label, {_percent(found / kind.sum())}"
-            figures.append(Figure(name, f"{found:,}", of))
+            statistics.append(Statistic(name, f"{found:,}", of))
     if is_anomaly.any() and not is_anomaly.all():
         area = roc_auc_score(is_anomaly, -scores)
         precision = average_precision_score(is_anomaly, -scores)
-        figures += [
-            Figure("AUROC", f"{area:.3f}", "1 = perfect, 0.5 = chance"),
-            Figure("Average precision", f"{precision:.3f}", f"chance: {is_anomaly.mean():.3f}"),
-            Figure("FPR at 95 % TPR", _percent(fpr_at_95_tpr(is_anomaly, -scores)), "0 = perfect"),
+        fpr = _percent(fpr_at_95_tpr(is_anomaly, -scores))
+        statistics += [
+            Statistic("AUROC", f"{area:.3f}", "1 = perfect, 0.5 = chance"),
+            Statistic("Average precision", f"{precision:.3f}", f"chance: {is_anomaly.mean():.3f}"),
+            Statistic("FPR at 95 % TPR", fpr, "0 = perfect"),
         ]
-    return figures
+    return statistics
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def remark(det: Any, is_anomaly: Array | None) -> list[str]:
-    """What the reader would otherwise miss."""
+    """Notes on labels of one kind and on missing maps."""
     notes = []
     if is_anomaly is not None and (is_anomaly.all() or not is_anomaly.any()):
         kind = "anomalies" if is_anomaly.all() else "normal images"
         notes.append(f"By their labels all are {kind}, so there is no AUROC.")
     if not hasattr(det, "anomaly_map"):
-        notes.append(f"{type(det).__name__} gives no anomaly maps; images are shown without.")
+        notes.append(f"{type(det).__name__} gives no anomaly maps; the report shows images only.")
     return notes

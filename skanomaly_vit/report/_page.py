@@ -1,4 +1,4 @@
-"""The page of a report: what is on it, as HTML that needs nothing but itself."""
+"""HTML page of a report, self-contained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from skanomaly_vit._utils.provenance import Parameter
 from skanomaly_vit.display._overlay import Picture, Scale
-from skanomaly_vit.report._figures import Figure
+from skanomaly_vit.report._figures import Statistic
 
 _PACKAGES = ("jinja2", "matplotlib")
 
@@ -20,7 +20,7 @@ _TEMPLATE, _STYLE, _SCRIPT = "report.html.j2", "report.css", "report.js"
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """An image in the table.
 
     Parameters
@@ -28,15 +28,15 @@ class Row:
     rank : int
         1 for the most abnormal image.
     name : str
-        Printable.
+        Printable name.
     score, decision : float
         Higher = more normal; negative = anomaly.
     is_flagged : bool
         Whether the decision is negative.
     label : str
-        What it is known to be; empty if nothing is known.
+        Known label, or empty.
     thumbnail : Picture
-        Small.
+        Small copy.
     """
 
     rank: int
@@ -50,21 +50,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Card:
-    """An image shown large.
+    """A large image.
 
     Parameters
     ----------
-    row : Row
-        The same image in the table.
+    row : ImageRow
+        Row of the image in the table.
     image : Picture
-        As it is.
+        The image itself.
     overlay : Picture or None
-        Under its anomaly map.
+        The image under its anomaly map.
     highest : float or None
         Highest value of the map.
     """
 
-    row: Row
+    row: ImageRow
     image: Picture
     overlay: Picture | None
     highest: float | None
@@ -72,19 +72,19 @@ class Card:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a report says; `histograms` holds (width, theme) -> data URI."""
+    """Content of a report; `histograms` maps (width, theme) to a data URI."""
 
     title: str
     created: datetime
-    figures: list[Figure]
+    statistics: list[Statistic]
     notes: list[str]
     histograms: dict[tuple[str, str], str]
     histogram_text: str
     most_abnormal: list[Card]
     least_certain: list[Card]
     scale: Scale | None
-    colour_bar: Picture | None
-    rows: list[Row]
+    colorbar: Picture | None
+    rows: list[ImageRow]
     labels: list[str]
     labels_of_anomalies: list[str]
     offset: float
@@ -96,7 +96,7 @@ class Page:
 
 
 def require_packages() -> None:
-    """Raise an ImportError that says what to install, before any work."""
+    """Raise an ImportError that says what to install if a package is missing."""
     from importlib import import_module
 
     for package in _PACKAGES:
@@ -104,12 +104,12 @@ def require_packages() -> None:
             import_module(package)
         except ImportError as error:
             raise ImportError(
-                f"report needs {package}: pip install 'skanomaly-vit[report]'", name=package
+                f"write_report needs {package}: pip install 'skanomaly-vit[report]'", name=package
             ) from error
 
 
 def render(page: Page) -> bytes:
-    """HTML in UTF-8."""
+    """Render a page as HTML in UTF-8."""
     import jinja2
     from markupsafe import Markup
 
@@ -135,7 +135,7 @@ def render(page: Page) -> bytes:
 
 def _source(environment: Any, name: str) -> str:
     text, _, _ = environment.loader.get_source(environment, name)
-    # Browsers take the hash after they have made all line ends "\n".
+    # Browsers turn all line ends into "\n" before they hash.
     return "\n".join(text.splitlines())
 
 
@@ -145,6 +145,6 @@ def _hash(text: str) -> str:
 
 
 def _digits(scores: list[float]) -> int:
-    """Decimals that three figures of the scores' spread take."""
+    """Decimals that show three significant digits of the scores' spread."""
     spread = float(np.std(scores))
     return int(np.clip(2 - np.floor(np.log10(spread)), 1, 6)) if spread > 0 else 3

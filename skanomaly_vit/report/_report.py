@@ -1,4 +1,4 @@
-"""The report: scores, pictures and figures, put into one page."""
+"""HTML report of scores, anomaly maps and settings: `write_report`."""
 
 from __future__ import annotations
 
@@ -23,23 +23,32 @@ from skanomaly_vit._utils.provenance import parameters_of, printable, versions
 from skanomaly_vit.display._overlay import (
     Picture,
     Scale,
-    colour_bar,
+    colorbar,
     data_uri,
     encode,
     overlay,
     shrink_map,
 )
-from skanomaly_vit.report._figures import check_detector, remark, score, summarise
-from skanomaly_vit.report._page import Card, Page, Row, render, require_packages
+from skanomaly_vit.display._scores import ScoreDisplay
+from skanomaly_vit.report._figures import check_detector, remark, score, summarize
+from skanomaly_vit.report._page import Card, ImageRow, Page, render, require_packages
+
+Array: TypeAlias = np.ndarray[Any, Any]
 
 _THUMBNAIL = 96  # pixels of the longest side, in the table
 
-_LARGE = 360  # the same, of the images that are shown with maps
+_LARGE = 360  # pixels of the longest side, beside maps
 
-_HISTOGRAMS = {"wide": (9.4, 2.7), "narrow": (4.2, 3.2)}  # inches
+_HISTOGRAMS = {"wide": (9.4, 3.0), "narrow": (4.2, 3.4)}  # inches
+
+_THEMES = {"light": ("#1c232c", "#ffffff"), "dark": ("#e4e7ec", "#14181d")}  # ink and ground
+
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+
+_BINS = 40
 
 
-def report(
+def write_report(
     det: Any,
     X: Any,
     y: Any = None,
@@ -51,71 +60,71 @@ def report(
     n_maps: int = 12,
     callback: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Score images and write what came out into one HTML file that needs nothing else.
+    """Score images and write the results into one self-contained HTML file.
 
-    The file holds the summary, a histogram of the scores, the most abnormal images and the least
-    certain ones with their anomaly maps, a table of all images that sorts and filters, and how the
-    detector was set. It opens from a disk, without a network.
+    The file holds a summary, a histogram of the scores, the most abnormal and the least certain
+    images with their anomaly maps, a table of all images that sorts and filters, and the settings
+    of the detector. It opens from a disk, without a network.
 
     Parameters
     ----------
     det : estimator
         A fitted outlier detector, or a pipeline that ends in one: with ``score_samples`` (higher =
         more normal) and ``offset_``, or a ``decision_function`` that is ``score_samples`` minus a
-        constant. Maps are shown if it has ``anomaly_map``.
+        constant. The report shows maps if `det` has ``anomaly_map``.
     X : images
-        Images, n of them, of any form that `det` takes.
+        The n images, of any form that `det` takes.
     y : array-like of shape (n,) or None, default=None
-        What each image is. With it the report says how well the detector tells both kinds apart.
+        Label of each image. With labels the report shows metrics such as AUROC.
     path : str or path-like, default="report.html"
-        The file to write, in a folder that exists. An older one is replaced.
+        The file to write, in an existing folder. `write_report` replaces an older file.
     names : array-like of shape (n,) or None, default=None
-        What the report calls each image. ``None`` is the path, from the folder that all images
-        have in common, or the place in `X`, counted from 0.
+        Name of each image. ``None`` is the path below the common folder of all images, or the
+        index in `X`.
     title : str or None, default=None
         Heading. ``None`` is "Anomaly report".
     anomaly_label : label, list of labels or "auto", default="auto"
-        What marks anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
+        Labels of anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
     n_maps : int, default=12
-        How many of the most abnormal images are shown large, and how many of the least certain.
+        Number of large images among the most abnormal, and among the least certain.
     callback : callable or None, default=None
         Called as ``callback(done, total)`` after each step of the work, for a progress bar.
 
     Returns
     -------
     path : pathlib.Path
-        The file that was written.
+        The written file.
 
     Raises
     ------
     ImportError
         If Jinja2 or matplotlib is missing: ``pip install 'skanomaly-vit[report]'``.
     OSError
-        If `path` is a directory, or its folder does not exist or cannot be written to.
+        If `path` is a directory, or its folder is missing or not writable.
     ValueError
-        If an image cannot be read, `y` or `names` has another length than `X`, a score is not
-        finite, or `det` has no threshold. No file is written.
+        If an image is unreadable, `y` or `names` differs from `X` in length, a score is not
+        finite, or `det` has no threshold. `write_report` then writes no file.
 
     See Also
     --------
     skanomaly_vit.TransformalyDetector : A detector with anomaly maps.
-    skanomaly_vit.evaluation.evaluate : The figures alone.
+    skanomaly_vit.evaluation.evaluate : Computes the metrics alone.
 
     Notes
     -----
-    All images are scored in one pass; those shown large pass once more, for their maps. A picture
-    of a solar cell takes 3 kB of the file, one that is shown large with its map 20 kB more.
+    All images pass through the detector once; large images pass once more, for their maps. An
+    image of a solar cell takes 3 kB of the file; a large one with its map takes 20 kB more.
 
     Examples
     --------
     >>> import tempfile
     >>> import numpy as np
     >>> from skanomaly_vit import TransformalyDetector
-    >>> from skanomaly_vit.report import report
+    >>> from skanomaly_vit.report import write_report
     >>> normal = np.random.default_rng(0).integers(100, 156, (12, 32, 32, 3), dtype=np.uint8)
     >>> det = TransformalyDetector(image_size=56, n_blocks=2, random_state=0).fit(normal)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     report(det, normal, path=f"{folder}/report.html", n_maps=0).name
+    ...     write_report(det, normal, path=f"{folder}/report.html", n_maps=0).name
     'report.html'
     """
     require_packages()
@@ -128,7 +137,7 @@ def report(
     shown_names, folder = _name_images(names, source)
     n_shown = min(int(n_maps), len(source))
     steps = _Steps(2 * len(source) + 2 * n_shown, callback)
-    # First of all, as it finds images that cannot be read.
+    # Before scoring, as it finds unreadable images.
     thumbnails = _make_thumbnails(source, getattr(det, "n_jobs", None), steps)
     scores, offset = score(det, X, len(source), steps.advance)
     decision = scores - offset
@@ -139,14 +148,14 @@ def report(
     page = Page(
         title=printable("Anomaly report" if title is None else str(title)),
         created=datetime.now().astimezone(),
-        figures=summarise(scores, offset, is_anomaly),
+        statistics=summarize(scores, offset, is_anomaly),
         notes=remark(det, is_anomaly),
-        histograms=_draw_histograms(scores, offset, is_anomaly),
+        histograms=_draw_histograms(ScoreDisplay(scores, offset=offset, is_anomaly=is_anomaly)),
         histogram_text=_describe_histogram(scores, offset),
         most_abnormal=cards[:n_shown],
         least_certain=cards[n_shown:],
         scale=scale,
-        colour_bar=None if scale is None else colour_bar(),
+        colorbar=None if scale is None else colorbar(),
         rows=list(rows.values()),
         labels=sorted(set(labels) - {""}),
         labels_of_anomalies=_distinct(labels, is_anomaly),
@@ -162,7 +171,7 @@ def report(
 
 
 class _Steps:
-    """Tells a callback how far the work is."""
+    """Reports progress to a callback."""
 
     def __init__(self, total: int, callback: Callable[[int, int], object] | None) -> None:
         self._done, self._total, self._callback = 0, total, callback
@@ -173,11 +182,11 @@ class _Steps:
             self._callback(self._done, self._total)
 
 
-# What was passed
+# Arguments
 
 
 def _read_labels(y: Any, anomaly_label: Any, n: int) -> tuple[Array | None, list[str]]:
-    """Mask of the anomalies, and what the report calls the label of each image."""
+    """Mask of the anomalies, and the shown label of each image."""
     if y is None:
         return None, [""] * n
     values = as_labels(y)
@@ -190,14 +199,14 @@ def _read_labels(y: Any, anomaly_label: Any, n: int) -> tuple[Array | None, list
 
 
 def _distinct(labels: list[str], is_anomaly: Array | None) -> list[str]:
-    """What the labels of anomalies are."""
+    """Distinct labels of the anomalies."""
     if is_anomaly is None:
         return []
     return sorted({label for label, anomalous in zip(labels, is_anomaly, strict=True) if anomalous})
 
 
 def _name_images(names: Any, source: ImageSource) -> tuple[list[str], str]:
-    """What the report calls each image, and the folder that all of them lie in."""
+    """Shown name of each image, and the common folder of all images."""
     if names is not None:
         given = names.tolist() if hasattr(names, "tolist") else list(names)
         if isinstance(names, str) or len(given) != len(source):
@@ -218,7 +227,7 @@ def _as_text(name: Any) -> str:
 
 
 def _common_folder(paths: Sequence[str]) -> str:
-    """The folder that all paths lie in; empty if there is none."""
+    """Common folder of all paths; empty if there is none."""
     try:
         return os.path.commonpath([os.path.dirname(path) for path in paths])
     except ValueError:  # no paths, relative ones among absolute ones, or several drives
@@ -227,10 +236,10 @@ def _common_folder(paths: Sequence[str]) -> str:
 
 def _make_rows(
     names: list[str], scores: Array, decision: Array, labels: list[str], thumbnails: list[Picture]
-) -> dict[int, Row]:
-    """The row of each image, under its place in `X`; the most abnormal one first."""
+) -> dict[int, ImageRow]:
+    """Row of each image, under its index in `X`, the most abnormal image first."""
     return {
-        int(i): Row(
+        int(i): ImageRow(
             rank=rank,
             name=names[i],
             score=float(scores[i]),
@@ -259,9 +268,14 @@ def _make_thumbnails(source: ImageSource, n_jobs: int | None, steps: _Steps) -> 
 
 
 def _draw_cards(
-    det: Any, X: Any, source: ImageSource, shown: list[int], rows: dict[int, Row], steps: _Steps
+    det: Any,
+    X: Any,
+    source: ImageSource,
+    shown: list[int],
+    rows: dict[int, ImageRow],
+    steps: _Steps,
 ) -> tuple[list[Card], Scale | None]:
-    """The images shown large, and what the colours of their maps stand for."""
+    """Large images, and the color scale of their maps."""
     images, maps, highest = {}, {}, {}
     for i in shown:
         if i not in images:
@@ -269,7 +283,7 @@ def _draw_cards(
             images[i] = shrink(pixels, _LARGE)
             if hasattr(det, "anomaly_map"):
                 full = _map_of(det, X, i, pixels.shape[:2])
-                # One at a time, kept small: maps of large images would fill the memory.
+                # One small map at a time: maps of large images would fill the memory.
                 maps[i], highest[i] = shrink_map(full, _LARGE), float(full.max())
         steps.advance()
     scale = Scale.of(list(maps.values())) if maps else None
@@ -289,18 +303,32 @@ def _map_of(det: Any, X: Any, i: int, shape: tuple[int, ...]) -> Array:
     return values
 
 
-def _draw_histograms(
-    scores: Array, offset: float, is_anomaly: Array | None
-) -> dict[tuple[str, str], str]:
-    if is_anomaly is None:
-        groups = {"passed": scores >= offset, "flagged": scores < offset}
-    else:
-        groups = {"labelled normal": ~is_anomaly, "labelled anomaly": is_anomaly}
+def _draw_histograms(display: ScoreDisplay) -> dict[tuple[str, str], str]:
     return {
-        (width, theme): draw_histogram(scores - offset, groups, inches=inches, dark=theme == "dark")
+        (width, theme): _draw_histogram(display, inches, ink, ground)
         for width, inches in _HISTOGRAMS.items()
-        for theme in ("light", "dark")
+        for theme, (ink, ground) in _THEMES.items()
     }
+
+
+def _draw_histogram(
+    display: ScoreDisplay, inches: tuple[float, float], ink: str, ground: str
+) -> str:
+    """Draw the scores as an SVG in a data URI."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Text stays text; the same scores give the same file.
+    settings: Any = {"font.size": 9.0, "svg.fonttype": "none", "svg.hashsalt": "histogram"}
+    settings |= {"axes.spines.top": False, "axes.spines.right": False}
+    settings |= dict.fromkeys(_INKED, ink)
+    settings |= dict.fromkeys(("axes.facecolor", "figure.facecolor", "legend.edgecolor"), ground)
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=inches, layout="constrained")
+        display.plot(figure.add_subplot(), bins=_BINS, stat="count")
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return data_uri("svg+xml", stream.getvalue())
 
 
 def _describe_histogram(scores: Array, offset: float) -> str:
@@ -309,113 +337,3 @@ def _describe_histogram(scores: Array, offset: float) -> str:
         f"Histogram of the scores of {len(scores)} images, from {scores.min():.4g} to "
         f"{scores.max():.4g}. {n_flagged} lie below the threshold of {offset:.4g}."
     )
-
-
-Array: TypeAlias = np.ndarray[Any, Any]
-
-# Ink, and two fills that differ in brightness as well as in colour.
-_LIGHT = ("#2b3440", ("#7fb2d9", "#c8501a"))
-
-_DARK = ("#e4e7ec", ("#4a86b8", "#f0b429"))
-
-_HATCHES = ("", "////")
-
-_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-
-_BARS = 40
-
-_TICKS = 8
-
-_NARROW = 6  # inches
-
-
-def draw_histogram(
-    decision: Array,
-    groups: dict[str, Array],
-    *,
-    inches: tuple[float, float],
-    dark: bool = False,
-) -> str:
-    """Draw scores around the threshold; the data URI of an SVG.
-
-    Scores of anomalies can lie a hundred times as far from the threshold as those of normal
-    images: the axis is linear near the threshold and logarithmic far from it.
-
-    Parameters
-    ----------
-    decision : ndarray of shape (n,)
-        Scores minus threshold, negative = anomaly. A bar lies on one side of 0 only.
-    groups : dict of str to ndarray of shape (n,), bool
-        Masks of what is told apart by colour and hatching, stacked in this order; two at most.
-    inches : (float, float)
-        Width and height.
-    dark : bool, default=False
-        For a dark ground.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    ink, fills = _DARK if dark else _LIGHT
-    # Text stays text; the same scores give the same file.
-    settings: Any = {"font.size": 9.0, "svg.fonttype": "none", "svg.hashsalt": "histogram"}
-    settings |= {"hatch.linewidth": 0.7, **dict.fromkeys(_INKED, ink)}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=inches, layout="constrained")
-        axes = figure.add_subplot()
-        edges = _set_up(axes, decision)
-        bottom = np.zeros(len(edges) - 1)
-        for (name, mask), fill, hatch in zip(groups.items(), fills, _HATCHES, strict=False):
-            counts, _ = np.histogram(decision[mask], edges)
-            look: Any = {"facecolor": fill, "edgecolor": ink, "linewidth": 0.6, "hatch": hatch}
-            # One outline a group: a bar each takes most of the time.
-            axes.stairs(bottom + counts, edges, baseline=bottom, fill=True, label=name, **look)
-            bottom += counts
-        axes.axvline(0, color=ink, linestyle="--", linewidth=1.4, label="threshold")
-        figure.legend(
-            loc="outside upper left", ncols=2 if inches[0] < _NARROW else 3, frameon=False
-        )
-        stream = io.BytesIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return data_uri("svg+xml", stream.getvalue())
-
-
-def _set_up(axes: Any, decision: Array) -> Array:
-    """Give the axes their scales and names; the edges of the bars."""
-    from matplotlib.ticker import MaxNLocator, NullLocator
-
-    linear_width = _linear_width(decision)
-    edges = _edges(decision, linear_width)
-    ticks = _ticks(edges, linear_width)
-    axes.set_xscale("asinh", linear_width=linear_width)
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_xticks(ticks, [f"{tick:,.12g}" for tick in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    axes.set(xlabel="decision = score - threshold (higher = more normal)", ylabel="images")
-    axes.spines[["top", "right"]].set_visible(False)
-    return edges
-
-
-def _linear_width(decision: Array) -> float:
-    """Distance from the threshold up to which the axis is about linear."""
-    # A quarter of the images lie within, so that a few far ones do not press the rest together.
-    return float(np.quantile(np.abs(decision), 0.25)) or float(np.abs(decision).max()) or 1.0
-
-
-def _edges(decision: Array, linear_width: float) -> Array:
-    """Edges of bars that are drawn equally wide, one of the edges being the threshold."""
-    drawn = np.arcsinh(decision / linear_width)
-    low, high = min(0.0, float(drawn.min())), max(0.0, float(drawn.max()))
-    width = (high - low) / _BARS or 1.0
-    # One bar more on each side: rounding must not leave the extremes out.
-    steps = np.arange(np.floor(low / width) - 1, np.ceil(high / width) + 2)
-    return linear_width * np.sinh(width * steps)
-
-
-def _ticks(edges: Array, linear_width: float) -> list[float]:
-    """0 and round numbers on both sides of it, drawn about equally far apart."""
-    low, high = np.arcsinh(edges[[0, -1]] / linear_width)
-    step = (high - low) / _TICKS
-    places = step * np.arange(np.ceil(low / step), np.floor(high / step) + 1)
-    # One digit that counts: 0.07, 300, 2e3.
-    return sorted({float(f"{linear_width * np.sinh(place):.0e}") for place in places})

@@ -353,7 +353,9 @@ OUTPUT = {"fit": "a.model", "score": "a.csv", "map": "maps", "report": "a.html"}
 
 @pytest.mark.parametrize("command", OUTPUT)
 def test_a_folder_without_images_is_refused(command, model, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "skanomaly_vit.report", types.SimpleNamespace(report=None))
+    monkeypatch.setitem(
+        sys.modules, "skanomaly_vit.report", types.SimpleNamespace(write_report=None)
+    )
     empty = tmp_path / "empty"
     (empty / "sub").mkdir(parents=True)
     models = [] if command == "fit" else [model]
@@ -526,11 +528,13 @@ def test_target_names_are_unique_and_inside(tmp_path, monkeypatch):
 
 
 def test_a_report_is_handed_the_readable_images(model, paths, broken, tmp_path, monkeypatch):
-    def report(det, X, y=None, path=None):
+    def write_report(det, X, y=None, path=None):
         with open(path, "w") as stream:
             json.dump([type(det).__name__, X, y], stream)
 
-    monkeypatch.setitem(sys.modules, "skanomaly_vit.report", types.SimpleNamespace(report=report))
+    monkeypatch.setitem(
+        sys.modules, "skanomaly_vit.report", types.SimpleNamespace(write_report=write_report)
+    )
     output = tmp_path / "report.html"
     done = run("report", model, *paths[:2], broken, paths[2], "-o", output)
     assert done.exit_code == 2

@@ -54,13 +54,13 @@ def test_a_detector_lives_without_the_network(tmp_path):
         import numpy as np
         warnings.simplefilter("ignore", UserWarning)  # of a threshold set by three images
         from skanomaly_vit import TransformalyDetector
-        from skanomaly_vit.report import report
+        from skanomaly_vit.report import write_report
 
         X = np.random.default_rng(0).integers(0, 256, (16, 56, 56, 3), dtype=np.uint8)
         folder = {str(tmp_path)!r}
         detector = TransformalyDetector(image_size=56, n_blocks=2, memory=folder + "/cache").fit(X)
         detector.score_samples(X, return_map=True)
-        report(detector, X, path=folder + "/report.html")
+        write_report(detector, X, path=folder + "/report.html")
         detector.save(folder + "/model.skanomaly")
         TransformalyDetector.load(folder + "/model.skanomaly").predict(X)
         joblib.dump(detector, folder + "/model.joblib")

@@ -1,4 +1,4 @@
-"""The displays: what they hold, what they draw, what they refuse."""
+"""Displays: attributes, drawings, and errors."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def detector(tiny):
 
 
 class Mapping:
-    """A fitted detector to the display: its map of an image is how far that is from grey."""
+    """A fitted detector with maps of the distance to gray."""
 
     image_shape = None
 
@@ -87,7 +87,7 @@ def legend_texts(ax):
 
 
 def shown_pixels(ax):
-    """What the first picture of axes shows."""
+    """Pixels of the first image of axes."""
     return np.asarray(ax.get_images()[0].get_array())
 
 
@@ -145,7 +145,7 @@ def test_no_text_overlaps_another_or_leaves_the_figure(name, monkeypatch):
 
 
 def texts_of(figure, monkeypatch):
-    """The texts that are drawn; others, as those of ticks beyond the ends, are not in the way."""
+    """Drawn texts, without those of ticks beyond the ends."""
     drawn = []
     draw = Text.draw
 
@@ -171,6 +171,11 @@ def test_plot_draws_on_given_axes_and_gives_itself_back(name):
     assert len(plt.get_fignums()) == n_figures + 1
 
 
+def count_required(function):
+    parameters = inspect.signature(function).parameters.values()
+    return sum(each.default is each.empty for each in parameters if each.kind != each.VAR_KEYWORD)
+
+
 @pytest.mark.parametrize("display", DISPLAYS)
 def test_without_matplotlib_each_says_how_to_get_it_before_any_work(display, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -178,10 +183,19 @@ def test_without_matplotlib_each_says_how_to_get_it_before_any_work(display, mon
         if hasattr(display, make):
             # None of these could be worked on.
             function = getattr(display, make)
-            required = inspect.signature(function).parameters.values()
-            arguments = [None for parameter in required if parameter.default is parameter.empty]
+            arguments = [None] * count_required(function)
             with pytest.raises(ImportError, match=f"{make} requires.*pip install matplotlib"):
                 function(*arguments)
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_an_unknown_option_is_refused_before_any_work(display):
+    for make in ("from_estimator", "from_predictions", "from_history"):
+        if hasattr(display, make):
+            function = getattr(display, make)
+            arguments = [None] * count_required(function)
+            with pytest.raises(TypeError, match=f"{display.__name__}.plot got an .* 'size'"):
+                function(*arguments, size=3)
 
 
 def test_the_import_does_not_import_matplotlib():
@@ -219,13 +233,13 @@ def test_each_image_is_beside_its_map_on_one_scale():
 
 
 def test_a_map_looks_as_it_does_in_reports_and_from_the_command_line():
-    grey = np.repeat(IMAGES[0][..., :1], 3, axis=2)
-    display = AnomalyMapDisplay.from_predictions([grey], MAPS[:1], vmax=8)
+    gray = np.repeat(IMAGES[0][..., :1], 3, axis=2)
+    display = AnomalyMapDisplay.from_predictions([gray], MAPS[:1], vmax=8)
     ground, over = display.axes_[0, 1].get_images()
     below, above = ground.to_rgba(ground.get_array()), over.to_rgba(over.get_array())
     alpha = over.get_alpha()[..., None]
     drawn = 255 * (below * (1 - alpha) + above * alpha)[..., :3]
-    expected = overlay(Image.fromarray(grey), MAPS[0], Scale(0, 8))
+    expected = overlay(Image.fromarray(gray), MAPS[0], Scale(0, 8))
     np.testing.assert_allclose(drawn, np.asarray(expected), atol=1.5)  # 256 shades of each
 
 
@@ -260,7 +274,7 @@ def test_rows_are_images_where_the_detector_says_so():
 
 
 def test_images_of_any_kind_and_size_are_shown(tmp_path):
-    path = tmp_path / "grey.png"
+    path = tmp_path / "gray.png"
     Image.fromarray(IMAGES[0, :, :, 0]).save(path)
     tall = np.full((40, 10), 65535, np.uint16)
     images = [str(path), tall, IMAGES[2] / np.float32(255)]
@@ -318,7 +332,7 @@ def test_maps_that_do_not_fit_are_refused(options, message):
 
 def test_a_detector_is_not_asked_for_what_cannot_be_shown():
     detector = Mapping()
-    with pytest.raises(ValueError, match=r"51 images are more .* pass at most 50"):
+    with pytest.raises(ValueError, match=r"51 images need more rows .* pass at most 50"):
         AnomalyMapDisplay.from_estimator(detector, np.zeros((51, 8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="titles holds 1"):
         AnomalyMapDisplay.from_estimator(detector, IMAGES, titles=["a"])
@@ -364,13 +378,27 @@ def test_threshold_and_flagged_shares_are_said():
     assert display.ax_.get_xlabel() == "score (higher = more normal)"
 
 
-def test_kinds_differ_in_more_than_colour():
+def test_kinds_differ_in_more_than_color():
     display = ScoreDisplay.from_predictions(
         SCORES, y=["a"] * 5 + ["b"] * 4, anomaly_label="b", normal_scores=SCORES
     )
     assert list(display.counts_) == ["normal images", "new, normal", "new, anomalies"]
     assert len({bars.get_hatch() for bars in display.ax_.patches}) == 3
     assert display.counts_["new, anomalies"].sum() == 4
+
+
+def test_a_dark_style_shows_the_threshold():
+    with plt.style.context("dark_background"):
+        display = ScoreDisplay.from_predictions(SCORES, -1)
+    assert to_hex(display.ax_.get_lines()[0].get_color()) == "#ffffff"
+
+
+def test_numbers_of_images_have_whole_ticks():
+    display = ScoreDisplay.from_predictions([1, 2, 3], stat="count")
+    assert (display.ax_.get_yticks() % 1 == 0).all()
+    _, ax = plt.subplots()
+    ax.set_yscale("log")
+    assert display.plot(ax, stat="count").ax_.get_yscale() == "log"
 
 
 def test_without_a_threshold_nothing_is_flagged():
@@ -449,7 +477,7 @@ def test_of_a_decision_function_the_threshold_is_zero():
         ({"stat": "density"}, r"stat='density' is not one of \['share', 'count'\]"),
         ({"scale": "log"}, "scale='log' is not one of"),
         ({"bins": 0}, "bins=0 must be at least 1"),
-        ({"bins": [0, 1]}, "bins run from 0 to 1, what is drawn from 1 to 2"),
+        ({"bins": [0, 1]}, "bins run from 0 to 1, scores and threshold from 1 to 2"),
     ],
 )
 def test_scores_that_cannot_be_drawn_are_refused(options, message):
@@ -554,13 +582,13 @@ def test_many_images_are_a_heat_map():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reference": None}, "it is not said what is normal; pass normal images"),
-        ({"reference": None, "groups": [0] * 20}, "it is not said what is normal"),
+        ({"reference": None}, "the arguments name no normal images; pass normal images"),
+        ({"reference": None, "groups": [0] * 20}, "the arguments name no normal images"),
         (
             {"reference": None, "groups": [0] * 20, "reference_group": 1},
             r"reference_group=1 is not among the groups \[0\]",
         ),
-        ({"groups": [0] * 20, "reference_group": 0}, "both say what is normal"),
+        ({"groups": [0] * 20, "reference_group": 0}, "both name normal images"),
         ({"groups": [0]}, "groups holds 1 labels for 20 images"),
         ({"reference": NORMAL[:, :2]}, "reference has 2 blocks, discrepancies have 3"),
         ({"reference": NORMAL[:1]}, "the 1 normal images all have the same discrepancy in block"),
@@ -585,9 +613,9 @@ def test_there_is_no_block_without_a_student(detector, make_detector, images, mo
     with pytest.raises(ValueError, match="IsolationForest has no students; pass a Transformaly"):
         BlockDiscrepancyDisplay.from_estimator(forest, images, images)
     monkeypatch.setattr(type(detector.distillation_), "transform", None)  # not called
-    with pytest.raises(ValueError, match="it is not said what is normal"):
+    with pytest.raises(ValueError, match="the arguments name no normal images"):
         BlockDiscrepancyDisplay.from_estimator(detector, images)
-    with pytest.raises(ValueError, match="both say what is normal"):
+    with pytest.raises(ValueError, match="both name normal images"):
         BlockDiscrepancyDisplay.from_estimator(
             detector, images, images, groups=[1] * 20, reference_group=1
         )
@@ -695,7 +723,7 @@ def test_images_go_from_most_normal_to_most_abnormal():
     assert display.ax_.get_title() == "9 images by score, the most normal first"
 
 
-def test_flagged_images_are_marked_by_more_than_colour():
+def test_flagged_images_are_marked_by_more_than_color():
     display = GalleryDisplay.from_predictions(IMAGES, SCORES, offset=-1)
     marked = [ax.get_title().endswith("\nflagged") for ax in display.axes_]
     assert marked == [False] * 7 + [True] * 2  # -1 itself is not lower
@@ -734,6 +762,11 @@ def test_images_of_mixed_sizes_are_shown_in_their_shapes_and_large_ones_smaller(
     shapes = [shown_pixels(ax).shape for ax in display.axes_]
     assert shapes == [(320, 160, 3), (8, 9, 3), (5, 7, 3)]
     assert len(display.figure_.axes) == 4  # the third place of a row of two is not there
+
+
+def test_a_row_holds_an_image_at_least():
+    with pytest.raises(ValueError, match="n_columns=0 is not an int of at least 1"):
+        GalleryDisplay.from_predictions(IMAGES, SCORES).plot(n_columns=0)
 
 
 def test_a_torch_tensor_is_shown():

@@ -1,4 +1,4 @@
-"""The room `report`: one HTML file, what it says, and that names in it stay text."""
+"""HTML reports: content, self-containment, and names that stay text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from skanomaly_vit import KNNDensity, ViTFeatures
 from skanomaly_vit._images.source import open_images
 from skanomaly_vit.evaluation import NeighborDistance
-from skanomaly_vit.report import report
+from skanomaly_vit.report import write_report
 
 HOSTILE = [
     "<script>window.hacked = 1</script>.png",
@@ -42,7 +42,7 @@ HOSTILE = [
 
 
 class Brightness(OutlierMixin, BaseEstimator):
-    """Normal is what is as bright as the training images; its maps tell by how much."""
+    """Scores and maps by the distance to the mean brightness of the training images."""
 
     def __init__(self, *, contamination=0.1, unused=None):
         self.contamination = contamination
@@ -73,7 +73,7 @@ class Brightness(OutlierMixin, BaseEstimator):
 
 
 class Page(HTMLParser):
-    """What a report holds: tags, texts, and the cells of its tables."""
+    """Content of a report: tags, texts, and the cells of its tables."""
 
     def __init__(self, html):
         super().__init__()
@@ -114,7 +114,7 @@ class Page(HTMLParser):
         return [attrs for attrs in self.all("tr") if "data-score" in attrs]
 
     @property
-    def figures(self):
+    def statistics(self):
         """Name -> value of the summary."""
         found = re.findall(r"<dt>([^<]*)</dt>\s*<dd><strong>([^<]*)</strong>", self.html)
         return dict(found)
@@ -141,7 +141,7 @@ def target(tmp_path):
 
 
 def write(*args, path, **options):
-    assert report(*args, path=path, **options) == path
+    assert write_report(*args, path=path, **options) == path
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -156,19 +156,19 @@ def test_says_the_scores_and_flags_of_a_real_detector(fitted, mixed, y, target):
     assert [row["data-name"] for row in page.rows] == [f"image {i}" for i in order]
     labels = np.where(y == 1, "normal", "anomaly")[order]
     assert [row["data-label"] for row in page.rows] == labels.tolist()
-    assert page.figures["Images"] == "26"
-    assert page.figures["Flagged"] == str(flags.sum())
-    assert page.figures["Anomalies flagged"] == str(flags[y == -1].sum())
-    assert page.figures["Normal flagged"] == str(flags[y == 1].sum())
-    assert page.figures["AUROC"] == f"{roc_auc_score(y, scores):.3f}"
-    assert {"Threshold", "Average precision", "FPR at 95 % TPR"} <= set(page.figures)
+    assert page.statistics["Images"] == "26"
+    assert page.statistics["Flagged"] == str(flags.sum())
+    assert page.statistics["Anomalies flagged"] == str(flags[y == -1].sum())
+    assert page.statistics["Normal flagged"] == str(flags[y == 1].sum())
+    assert page.statistics["AUROC"] == f"{roc_auc_score(y, scores):.3f}"
+    assert {"Threshold", "Average precision", "FPR at 95 % TPR"} <= set(page.statistics)
     assert fitted.features_.backbone_fingerprint_ in page.text
 
 
 def test_metrics_point_the_right_way(detector, mixed, y, target):
     detector.mean_ = 255.0  # what is dark is abnormal now, and these are all far from white
-    turned = write(detector, mixed, -y, path=target).figures
-    straight = write(detector, mixed, y, path=target).figures
+    turned = write(detector, mixed, -y, path=target).statistics
+    straight = write(detector, mixed, y, path=target).statistics
     area = roc_auc_score(y, detector.score_samples(mixed))
     assert straight["AUROC"] == f"{area:.3f}"
     assert turned["AUROC"] == f"{1 - area:.3f}"
@@ -177,7 +177,7 @@ def test_metrics_point_the_right_way(detector, mixed, y, target):
 
 def test_without_labels_there_is_nothing_about_them(detector, mixed, target):
     page = write(detector, mixed, path=target)
-    assert list(page.figures) == ["Images", "Flagged", "Threshold"]
+    assert list(page.statistics) == ["Images", "Flagged", "Threshold"]
     assert not any(attrs.get("id") == "filter-label" for attrs in page.all("select"))
     assert "AUROC" not in page.text
 
@@ -186,7 +186,7 @@ def test_without_labels_there_is_nothing_about_them(detector, mixed, target):
 def test_labels_of_one_kind_give_no_auroc_and_it_says_so(detector, images, target, label, kind):
     page = write(detector, images, np.full(len(images), label), path=target)
     assert f"By their labels all are {kind}" in page.text
-    assert "AUROC" not in page.figures
+    assert "AUROC" not in page.statistics
 
 
 def test_takes_labels_of_any_kind(detector, mixed, y, target):
@@ -196,7 +196,7 @@ def test_takes_labels_of_any_kind(detector, mixed, y, target):
     values = [attrs["value"] for attrs in page.all("option")]
     assert values == ["", "1", "0", "", "=<crack>", "=good"]
     assert "Anomalies are those labelled <crack> ." in page.text
-    assert page.figures["Anomalies flagged"] == "6"
+    assert page.statistics["Anomalies flagged"] == "6"
 
 
 def test_needs_nothing_but_itself(detector, mixed, y, target):
@@ -258,9 +258,20 @@ def test_a_map_is_bright_where_an_image_is_abnormal(detector, target):
     image[:32, :32] = 255
     page = write(detector, [image, image], path=target, n_maps=1)
     (overlay, *_) = [a for a in page.all("img") if a["alt"].startswith("Anomaly map of image 0")]
-    grey = np.asarray(decode(overlay["src"]).convert("L"), dtype=float)
-    assert grey[4:28, 4:28].mean() > 2 * grey[36:60, 36:60].mean()
+    gray = np.asarray(decode(overlay["src"]).convert("L"), dtype=float)
+    assert gray[4:28, 4:28].mean() > 2 * gray[36:60, 36:60].mean()
     assert f"highest value {(255 - detector.mean_) / 10:.1f}" in overlay["alt"]
+
+
+def test_the_histogram_is_a_score_display_in_two_widths_and_themes(detector, mixed, y, target):
+    page = write(detector, mixed, y, path=target, n_maps=0)
+    sources = [*(a["srcset"] for a in page.all("source")), page.all("img")[0]["src"]]
+    drawings = [base64.b64decode(uri.partition(",")[2]).decode() for uri in sources]
+    flagged = f"{np.mean(detector.decision_function(mixed[:20]) < 0):.1%} flagged"
+    assert all(f"new, normal: 20, {flagged}" in drawing for drawing in drawings)
+    assert ["#14181d" in drawing for drawing in drawings] == [True, False, True, False]
+    again = write(detector, mixed, y, path=target, n_maps=0)
+    assert again.all("img")[0]["src"] == sources[-1]
 
 
 def test_maps_are_made_of_the_shown_images_only(detector, mixed, target):
@@ -290,7 +301,7 @@ def test_a_pipeline_has_a_report_without_maps(tiny, mixed, y, target):
     page = write(model, mixed, y, path=target, n_maps=2)
     assert "Pipeline gives no anomaly maps" in page.text
     assert not [a for a in page.all("img") if a["alt"].startswith("Anomaly map")]
-    assert page.figures["Flagged"] == str((model.predict(mixed) == -1).sum())
+    assert page.statistics["Flagged"] == str((model.predict(mixed) == -1).sum())
     assert model[0].backbone_fingerprint_ in page.text
     changed, everything = page.tables[1:]
     assert ["isolationforest__random_state", "0", "None"] in changed
@@ -412,7 +423,7 @@ def test_files_of_any_name_are_text(detector, images, target, tmp_path):
     assert len(page.all("script")) == 1
 
 
-# What is refused, before anything is written
+# Invalid arguments raise before anything is written
 
 
 class Untouchable(Brightness):
@@ -439,7 +450,7 @@ def test_refuses_before_any_work(images, tmp_path, monkeypatch, options, error, 
     done = []
     arguments = {"X": images, "callback": lambda *step: done.append(step)} | options
     with pytest.raises(error, match=message):
-        report(Untouchable().fit(images), **arguments)
+        write_report(Untouchable().fit(images), **arguments)
     assert done == []
     assert list(tmp_path.iterdir()) == []
 
@@ -450,20 +461,20 @@ def test_refuses_before_any_work(images, tmp_path, monkeypatch, options, error, 
 def test_refuses_a_folder_that_cannot_be_written_to(detector, images, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="cannot be written to"):
-        report(detector, images, path=tmp_path / "report.html")
+        write_report(detector, images, path=tmp_path / "report.html")
 
 
 def test_refuses_what_gives_no_score_or_has_no_threshold(tiny, images, target):
     with pytest.raises(NotFittedError):
-        report(Brightness(), images, path=target)
+        write_report(Brightness(), images, path=target)
     with pytest.raises(ValueError, match="det is the class Brightness; pass a fitted instance"):
-        report(Brightness, images, path=target)
+        write_report(Brightness, images, path=target)
     features = ViTFeatures(backbone=tiny).fit(images)
     with pytest.raises(ValueError, match="ViTFeatures has no score_samples"):
-        report(features, images, path=target)
+        write_report(features, images, path=target)
     ranks_only = make_pipeline(ViTFeatures(backbone=tiny), NeighborDistance()).fit(images)
     with pytest.raises(ValueError, match="Pipeline has neither offset_ nor decision_function"):
-        report(ranks_only, images, path=target)
+        write_report(ranks_only, images, path=target)
     assert not target.exists()
 
 
@@ -475,7 +486,7 @@ def test_refuses_a_decision_that_has_no_threshold_among_scores(detector, images,
     halved = Halved().fit(images)
     del halved.offset_
     with pytest.raises(ValueError, match="decision_function is not score_samples minus a const"):
-        report(halved, images, path=target)
+        write_report(halved, images, path=target)
 
 
 def test_an_unreadable_image_leaves_the_older_report(detector, images, tmp_path, target):
@@ -484,7 +495,7 @@ def test_an_unreadable_image_leaves_the_older_report(detector, images, tmp_path,
     bad.write_bytes(good.read_bytes()[:60])
     target.write_text("older")
     with pytest.raises(ValueError, match=r"sample 2 \('.*bad.png'\): the image cannot be decoded"):
-        report(Untouchable().fit(images), [good, good, bad], path=target)
+        write_report(Untouchable().fit(images), [good, good, bad], path=target)
     assert target.read_text() == "older"
     assert {path.name for path in tmp_path.iterdir()} == {"good.png", "bad.png", "report.html"}
 
@@ -496,7 +507,7 @@ def test_a_disk_that_is_full_leaves_the_older_report(detector, images, target, m
     target.write_text("older")
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space left"):
-        report(detector, images, path=target)
+        write_report(detector, images, path=target)
     assert target.read_text() == "older"
     assert list(target.parent.iterdir()) == [target]
 
@@ -505,7 +516,7 @@ def test_a_link_stays_one(detector, images, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     link, real = tmp_path / "report.html", tmp_path / "elsewhere" / "real.html"
     link.symlink_to(real)
-    assert report(detector, images, path=link) == real.resolve()
+    assert write_report(detector, images, path=link) == real.resolve()
     assert link.is_symlink()
     assert real.read_bytes().startswith(b"<!DOCTYPE html>")
 
@@ -517,7 +528,7 @@ def test_refuses_scores_that_are_not_finite(images, target, value):
             return np.where(np.arange(len(X)) == 3, value, 0.0)
 
     with pytest.raises(ValueError, match=r"gave 1 of 20 images scores .* sample 3: (nan|-inf)"):
-        report(Broken().fit(images), images, path=target)
+        write_report(Broken().fit(images), images, path=target)
     assert not target.exists()
 
 
@@ -531,16 +542,16 @@ def test_refuses_maps_that_do_not_fit(images, target, wrong, message):
             return wrong
 
     with pytest.raises(ValueError, match=rf"for sample \d+ of shape \(32, 32\): .*{message}"):
-        report(Broken().fit(images), images, path=target)
+        write_report(Broken().fit(images), images, path=target)
     assert not target.exists()
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_says_what_to_install(detector, images, target, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    message = rf"report needs {package}: pip install 'skanomaly-vit\[report\]'"
+    message = rf"write_report needs {package}: pip install 'skanomaly-vit\[report\]'"
     with pytest.raises(ImportError, match=message):
-        report(Untouchable().fit(images), images, path=target)
+        write_report(Untouchable().fit(images), images, path=target)
 
 
 def test_a_callback_sees_all_steps(detector, mixed, target):
@@ -573,11 +584,11 @@ def browser():
 
 @pytest.fixture
 def visit(browser, detector, mixed, y, target):
-    """Open a report; whatever the browser complains about, or asks for, fails the test."""
+    """Open a report; complaints of the browser and its requests fail the test."""
     contexts, complaints, requests = [], [], []
 
     def visit(*, names=None, title=None, **options):
-        report(detector, mixed, y, target, names=names, title=title, n_maps=4)
+        write_report(detector, mixed, y, target, names=names, title=title, n_maps=4)
         contexts.append(browser.new_context(**options))
         tab = contexts[-1].new_page()
         tab.on("console", lambda message: complaints.append(message.text))
@@ -596,7 +607,7 @@ def visit(browser, detector, mixed, y, target):
 
 
 def column(tab, name):
-    """What the rows that are to be seen hold."""
+    """Values of one column in the visible rows."""
     script = f"rows => rows.filter(r => !r.hidden).map(r => r.dataset.{name})"
     return tab.eval_on_selector_all("#images tbody tr", script)
 

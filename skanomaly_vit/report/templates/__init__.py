@@ -1,1 +1,1 @@
-"""The page of a report: its HTML template, style and script."""
+"""HTML template, style and script of a report."""

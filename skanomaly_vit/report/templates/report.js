@@ -63,7 +63,7 @@
   find("filters").addEventListener("input", filter);
   find("reset").addEventListener("click", reset);
   find("filters").hidden = false;
-  // A browser that goes back to this page fills in what was typed.
+  // A browser restores typed filters when it returns to this page.
   addEventListener("pageshow", filter);
   addEventListener("beforeprint", () => {
     for (const details of document.querySelectorAll("details")) details.open = true;
