@@ -76,7 +76,7 @@ def load(path):
 # The *teacher* is a Vision Transformer that was trained on many other images and stays as it is:
 # here the small one that ships with the package. It turns an image into tokens :math:`h_0`, and its
 # blocks compute :math:`h_j = B_j(h_{j-1})` for :math:`j = 1, \dots, L`. The class token after the
-# last norm is the vector of *pre-trained features* :math:`z_p`.
+# last norm is the vector of *pre-trained features* :math:`z_p` (section 3.1 of the paper).
 #
 # We compute in double precision. In single precision, the usual one, this page and the detector
 # round their sums in another order, and scores differ by about 1e-5 of their value.
@@ -147,7 +147,8 @@ students = [fit_student(h[j - 1], h[j]) for j in range(len(h) - D, len(h))]  # D
 # Discrepancy
 # -----------
 # A student fails on an image unlike the normal ones. Its mean squared error over tokens and
-# channels is one number a block. The D numbers are the second vector of features, :math:`z_f`:
+# channels is one number a block (section 3.2). The D numbers are the second vector of features,
+# :math:`z_f`:
 #
 # .. math:: z_f(x)_j = \operatorname{mean} (S_j(h_{j-1}) - h_j)^2.
 
@@ -231,8 +232,8 @@ if difference > 1e-6:
 # The left plot has a mark for each scored cell. All cells on the line have the same sum of both
 # scores: one unseen functional cell in ten lies below it, and most defective ones do. Axes are
 # linear from 0 to -10 and logarithmic beyond; therefore the line is bent. The right plot shows the
-# error of each student, divided by its mean on the training cells. It grows with the depth of the
-# block.
+# error of each student, divided by its mean on the training cells. On defective cells, it grows
+# with the depth of the block.
 
 BLUE, VERMILION = "#0072B2", "#D55E00"  # told apart by the colour-blind
 
