@@ -235,7 +235,7 @@ if difference > 1e-6:
 # error of each student, divided by its mean on the training cells. On defective cells, it grows
 # with the depth of the block.
 
-BLUE, VERMILION = "#0072B2", "#D55E00"  # told apart by the colour-blind
+BLUE, VERMILION = "#0072B2", "#D55E00"  # safe for colour-blind readers
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.8), layout="constrained")
 ratio = z_f_test / z_f.mean(dim=0)  # [N, D]
