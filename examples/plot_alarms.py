@@ -1,12 +1,12 @@
 """
-=====================================
-How many alarms are false: keep count
-=====================================
+==============================
+Alarms with a false-alarm rate
+==============================
 
-Someone who is called by each alarm wants to choose how often that is for nothing. p-values say how
-rare an image is among normal ones, and a threshold on them bounds the share of false alarms. We
-check on images that the detector has never seen whether it keeps its promise, and what it costs in
-defects that are missed.
+If you check each alarm by hand, you want to choose the share of false ones. A p-value tells how
+rare an image is among normal images, and a threshold on p-values bounds the rate of false alarms.
+This example tests the bound on images that the detector has never seen, and counts the defects that
+it costs.
 
 The images are solar cells of the ELPV dataset [1]_.
 
@@ -19,9 +19,10 @@ The images are solar cells of the ELPV dataset [1]_.
 # SPDX-License-Identifier: BSD-3-Clause
 
 # %%
-# The cells
-# ---------
-# Functional ones in a random order: those to come are then like those that the threshold is set by.
+# Solar cells
+# -----------
+# We put the functional cells in a random order, so that new cells are like those that set the
+# threshold.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -45,8 +46,8 @@ defective = defective[:N_NEW]
 # %%
 # p-values
 # --------
-# Half of the training cells are held out: the more, the finer the p-values, the smallest of which
-# is one in ``n + 1``.
+# The detector holds out half of the training cells. With n held-out cells, the smallest p-value is
+# ``1 / (n + 1)``: more of them give finer p-values.
 
 detector = TransformalyDetector(
     validation_fraction=0.5, image_size=56, n_blocks=5, n_jobs=2, random_state=0
@@ -56,9 +57,10 @@ n_held_out = len(detector.calibration_scores_)
 print(f"{n_held_out} cells held out, the smallest p-value is {1 / (n_held_out + 1):.3f}")
 
 # %%
-# A whole batch
-# -------------
-# ``benjamini_hochberg`` bounds another share: that of false alarms among all alarms.
+# False-discovery rate of a batch
+# -------------------------------
+# ``benjamini_hochberg`` bounds another share: the share of false alarms among all alarms of a
+# batch.
 
 batch = np.concatenate([p_new, p_defective[:20]])
 flagged = benjamini_hochberg(batch, 0.1)
@@ -70,19 +72,18 @@ print(
 # %%
 # The picture
 # -----------
-# On the left, p-values: those of functional cells are spread evenly, as they should be, those of
-# defective ones are heaped at zero. On the right, what becomes of it for any rate of false alarms
-# that is asked for. The grey band is where nine in ten draws of cells would lie if the promise is
-# kept: a rate is promised on average, and both the cells that set the threshold and those that are
-# counted are few.
+# The left plot shows p-values. Those of functional cells spread evenly, as they should; those of
+# defective cells pile up at zero. The right plot shows the share of flagged cells for each rate of
+# false alarms that you can ask for. The detector keeps the rate on average only, because few cells
+# set the threshold and few are counted: nine of ten draws of cells lie in the grey band.
 
 rates = np.linspace(1 / (n_held_out + 1), 0.3, 60)
-# The rate that a threshold really has, given the cells it was set by; then those that are counted.
+# First we draw the true rate of a threshold, given the cells that set it, then the flagged cells.
 ranks = np.floor(rates * (n_held_out + 1))
 true_rates = rng.beta(ranks, n_held_out + 1 - ranks, size=(2000, len(rates)))
 low, high = np.quantile(rng.binomial(N_NEW, true_rates) / N_NEW, [0.05, 0.95], axis=0)
 
-BLUE, VERMILION = "#0072B2", "#D55E00"  # told apart by the colour-blind
+BLUE, VERMILION = "#0072B2", "#D55E00"  # safe for colour-blind readers
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
 bins = np.linspace(0, 1, 21)

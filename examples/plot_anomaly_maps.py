@@ -1,12 +1,12 @@
 """
-========================
-Where a cell is cracked
-========================
+============
+Anomaly maps
+============
 
-A score says *that* a cell is abnormal, a map says *where*. We fit
-:class:`~skanomaly_vit.TransformalyDetector` on functional solar cells of the ELPV dataset [1]_ and
-look at maps of the most abnormal ones of those that experts call defective. Nobody has drawn
-cracks for the detector, in training or later.
+A score says *that* an image is abnormal; an anomaly map says *where*. This example fits
+:class:`~skanomaly_vit.TransformalyDetector` on functional solar cells of the ELPV dataset [1]_, and
+draws the maps of abnormal cells that experts call defective. The detector has seen no drawing of a
+crack, in training or later.
 
 .. [1] S. Deitsch et al., "Segmentation of Photovoltaic Module Cells in Uncalibrated
    Electroluminescence Images", Machine Vision and Applications 32, 2021. The images are
@@ -17,9 +17,9 @@ cracks for the detector, in training or later.
 # SPDX-License-Identifier: BSD-3-Clause
 
 # %%
-# The cells
-# ---------
-# Monocrystalline cells, functional or defective beyond doubt.
+# Solar cells
+# -----------
+# We keep monocrystalline cells whose label is certain: functional or defective.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -42,17 +42,17 @@ normal, unseen = functional[:N_TRAIN], functional[N_TRAIN : N_TRAIN + 2]
 # %%
 # Fit
 # ---
-# The embedded backbone sees 8 x 8 patches of an image. Twice its image size makes that 16 x 16, at
-# four times the work: a map is as fine as the patches are.
+# The embedded backbone cuts an image into 8 x 8 patches. Twice its image size gives 16 x 16 patches
+# and a finer map, at four times the work.
 
 detector = TransformalyDetector(image_size=224, n_blocks=5, n_jobs=2, random_state=0).fit(normal)
 
 # %%
-# Which ones to look at
-# ---------------------
-# Scores are log-likelihoods, higher = more normal, so the lowest come first. Of two dozen defective
-# cells we take six from the lower half. The very lowest are mostly dark all over, and a map of such
-# a cell says so at every place.
+# Cells to look at
+# ----------------
+# Scores are log-likelihoods: the lowest belong to the most abnormal cells. We take six of the lower
+# half of 24 defective cells. We skip the very lowest: those cells are dark all over, and their maps
+# are bright all over.
 
 suspects = defective[:N_DEFECTIVE]
 order = detector.score_samples(suspects).argsort()
@@ -62,9 +62,9 @@ titles = [*["defective"] * 6, *["functional"] * 2]
 # %%
 # The picture
 # -----------
-# Each image stands beside its map, all on one scale: 0 is what patches of normal cells are like,
-# and the unit is their standard deviation. A line is drawn at 5. The last two cells are functional
-# ones that the detector has not seen.
+# Each image stands beside its map. All maps have one scale: 0 is the mean of patches of normal
+# cells, and the unit is their standard deviation. The contour lies at 5. The last two cells are
+# functional ones that the detector has not seen.
 
 maps = detector.anomaly_map(chosen)
 top = max(maps.max(), 6)

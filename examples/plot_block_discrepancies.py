@@ -1,14 +1,14 @@
 """
-===============================================
-Which block of the network objects to a defect?
-===============================================
+=========================
+Discrepancy of each block
+=========================
 
-A student has learned from normal images to do what one block of the network does. How badly it
-does so on a new image is that block's discrepancy. Early blocks see edges and texture, late ones
-what the image shows, so it is telling which of them object.
+A student learns from normal images to imitate one block of the network. Its error on a new image is
+the discrepancy of that block. Early blocks see edges and texture, late blocks see what the image
+shows; so the blocks with large discrepancies hint at the kind of defect.
 
-Someone who has to say *why* an image was flagged, or how many blocks are worth a student, looks
-here. We compare groups of solar cells of the ELPV dataset [1]_, by the probability that experts
+Read this example if you want to explain an alarm, or to choose the number of blocks that get a
+student. It compares groups of solar cells of the ELPV dataset [1]_ by the probability that experts
 give to a defect.
 
 .. [1] S. Deitsch et al., "Segmentation of Photovoltaic Module Cells in Uncalibrated
@@ -20,10 +20,10 @@ give to a defect.
 # SPDX-License-Identifier: BSD-3-Clause
 
 # %%
-# The cells
-# ---------
-# Students learn from functional cells. Other functional ones say what discrepancies are usual: on
-# images that a student has learned from they are too small.
+# Solar cells
+# -----------
+# Students learn from functional cells. Other functional cells show which discrepancies are usual,
+# because students have too small errors on the images that they have learned from.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,7 +33,7 @@ from skanomaly_vit.datasets import load_elpv
 from skanomaly_vit.display import BlockDiscrepancyDisplay
 
 N_TRAIN, N_NORMAL, N_OF_GROUP = 200, 60, 40
-GROUPS = {0: 0, 33: 1 / 3, 67: 2 / 3, 100: 1}  # percent: as the data set has it
+GROUPS = {0: 0, 33: 1 / 3, 67: 2 / 3, 100: 1}  # percent -> probability in the data set
 
 cells = load_elpv()
 rng = np.random.default_rng(0)
@@ -61,16 +61,17 @@ usual = students.transform(normal)
 # %%
 # The picture
 # -----------
-# Above, a line for each group: how far its cells lie from normal ones, block by block, in standard
-# deviations of those. Below, the same for a few cells each, a row a cell, those that differ least
-# first; single ones stand out that the mean of their group hides. Its colours end at 12: two cells
-# are far beyond, and would leave the others in the dark.
+# The upper plot has a line for each group: the distance of its cells from normal ones, block by
+# block, in standard deviations of the normal cells. The lower plot has a row for each of a few
+# cells. Each group begins with the cell that differs least, and shows single cells that the mean of
+# the group hides. The colours end at 12, because two cells lie far beyond and would darken all
+# others.
 
 figure, (above, below) = plt.subplots(2, 1, figsize=(9, 11), layout="constrained")
 options = {"reference": usual, "block_names": range(1, 12)}
 BlockDiscrepancyDisplay.from_predictions(discrepancies, groups=groups, **options, ax=above)
 above.set_title("Solar cells by the probability of a defect, in %", fontsize=14)
-above.set_ylim(-3, 18)  # the bars of the last group are twice as long: few cells make them so
+above.set_ylim(-3, 18)  # a few cells make the bars of the last group twice as long
 
 few = []
 for name in GROUPS:

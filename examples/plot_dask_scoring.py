@@ -1,14 +1,14 @@
 """
-============================================
-Scoring on a cluster, of which a worker dies
-============================================
+=========================
+Scoring on a Dask cluster
+=========================
 
-A detector does its work wherever joblib sends it. Within ``joblib.parallel_config(backend="dask")``
-images are shared out, 128 at a time, to the workers of a Dask cluster: here two processes on this
-machine, elsewhere two hundred machines. Workers get paths and read the files themselves. If one
-dies, another does its work again, and scores are those of a single process, to the last bit.
+Within ``joblib.parallel_config(backend="dask")``, a detector sends shards of 128 images to the
+workers of a Dask cluster. This example uses two processes on one machine; a real cluster may have
+two hundred machines. Workers get paths and read the files themselves. If a worker dies, another one
+repeats its shard, and the scores equal those of a single process to the last bit.
 
-It takes ``pip install "skanomaly-vit[dask,demo]"``.
+The example needs ``pip install "skanomaly-vit[dask,demo]"``.
 
 The images are solar cells of the ELPV dataset [1]_.
 
@@ -23,7 +23,8 @@ The images are solar cells of the ELPV dataset [1]_.
 # %%
 # A detector
 # ----------
-# It is fitted here, in this process: 100 functional cells are few. Many would be shared out too.
+# We fit it in this process, because 100 functional cells are few. The cluster would share the work
+# of a larger fit too.
 
 import os
 import signal
@@ -40,12 +41,12 @@ from PIL import Image
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit.datasets import load_elpv
 
-# Workers run with as many threads as this process, since sums round by their number. Two workers on
-# two cores are to have one each.
+# Workers use as many threads as this process, because the rounding of sums depends on that number.
+# Two workers on two cores get one thread each.
 torch.set_num_threads(1)
 
 N_TRAIN, N_FUNCTIONAL, N_DEFECTIVE = 100, 500, 140
-SECONDS = 3  # that a worker has for its second shard, before it is killed
+SECONDS = 3  # from the first shard of a worker to the kill
 
 cells = load_elpv()
 rng = np.random.default_rng(0)
@@ -60,15 +61,15 @@ detector = TransformalyDetector(contamination=0.05, random_state=0)
 detector.fit(cells.images[functional[:N_TRAIN]])
 
 # %%
-# Two workers, one of which is killed
-# -----------------------------------
-# Each is a process with one thread. The first to be done with a shard is killed at its second one,
-# by the signal that no process can catch. Dask starts another in its place, and keeps a record of
-# who did what, and when.
+# Two workers and a kill
+# ----------------------
+# Each worker is a process with one thread. A thread waits for the first worker that has finished a
+# shard, and kills it during its second shard, by the signal that no process can catch. Dask starts
+# another worker in its place, and records the times of all work.
 
 
 def kill_a_worker():
-    """Kill the worker that was first to be done with a shard."""
+    """Kill the first worker that has finished a shard."""
     while not (done := client.get_task_stream()):
         sleep(0.2)
     sleep(SECONDS)
@@ -99,10 +100,10 @@ print(f"flagged: {flagged[is_defective].mean():.0%} of the defective cells, ", e
 print(f"{flagged[~is_defective].mean():.0%} of the functional ones")
 
 # %%
-# The same scores, to the last bit
-# --------------------------------
-# However many workers there are, and whatever becomes of them. For a look, those of some images
-# that lay in different shards, scored here:
+# The same scores to the last bit
+# -------------------------------
+# Scores do not depend on the number of workers, or on their fate. We score some images of different
+# shards in this process and compare:
 
 some = np.arange(0, len(paths), 80)
 print("same to the bit:", np.array_equal(detector.score_samples(paths[some]), scores[some]))
@@ -110,12 +111,12 @@ print("same to the bit:", np.array_equal(detector.score_samples(paths[some]), sc
 # %%
 # The picture
 # -----------
-# Who did what, and when. It begins with the seconds in which workers import PyTorch. A bar is a
-# shard of 128 images. The one that the killed worker was at is not to be seen: it was lost, and
-# done again by another. Below, what was found: the most abnormal cells of the lot, defective ones
-# with a vermilion frame, functional ones with a blue one.
+# The upper plot shows the work of each worker over time. It begins with the seconds in which
+# workers import PyTorch. A bar is a shard of 128 images. The shard of the killed worker has no bar:
+# it was lost, and another worker repeated it. Below are the most abnormal cells; defective ones
+# have a vermilion frame, functional ones a blue frame.
 
-COLORS = ["#0072B2", "#D55E00", "#009E73"]  # told apart by the colour-blind
+COLORS = ["#0072B2", "#D55E00", "#009E73"]  # safe for colour-blind readers
 N_COLUMNS = 9
 
 done = sorted(

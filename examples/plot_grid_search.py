@@ -1,16 +1,16 @@
 """
-=========================================
-Choosing the number of blocks and the PCA
-=========================================
+===========
+Grid search
+===========
 
-How many blocks should get a student, and how much variance should the PCA keep? Someone who has a
-few labelled anomalies can ask them, by a grid search. scikit-learn's own folds and scorers are
-made for classifiers, and lead an outlier detector astray in three ways; we show each, and what to
-use instead: :class:`~skanomaly_vit.model_selection.NormalOnlyKFold` and
+How many blocks should get a student, and how much variance should the PCA keep? With a few labelled
+anomalies, a grid search answers such questions. The folds and scorers of scikit-learn are made for
+classifiers, and mislead an outlier detector in three ways. This example shows each of them, and
+what to use instead: :class:`~skanomaly_vit.model_selection.NormalOnlyKFold` and
 :func:`~skanomaly_vit.model_selection.anomaly_scorer`.
 
 The images are the solar cells of the ELPV dataset [1]_, as in :doc:`plot_solar_cells`, but few and
-small, to keep the search short. Do not take the settings that win here for good ones elsewhere.
+small, to keep the search short. The settings that win here need not win on other images.
 
 .. [1] S. Deitsch et al., "Segmentation of Photovoltaic Module Cells in Uncalibrated
    Electroluminescence Images", Machine Vision and Applications 32, 2021. The images are
@@ -42,10 +42,10 @@ except ImportError as error:
     ) from error
 
 # %%
-# The cells
-# ---------
-# Monocrystalline cells, functional or defective beyond doubt. Labels may be of any kind: what
-# marks anomalies is said by ``anomaly_label``.
+# Solar cells
+# -----------
+# We keep monocrystalline cells whose label is certain. Labels may have any type: ``anomaly_label``
+# names the one that marks anomalies.
 
 N_FUNCTIONAL, N_DEFECTIVE = 80, 40
 
@@ -61,9 +61,9 @@ is_defective = (y == "defective").astype(int)
 # %%
 # A trap: folds that train on anomalies
 # -------------------------------------
-# The labels are sorted, as labels often are. An integer ``cv`` cuts them into runs, since an
-# outlier detector is no classifier. Folds that test one kind only have no AUROC, and those that
-# train on defective cells take these for normal.
+# The labels are sorted, as labels often are. An integer ``cv`` does not shuffle or stratify for an
+# outlier detector, and cuts them into runs. A fold that tests one kind only has no AUROC, and a
+# fold that trains on defective cells teaches the detector that they are normal.
 
 for name, folds in {
     "cv=3": KFold(3).split(X),
@@ -80,14 +80,14 @@ for name, folds in {
 # %%
 # The search
 # ----------
-# With ``refit=True``, the default, a search fits the best setting to all samples in the end: a
-# trap once more, as the defective cells are among them. So we say ``refit=False``.
+# By default (``refit=True``), a search ends with a fit of the best setting to all samples. This is
+# another trap, because the defective cells are among them. So we pass ``refit=False``.
 #
-# The PCA belongs to the densities of the paper; its students would take long, and ridge students
-# do as well. With ``memory``, settings and folds share what the network gave for a cell, and
-# settings of one fold share their students. A folder of your own would still know them tomorrow.
-# ``contamination`` moves the threshold, which no scorer looks at; so few cells could not set a low
-# one.
+# The PCA belongs to the densities of the paper. The block students of the paper would take long, so
+# we use ridge students. Through ``memory``, settings and folds share the outputs of the network,
+# and the settings of a fold share their students. If you pass a folder of your own, the next search
+# finds them there. ``contamination`` moves the threshold, which no scorer reads; it is high because
+# these few cells cannot set a low one.
 
 folder = TemporaryDirectory()
 
@@ -119,11 +119,11 @@ for i in np.argsort(results["rank_test_score"], kind="stable")[:3]:
     print(f"AUROC {100 * results['mean_test_score'][i]:.1f} %  {results['params'][i]}")
 
 # %%
-# A trap: an AUROC that is upside down
+# A trap: an AUROC with the wrong sign
 # ------------------------------------
-# We fit the best setting to half of the functional cells, and let two scorers look at the rest.
-# scikit-learn's takes 1 for the label that a high score speaks for. A detector's score is high
-# where a cell is normal, so with 1 for defective cells it gives 1 - AUROC, and says nothing.
+# We fit the best setting to half of the functional cells, and compare two scorers on the others.
+# scikit-learn's scorer expects high scores for the label 1. The scores of a detector are high for
+# normal cells, so with 1 for defective cells it returns 1 - AUROC, without a warning.
 
 train, test = next(NormalOnlyKFold(2, anomaly_label="defective", random_state=1).split(X, y))
 best = clone(detector).set_params(**search.best_params_).fit(X[train])
@@ -135,8 +135,8 @@ print(f"scoring=anomaly_scorer()  {100 * upright:.1f} %")
 # %%
 # The picture
 # -----------
-# A mark for each setting, the mean AUROC of its folds, on a line from the worse fold to the better.
-# Where the lines are longer than the marks lie apart, most of what ranks the settings is chance.
+# Each mark is the mean AUROC of a setting. Its line runs from the worse fold to the better one.
+# Where lines are longer than the distance between marks, chance ranks the settings.
 
 folds = 100 * np.stack([results[f"split{i}_test_score"] for i in range(search.n_splits_)])
 mean, low, high = folds.mean(axis=0), folds.min(axis=0), folds.max(axis=0)

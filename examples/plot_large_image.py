@@ -1,24 +1,24 @@
 """
-====================================================
-What is odd in a large picture? Cut it into tiles
-====================================================
+=====================
+Large images in tiles
+=====================
 
-An image is resized to the backbone's small square, so that what is small in it disappears. Someone
-who has large pictures (scans of wafers, aerial views, a line camera) cuts them into tiles, fits on
-tiles that are all right, and gets a score for every place.
+A detector resizes an image to the small square of its backbone, so that small defects disappear. If
+you have large images (scans of wafers, aerial views, a line camera), cut them into tiles, fit on
+normal tiles, and score every place.
 
-The picture is one that comes with scikit-learn: a temple above a lake. We take its right part for
-normal, where there are sky, water and trees, and ask which places of the whole do not look like it.
+The image is one that comes with scikit-learn: a temple above a lake. We take its right part, with
+sky, water and trees, as normal, and ask which places of the whole image look different.
 """
 
 # Authors: The skanomaly-vit developers
 # SPDX-License-Identifier: BSD-3-Clause
 
 # %%
-# The tiles
-# ---------
-# Squares of 64 pixels, one every 16 pixels, which overlap, so that whatever is odd lies well
-# inside some of them.
+# Tiles
+# -----
+# Tiles are squares of 64 pixels, one every 16 pixels. They overlap, so that an abnormal place lies
+# well inside some of them.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,10 +37,11 @@ left = np.tile(np.arange(n_columns) * STEP, n_rows)  # of each tile, in pixels
 print(f"{len(tiles)} tiles, {n_rows} rows of {n_columns}")
 
 # %%
-# Fit on tiles that are all right
-# -------------------------------
-# Neighbours share most of their pixels: tiles that are held out to set the threshold should not lie
-# on those that were learned from. ``groups`` holds out whole stretches of the picture.
+# Fit on normal tiles
+# -------------------
+# Neighbouring tiles share most of their pixels. A held-out tile, which sets the threshold, should
+# not overlap with tiles that the detector learns from. Therefore ``groups`` holds out whole
+# stretches of the image.
 
 is_normal = left >= BORDER
 detector = TransformalyDetector(image_size=56, n_blocks=5, n_jobs=2, random_state=0)
@@ -49,8 +50,8 @@ detector.fit(tiles[is_normal], groups=left[is_normal] // SIDE)
 # %%
 # A score for every place
 # -----------------------
-# A place lies in up to sixteen tiles; it gets the mean of their scores. Scores of what is plainly
-# odd are far below the others, so we draw the logarithm of how far a score lies below the best.
+# Up to sixteen tiles cover a place; it gets the mean of their values. The scores of very abnormal
+# tiles lie far below all others, so we average the logarithm of the distance to the best score.
 
 scores = detector.score_samples(tiles)
 total, count = np.zeros(picture.shape[:2]), np.zeros(picture.shape[:2])
@@ -64,9 +65,9 @@ threshold = np.log1p(scores.max() - detector.offset_)
 # %%
 # The picture
 # -----------
-# Right of the dashed line is what was learned from. The outline on the map is the threshold: what
-# is inside would be flagged. So are the trees on the left, if by less: they stand in the sun, and
-# those on the right do not.
+# The detector has learned from the part right of the dashed line. The outline on the map is the
+# threshold: the detector would flag the places inside. It also flags the trees on the left, though
+# by less: they stand in the sun, and the trees on the right do not.
 
 covered = np.s_[: count.any(axis=1).sum(), : count.any(axis=0).sum()]
 picture, oddness = picture[covered], oddness[covered]

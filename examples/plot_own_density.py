@@ -1,11 +1,11 @@
 """
-==============================
-A density of your own choosing
-==============================
+================
+Custom densities
+================
 
 The detector scores each of its two feature spaces by a density. Any scikit-learn estimator with
-``score_samples`` can take that place, and so can one of your own in a dozen lines. We write one
-and compare it with others on solar cells of the ELPV dataset [1]_.
+``score_samples`` can be that density, and you can write one in a dozen lines. This example writes
+one, and compares it with six others on solar cells of the ELPV dataset [1]_.
 
 .. [1] S. Deitsch et al., "Segmentation of Photovoltaic Module Cells in Uncalibrated
    Electroluminescence Images", Machine Vision and Applications 32, 2021. The images are
@@ -16,8 +16,8 @@ and compare it with others on solar cells of the ELPV dataset [1]_.
 # SPDX-License-Identifier: BSD-3-Clause
 
 # %%
-# The cells
-# ---------
+# Solar cells
+# -----------
 
 from tempfile import TemporaryDirectory
 
@@ -50,9 +50,10 @@ is_defective = np.repeat([False, True], N_TEST)
 # %%
 # A density in a dozen lines
 # --------------------------
-# What is normal lies near a few directions; what does not is abnormal. So we take the distance from
-# the subspace of the first principal components. Higher must mean more normal, hence the minus. It
-# is a scikit-learn estimator like any other: ``clone`` and ``set_params`` reach its parameters.
+# Normal samples lie near a few directions, abnormal ones do not. So this density measures the
+# distance from the subspace of the first principal components. The minus makes a higher score more
+# normal. The class is a scikit-learn estimator like any other: ``clone`` and ``set_params`` reach
+# its parameters.
 
 
 class SubspaceDistance(BaseEstimator):
@@ -74,10 +75,10 @@ class SubspaceDistance(BaseEstimator):
 
 
 # %%
-# The detectors
-# -------------
-# With ``memory`` the fits share what the network and the students gave, so that all but the first
-# take a moment.
+# Detectors
+# ---------
+# Through ``memory``, the fits share the outputs of the network and the students, so that only the
+# first fit takes long.
 
 folder = TemporaryDirectory()
 densities = {
@@ -99,10 +100,10 @@ for name, density in densities.items():
 folder.cleanup()
 
 # %%
-# How much of it is chance?
-# -------------------------
-# With so few cells, much. We draw the test cells again with replacement, the same ones for all
-# densities, and see how far the AUROC spreads.
+# The share of chance
+# -------------------
+# So few cells leave much to chance. We draw the test cells again with replacement, the same cells
+# for all densities, and measure the spread of the AUROC.
 
 
 def auroc_of_draw(values, drawn):
@@ -116,8 +117,8 @@ spread = {name: [auroc_of_draw(v, drawn) for drawn in draws] for name, v in scor
 # %%
 # The picture
 # -----------
-# The median of the draws, and where nine in ten of them lie. Bars that overlap widely say: on
-# these cells, it makes little difference.
+# Each mark is the median of the draws, and its line holds nine of ten draws. Where lines overlap
+# widely, the choice of the density makes little difference on these cells.
 
 order = sorted(spread, key=lambda name: np.median(spread[name]))
 low, middle, high = np.percentile([spread[name] for name in order], [5, 50, 95], axis=1)

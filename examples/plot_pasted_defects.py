@@ -1,16 +1,16 @@
 """
-=======================================
-How good is a map? Defects put in place
-=======================================
+===============================
+Map metrics with pasted defects
+===============================
 
-Maps look convincing, right or wrong. To measure them takes masks that say where the defects are,
-and mostly nobody has drawn any. :func:`~skanomaly_vit.datasets.paste_defects` puts scratches,
-stains and foreign pieces on normal images, and says where; with that,
+Anomaly maps look convincing, right or wrong. To measure them you need masks of the defects, and few
+data sets have any. :func:`~skanomaly_vit.datasets.paste_defects` pastes scratches, stains and
+foreign pieces on normal images, and returns the masks.
 :func:`~skanomaly_vit.evaluation.pixel_auroc` and
-:func:`~skanomaly_vit.evaluation.per_region_overlap` tell the three kinds of map apart.
+:func:`~skanomaly_vit.evaluation.per_region_overlap` then compare the three kinds of maps.
 
 The images are solar cells of the ELPV dataset [1]_. Pasted defects are no real ones: a map that
-misses them will hardly find those, but the reverse is not true.
+misses them will hardly find real defects, but a map that finds them may still miss real ones.
 
 .. [1] S. Deitsch et al., "Segmentation of Photovoltaic Module Cells in Uncalibrated
    Electroluminescence Images", Machine Vision and Applications 32, 2021. The images are
@@ -21,9 +21,9 @@ misses them will hardly find those, but the reverse is not true.
 # SPDX-License-Identifier: BSD-3-Clause
 
 # %%
-# Cells with a defect each
-# ------------------------
-# Thirty functional cells that the detector is not fitted on get a defect.
+# Cells with pasted defects
+# -------------------------
+# Thirty functional cells, on which we do not fit the detector, get one defect each.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,11 +43,11 @@ area = np.mean([mask.mean() for mask in damaged.masks])
 print(f"a defect takes {100 * area:.1f} % of its image on average")
 
 # %%
-# Maps, and one by chance
-# -----------------------
-# ``"discrepancy"`` is made of the students' errors, ``"features"`` of the distance between tokens
-# and those of normal patches, ``"both"`` of their sum. Chance is a map of noise, as coarse as the
-# others.
+# Maps, and a random one
+# ----------------------
+# ``"discrepancy"`` maps are made of the errors of the students, ``"features"`` maps of the
+# distances between tokens and those of normal patches, ``"both"`` maps of their mean. The random
+# map is noise, as coarse as the others.
 
 detector = TransformalyDetector(n_blocks=5, n_jobs=2, random_state=0)
 detector.fit(functional[:N_TRAIN])
@@ -60,11 +60,11 @@ height, width = damaged.masks[0].shape
 maps["chance"] = noise.repeat(-(-height // 8), 1).repeat(-(-width // 8), 2)[:, :height, :width]
 
 # %%
-# How well they tell defects from the rest
-# ----------------------------------------
-# The AUROC counts all pixels alike and is lenient: a defect is small, so a map that marks ten times
-# its area is still right on most pixels. The overlap per region (PRO) averages the share of a
-# defect that is found while no more than 30 % of the normal pixels are marked falsely.
+# Pixel AUROC and overlap per region
+# ----------------------------------
+# The AUROC counts all pixels alike and is lenient: defects are small, so a map that marks ten times
+# their area is still right on most pixels. The overlap per region (PRO) is stricter: it averages
+# the share of each defect that the map finds while it marks at most 30 % of the normal pixels.
 
 measures = {"pixel AUROC": pixel_auroc, "overlap per region": per_region_overlap}
 values = {
@@ -75,8 +75,8 @@ for method, *figures in zip(maps, *values.values(), strict=True):
     print(f"{method:<12}", "  ".join(f"{figure:5.1f} %" for figure in figures))
 
 # %%
-# By kind, scratches come out last, if not by much. They are a few pixels thin, and a patch of the
-# network is 37 pixels wide here, so that the map marks more than the scratch.
+# Scratches come out last, if not by much. A scratch is a few pixels thin, and a patch of the
+# network is 37 pixels wide here; so the map marks more than the scratch.
 
 kinds = np.unique(damaged.kinds)
 members = {kind: np.flatnonzero(damaged.kinds == kind) for kind in kinds}
@@ -87,8 +87,8 @@ for kind, those in members.items():
 # %%
 # The picture
 # -----------
-# On the left a cell of each kind, its defect outlined, beside the map of both spaces. On the right
-# how well the maps do.
+# On the left, a cell of each kind with its defect outlined, beside the map of both spaces. On the
+# right, the two metrics of each map.
 
 figure = plt.figure(figsize=(13, 7.5), layout="constrained")
 left, right = figure.subfigures(1, 2)

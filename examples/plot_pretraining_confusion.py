@@ -1,16 +1,16 @@
 """
-===============================================
-Which classes will be missed: a look beforehand
-===============================================
+======================
+Pre-training confusion
+======================
 
-Where a backbone sees two classes alike, one of them cannot be found as an anomaly among images of
-the other, whatever is learned on top. The paper calls this *pre-training confusion* and shows it
-in its Figure 4. :func:`~skanomaly_vit.evaluation.pretraining_confusion` measures it for every pair
-of classes, before a detector is fitted, from images of the classes alone.
+If a backbone cannot tell two classes apart, no detector on top of it finds images of one class
+among those of the other. The paper calls this *pre-training confusion* (Figure 4).
+:func:`~skanomaly_vit.evaluation.pretraining_confusion` measures it for every pair of classes,
+before you fit a detector, and needs nothing but images of the classes.
 
-We take the handwritten digits that come with scikit-learn: an embedded backbone, tuned on small
-natural images, has never seen a digit. Pass a folder with a sub-folder of images for each class to
-look at your own::
+We take the handwritten digits that come with scikit-learn. The embedded backbone, tuned on small
+natural images, has never seen a digit. For your own classes, pass a folder with a sub-folder of
+images for each class::
 
     python examples/plot_pretraining_confusion.py path/to/classes
 """
@@ -34,9 +34,9 @@ from skanomaly_vit.evaluation import pretraining_confusion
 from skanomaly_vit.exceptions import ConfusionWarning
 
 # %%
-# The images
-# ----------
-# Sixty of each class are enough for the measure.
+# Images
+# ------
+# Sixty images of each class are enough for the measure.
 
 N_PER_CLASS = 60
 
@@ -50,17 +50,17 @@ else:
     images, labels = digits.images[first] / 16, labels[first]  # shades of grey, 0 to 16
 
 # %%
-# Their features
-# --------------
-# One pass of the backbone. Half of its image size is a quarter of the work.
+# Features
+# --------
+# The backbone runs once. Half of its image size takes a quarter of the work.
 
 features = ViTFeatures(image_size=56, n_jobs=2).fit_transform(images)
 
 # %%
-# What the backbone confuses
-# --------------------------
-# Each class in turn is taken for normal, and a density of its features has to tell the others
-# from new images of its own. The warning names the classes that would be missed.
+# Confusion of the backbone
+# -------------------------
+# Each class in turn is the normal one. A density of its features has to tell the other classes from
+# new images of its own. The warning names the classes that a detector would miss.
 
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", ConfusionWarning)
@@ -71,18 +71,19 @@ for warning in caught:
 # %%
 # The picture
 # -----------
-# t-SNE draws images with like features near to each other. Classes that overlap there have a dark
-# cell in the matrix: the density of the row's class does not tell the column's class apart.
+# t-SNE places images with similar features near each other. If two classes overlap there, the
+# matrix has a dark cell for them: the density of the class in the row cannot tell the class in the
+# column apart.
 
 THUMBNAIL = 15  # pixels
 
 places = TSNE(random_state=0).fit_transform(features)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(14, 6.8), layout="constrained")
-for image, place in zip(images[::2], places[::2], strict=True):  # all would hide each other
+for image, place in zip(images[::2], places[::2], strict=True):  # all of them would overlap
     if isinstance(image, str):
         drawn = np.asarray(Image.open(image).convert("RGB").resize((32, 32)))
-    else:  # black ink on no ground, so that digits hide little of each other
+    else:  # black ink on a transparent ground, so that digits hide little
         drawn = np.zeros((*image.shape, 4))
         drawn[..., 3] = image
     thumbnail = OffsetImage(drawn, zoom=THUMBNAIL / len(drawn))

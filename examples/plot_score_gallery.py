@@ -1,14 +1,14 @@
 """
-=========================================
-From most normal to most abnormal: a look
-=========================================
+=================================
+Score histogram and image gallery
+=================================
 
-Before you trust a threshold, look at what lies on its two sides. A histogram shows how well scores
-keep functional and defective cells apart, a gallery shows the cells themselves, from one end to
-the other.
+Before you trust a threshold, look at the images on its two sides. A histogram shows how well scores
+separate functional and defective cells. A gallery shows the cells themselves, from the most normal
+to the most abnormal.
 
-The images are polycrystalline solar cells of the ELPV dataset [1]_. Their crystal grains are all
-different, which makes them harder than the monocrystalline ones of :doc:`plot_solar_cells`.
+The images are polycrystalline solar cells of the ELPV dataset [1]_. Their crystal grains all
+differ, so they are harder than the monocrystalline cells of :doc:`plot_solar_cells`.
 
 .. [1] S. Deitsch et al., "Segmentation of Photovoltaic Module Cells in Uncalibrated
    Electroluminescence Images", Machine Vision and Applications 32, 2021. The images are
@@ -19,9 +19,10 @@ different, which makes them harder than the monocrystalline ones of :doc:`plot_s
 # SPDX-License-Identifier: BSD-3-Clause
 
 # %%
-# The cells
-# ---------
-# Functional ones to fit on, more of them to compare with, and a mixed lot, such as a day's work.
+# Solar cells
+# -----------
+# We fit on functional cells, keep other functional cells for comparison, and score a mixed lot,
+# such as the production of a day.
 
 import numpy as np
 
@@ -47,8 +48,8 @@ labels = np.repeat(["functional", "defective"], [N_NEW, N_DEFECTIVE])
 # %%
 # Fit
 # ---
-# We accept that 5 % of functional cells are flagged. With few images to set it by, the threshold
-# is a rough one.
+# We accept that 5 % of functional cells are flagged. Few held-out images set the threshold, so it
+# is rough.
 
 detector = TransformalyDetector(contamination=0.05, n_jobs=2, random_state=0).fit(train)
 scores = detector.score_samples(lot)
@@ -57,9 +58,9 @@ compared_scores = detector.score_samples(compared)
 # %%
 # The histogram
 # -------------
-# Scores are log-likelihoods: higher = more normal. What lies left of the dashed line is flagged.
-# Compare the two kinds of functional cells: if those that are new differed from those of before,
-# something in the production or the camera would have changed.
+# Scores are log-likelihoods: higher = more normal. The detector flags the cells left of the dashed
+# line. Compare the two kinds of functional cells: a difference between new and earlier ones would
+# mean that the production or the camera has changed.
 
 display = ScoreDisplay.from_predictions(
     scores,
@@ -74,8 +75,8 @@ display.figure_.savefig("score_histogram.png", dpi=100)
 # %%
 # The picture
 # -----------
-# Twenty-four of them in the order of their scores. Those with a wide frame are flagged; the label
-# above is what experts say, which the detector does not know.
+# Twenty-four cells in the order of their scores. Flagged cells have a wide frame. The label above a
+# cell is the opinion of experts, which the detector does not know.
 
 display = GalleryDisplay.from_predictions(
     lot, scores, offset=detector.offset_, titles=labels, n_images=24, n_columns=8

@@ -1,14 +1,14 @@
 """
-================================
-Finding defects in solar cells
-================================
+======================
+Defects in solar cells
+======================
 
-A solar module that is run backwards glows in the infrared; cracks and dead areas stay dark.
-Someone has pictures of cells that work and wants to know which of the new ones do not.
+A solar module that is run backwards glows in the infrared; cracks and dead areas stay dark. You
+have images of cells that work, and want to find the defective ones among new cells.
 
-We fit :class:`~skanomaly_vit.TransformalyDetector` on functional monocrystalline cells of the
-ELPV dataset [1]_ alone. No defective cell is seen in training. The backbone is the small Vision
-Transformer that ships with the package, so that nothing is downloaded.
+This example fits :class:`~skanomaly_vit.TransformalyDetector` on functional monocrystalline cells
+of the ELPV dataset [1]_. The detector sees no defective cell in training. The backbone is the small
+Vision Transformer that ships with the package, so nothing is downloaded.
 
 .. [1] S. Deitsch et al., "Segmentation of Photovoltaic Module Cells in Uncalibrated
    Electroluminescence Images", Machine Vision and Applications 32, 2021. The images are
@@ -18,8 +18,7 @@ Transformer that ships with the package, so that nothing is downloaded.
 # %%
 # Imports
 # -------
-# The images come with the package ``elpv-dataset``, one of those that
-# ``pip install "skanomaly-vit[demo]"`` adds.
+# The package ``elpv-dataset`` holds the images. ``pip install "skanomaly-vit[demo]"`` installs it.
 
 import sys
 from pathlib import Path
@@ -43,11 +42,11 @@ except ImportError as error:
     ) from error
 
 # %%
-# The cells
-# ---------
-# Each of the 2,624 grey images of 300 x 300 pixels has a type and a probability that the cell is
-# defective: 0, 1/3, 2/3 or 1. We keep the monocrystalline ones whose label is certain. Of the
-# functional ones, 350 are for training; the others are held out.
+# Solar cells
+# -----------
+# The data set has 2,624 grey images of 300 x 300 pixels. Each has a type and a probability of a
+# defect: 0, 1/3, 2/3 or 1. We keep the monocrystalline cells whose label is certain, train on 350
+# functional ones, and score the others.
 
 N_TRAIN = 350
 
@@ -67,8 +66,8 @@ print(
 # %%
 # Fit
 # ---
-# A fifth of the training cells are kept aside by ``fit``. They choose the best students, and they
-# set the threshold: ``contamination`` is the share of normal cells that we accept to be flagged.
+# ``fit`` holds out a fifth of the training cells and sets the threshold on them. ``contamination``
+# is the share of normal cells that we accept as false alarms.
 
 detector = TransformalyDetector(contamination=0.05, n_jobs=2, random_state=0)
 if sys.stdout.isatty():
@@ -100,10 +99,10 @@ print(
 )
 
 # %%
-# How hard is it?
-# ---------------
-# Cells that are defective beyond doubt are an easy case: many are simply darker. Anything learned
-# has to be compared with what the mean brightness of a cell says already.
+# A simple baseline
+# -----------------
+# Cells with a certain defect are an easy case, because many are simply darker. So we compare the
+# detector with the mean brightness of a cell.
 
 brightness = np.array([np.asarray(Image.open(path)).mean() for path in cells.images[test]])
 print(
@@ -115,12 +114,11 @@ print(
 # %%
 # The picture
 # -----------
-# The most normal and the most abnormal of the cells that were scored, each with its score and what
-# it is.
+# The most normal and the most abnormal of the scored cells, each with its score and its label.
 
 N_COLUMNS = 7
 N_ROWS = 2  # of each kind
-COLORS = {"functional": "#0072B2", "defective": "#D55E00"}  # told apart by the colour-blind
+COLORS = {"functional": "#0072B2", "defective": "#D55E00"}  # safe for colour-blind readers
 
 
 def draw_cells(figure, positions, title):

@@ -18,6 +18,7 @@ _LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)\s#]*)(#[^)\s]*)?\)")
 #: Path from docs/ -> page of the site.
 _PAGES = {
     "../CHANGELOG.md": "reference/changelog.md",
+    "../CONTRIBUTING.md": "reference/contributing.md",
     "../SECURITY.md": "reference/security.md",
     "../benchmarks/README.md": "reference/benchmark_programs.md",
     "../examples": "auto_examples/index.rst",

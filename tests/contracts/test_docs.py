@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the package is not ru
 SITE = sorted([*DOCS.glob("*.md"), *DOCS.glob("[a-z]*/*.md")])
 HUBS = ["index", "how_to/index", "explanation/index", "reference/index"]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md")),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ROOT / "benchmarks/README.md",
     *SITE,
 ]
 EXAMPLES = sorted(ROOT.glob("examples/plot_*.py"))

@@ -71,6 +71,14 @@ def test_the_map_names_everything_at_the_top():
     assert entries == named | {"__init__.py", "__main__.py", "py.typed", "weights"}
 
 
+def test_contributors_read_the_same_map():
+    page = PACKAGE.parent / "CONTRIBUTING.md"
+    if not page.exists():
+        pytest.skip("the package is not run from a checkout")
+    rows = re.findall(r"^\| (\d) \| `(\w+)` \| (.*) \|$", page.read_text(), re.M)
+    assert [(int(level), name, about) for level, name, about in rows] == PLACES
+
+
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_imports_go_down_only(file):
     place = place_of(file)
