@@ -1,4 +1,4 @@
-"""A cache on disk: what is put is got, whatever happens to processes, files and disks."""
+"""DiskCache: `get` returns what `put` stored, despite killed processes and damaged files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading ahead: the same bits and errors, a bounded number of images, no thread left."""
+"""Prefetching: the same bits and errors, a bounded number of images, no thread left."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def reader(X=IMAGES, n_ahead=8, n_jobs=None, **options):
 
 
 def broken(tmp_path, bad=(3, 9, 10, 19)):
-    """Paths of images, some of which hold none."""
+    """Paths of images, and of a few files without an image."""
     paths = []
     for index, image in enumerate(IMAGES):
         paths.append(str(tmp_path / f"{index}.png"))
@@ -84,7 +84,7 @@ def broken(tmp_path, bad=(3, 9, 10, 19)):
 
 
 @pytest.mark.parametrize("n_jobs", [None, 3, -1])
-def test_no_bit_hangs_on_what_is_read_ahead(n_jobs):
+def test_no_bit_depends_on_images_read_ahead(n_jobs):
     source = open_images(IMAGES)
     reading = reader(n_jobs=n_jobs)
     for start in range(0, 20, 5):

@@ -1,4 +1,4 @@
-"""Any accepted X -> lazy images -> batches of normalised tensors."""
+"""`ImageSource`: any accepted X, lazy images, batches of normalised tensors."""
 
 from __future__ import annotations
 

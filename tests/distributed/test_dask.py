@@ -1,4 +1,4 @@
-"""Work that is shared out on a real Dask cluster of processes, of which some get killed."""
+"""Dask: a real cluster of processes shares the work, and some get killed."""
 
 from __future__ import annotations
 
