@@ -1,8 +1,8 @@
-"""Alarms that mean what they say: from scores to p-values, thresholds and batches.
+"""Calibration: p-values, thresholds, false-discovery rates and drift tests from scores.
 
-All of it rests on *calibration scores*: scores of normal images that the detector has not learned
-from, in no step. A new normal image is then as likely to have any rank among them as they are
-among themselves (split-conformal prediction), whatever the detector and the images are like.
+All of them need *calibration scores*: scores of normal images from which no step of the detector
+has learned. A new normal image then has every rank among them with equal probability
+(split-conformal prediction), for any detector and any images.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["benjamini_hochberg", "conformal_p_values", "conformal_threshold", "d
 
 
 def conformal_p_values(calibration_scores: Any, scores: Any) -> np.ndarray:
-    """How normal images are among normal ones: split-conformal p-values [1]_.
+    """Split-conformal p-values of images among normal ones [1]_.
 
     Parameters
     ----------
     calibration_scores : array-like of shape (n,)
         Scores of normal images that the detector has not learned from. Higher = more normal.
     scores : array-like of shape (m,)
-        Of the images in question.
+        Scores of new images.
 
     Returns
     -------
@@ -75,14 +75,14 @@ def conformal_threshold(calibration_scores: Any, level: float) -> float:
     Parameters
     ----------
     calibration_scores : array-like of shape (n,)
-        As `conformal_p_values` takes them.
+        As in `conformal_p_values`.
     level : float
         In (0, 1): share of normal images that may be flagged, on average over calibration sets.
 
     Returns
     -------
     threshold : float
-        One of the calibration scores; what lies strictly below it is flagged.
+        One of the calibration scores; images strictly below it are flagged.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def conformal_threshold(calibration_scores: Any, level: float) -> float:
     -----
     CalibrationWarning
         If there are too few scores for that level: fewer than ``1 / level - 1``. The threshold is
-        then the lowest of them, at which a share of ``1 / (n + 1)`` is flagged.
+        then the lowest score, which flags a share of ``1 / (n + 1)``.
 
     See Also
     --------
@@ -129,7 +129,7 @@ def benjamini_hochberg(p_values: Any, q: float = 0.1) -> np.ndarray:
     Parameters
     ----------
     p_values : array-like of shape (m,)
-        Of all images of the batch, those too that look normal.
+        P-values of all images of the batch, including those that look normal.
     q : float, default=0.1
         In (0, 1): the false-discovery rate, the share of false alarms among the flagged images, on
         average over batches and calibration sets.
@@ -146,7 +146,7 @@ def benjamini_hochberg(p_values: Any, q: float = 0.1) -> np.ndarray:
 
     See Also
     --------
-    conformal_p_values : P-values for which this holds, although they share a calibration set [2]_.
+    conformal_p_values : Their guarantee holds here, although they share a calibration set [2]_.
 
     Notes
     -----
@@ -177,20 +177,20 @@ def benjamini_hochberg(p_values: Any, q: float = 0.1) -> np.ndarray:
 
 
 def drift_test(calibration_scores: Any, scores: Any, *, anomaly_share: float = 0.05) -> Bunch:
-    """Whether a batch of mostly normal images has moved away from the calibration images.
+    """Test whether a batch of mostly normal images has moved away from the calibration images.
 
-    A two-sample Kolmogorov-Smirnov test of the scores or, which is the same, the p-values. Those
-    of anomalies are small, so that the smallest are left out on both sides: a few anomalies are no
+    A two-sample Kolmogorov-Smirnov test of the scores or, equivalently, the p-values. Anomalies
+    have small p-values, so the test leaves out the smallest on both sides: a few anomalies are no
     drift.
 
     Parameters
     ----------
     calibration_scores : array-like of shape (n,)
-        As `conformal_p_values` takes them.
+        As in `conformal_p_values`.
     scores : array-like of shape (m,)
-        Of a batch that was taken without regard to scores.
+        Scores of a batch that was drawn without regard to scores.
     anomaly_share : float, default=0.05
-        In [0, 1): p-values up to this are left out.
+        In [0, 1): the test leaves out p-values up to this.
 
     Returns
     -------
@@ -198,8 +198,8 @@ def drift_test(calibration_scores: Any, scores: Any, *, anomaly_share: float = 0
         - ``p_value``: float in [0, 1]; small = drift. If nothing has moved, it is below `a` with
           a probability of at most `a`.
         - ``statistic``: float in [0, 1], the largest distance between both distributions.
-        - ``direction``: ``"lower"`` if the batch scores lower where that is, else ``"higher"``.
-        - ``n_compared``: int, how many images of the batch were compared.
+        - ``direction``: ``"lower"`` if the batch scores lower at that distance, else ``"higher"``.
+        - ``n_compared``: int, number of compared images of the batch.
 
     Raises
     ------
@@ -213,7 +213,7 @@ def drift_test(calibration_scores: Any, scores: Any, *, anomaly_share: float = 0
 
     See Also
     --------
-    benjamini_hochberg : Which images of a batch are abnormal.
+    benjamini_hochberg : Flags the abnormal images of a batch.
 
     Examples
     --------
@@ -230,7 +230,7 @@ def drift_test(calibration_scores: Any, scores: Any, *, anomaly_share: float = 0
         raise ValueError(f"anomaly_share={anomaly_share!r} is not in [0, 1)")
     known = _calibration(calibration_scores)
     new = _scores(scores)
-    # Above one of the calibration scores, those that are left are exchangeable with new ones.
+    # Above a calibration score, the remaining ones are exchangeable with new scores.
     n_left_out = math.floor(anomaly_share * (len(known) + 1) + 1e-9)
     kept = new[new > known[n_left_out - 1]] if n_left_out else new
     expected = known[n_left_out:]

@@ -1,4 +1,4 @@
-"""Every warning and error of the package that users meet."""
+"""Warnings and errors of the package."""
 
 from __future__ import annotations
 
@@ -21,30 +21,29 @@ __all__ = [
 
 
 class CalibrationWarning(UserWarning):
-    """There are too few calibration scores for what was asked."""
+    """Too few calibration scores for the requested rate or test."""
 
 
 class WeightsUnavailableError(OSError):
     """Pre-trained weights cannot be had on this machine.
 
-    Raised within seconds by `fit` when a backbone is named, its weights are neither
-    cached nor downloadable, and nothing else was asked for. The message names the ways
-    out; no other weights are ever used in their place.
+    `fit` raises it within seconds if `backbone` names a network whose weights are neither cached
+    nor downloadable. The message names the ways out; `fit` never uses other weights instead.
     """
 
 
 class OutOfMemoryWarning(UserWarning):
-    """A device ran out of memory; batches are worked on in smaller parts from here on.
+    """A device ran out of memory; from now on it gets batches in smaller parts.
 
-    Issued while fitting or scoring. Results stay the same up to rounding.
+    Fitting and scoring issue it. Results stay the same up to rounding.
     """
 
 
 class CacheWarning(UserWarning):
-    """A cache cannot be used as it should; results are computed instead.
+    """A cache is damaged or out of order; the estimator computes the results instead.
 
-    Issued where an entry is damaged (it is dropped, and made again) and where the cache's file
-    cannot be read or written (it is not used any more). No result is affected.
+    `DiskCache` issues it if an entry is damaged (it drops the entry, which is made again), or if
+    it cannot read or write its file (which it does not use any more). No result changes.
     """
 
 
@@ -55,11 +54,11 @@ class UnreadableImage:
     Parameters
     ----------
     index : int
-        Its place in the `X` that was passed.
+        Its index in `X`.
     path : str or None
-        None if it was not given as a path.
+        None if `X` holds no path there.
     cause : str
-        What is wrong with it, on one line.
+        The cause, on one line.
     """
 
     index: int
@@ -76,7 +75,7 @@ class UnreadableImage:
 
 
 class UnreadableImageWarning(UserWarning):
-    """Images that could not be read, and have NaN in place of a score (``on_error="nan"``).
+    """Unreadable images, which score NaN (``on_error="nan"``).
 
     Parameters
     ----------
@@ -103,43 +102,43 @@ class UnreadableImageWarning(UserWarning):
 
 
 class UnreadableImageError(ValueError):
-    """Raised for images that cannot be read, as opposed to an `X` that is none.
+    """Unreadable images in an `X` of an accepted form.
 
     Parameters
     ----------
     message : str
-        Names the images, and says what to do.
+        Names the images, and the remedy.
     images : sequence of UnreadableImage, default=()
-        Which images cannot be read, and why.
+        The unreadable images, each with its cause.
     """
 
-    # The default is what lets joblib bring the error out of another process.
+    # With the default, joblib can bring the error out of another process.
     def __init__(self, message: str, images: Sequence[UnreadableImage] = ()) -> None:
         super().__init__(message)
         self.images = list(images)
 
 
 class LabelWarning(UserWarning):
-    """Labels given to `fit` that show that it may be learning from anomalies."""
+    """Labels passed to `fit` show that it may learn from anomalies."""
 
 
 class CheckpointWarning(UserWarning):
     """A checkpoint is not used, or cannot be written.
 
-    Issued by `fit` where the only checkpoints are of other images or parameters, where one is
-    damaged, and where one cannot be written. No result is affected.
+    `fit` issues it if all checkpoints are of other images or parameters, if one is damaged, or if
+    it cannot write one. No result changes.
     """
 
 
 class ConfusionWarning(UserWarning):
-    """A class lies so close to another one that it would be missed as an anomaly."""
+    """A class lies too close to another one to be found as an anomaly."""
 
 
 class ModelFileError(ValueError):
     """A file that is no model, or not a whole one.
 
-    Raised where a model is loaded: the file is missing, cut off, damaged, of another kind, of a
-    newer format, or holds what no detector has. The message names the file and the cause.
+    Loading a model raises it: the file is missing, cut off, damaged, of another kind, of a newer
+    format, or not of a detector. The message names the file and the cause.
     """
 
     cause = ""

@@ -1,1 +1,1 @@
-"""What is kept between fits: on disk, and in memory."""
+"""Caches between fits: on disk, and in memory."""

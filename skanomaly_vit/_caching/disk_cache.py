@@ -1,4 +1,4 @@
-"""A cache on disk that processes share: bytes under keys, checked, of bounded size."""
+"""DiskCache: bytes under keys, checked, of bounded size, shared by processes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from skanomaly_vit.exceptions import CacheWarning
 #: Keys in one SQL statement; SQLite allows at least 999 variables.
 _KEYS_AT_ONCE = 500
 
-#: Seconds after which a use is noted again. A note costs a write.
+#: Seconds before another use of an entry is recorded: each record costs a write.
 _USE_RESOLUTION = 60.0
 
 #: Seconds to wait for another process's write.
 _PATIENCE = 60.0
 
-#: A full cache is emptied to this share, so that not every entry written costs one dropped.
+#: A full cache is emptied to this share, so that not every write has to drop an entry.
 _SHARE_LEFT = 0.9
 
-#: Bytes to which the write-ahead log is cut once its content is in the database.
+#: SQLite cuts the write-ahead log to this many bytes once the database has its content.
 _LARGEST_LOG = 2**26
 
 #: Bytes of the largest entry; SQLite's own limit is a little below 2**30.
@@ -49,19 +49,19 @@ CREATE TRIGGER IF NOT EXISTS entry_dropped AFTER DELETE ON entries
 
 
 class DiskCache:
-    """Keep what was computed in a file on disk.
+    """Cache of features, tokens and students in a file on disk.
 
-    For the parameter `memory` of the estimators. Any number of processes of one machine share
-    a cache; a process that is killed while it writes leaves the cache as it was before.
+    Pass it as the parameter `memory` of the estimators. Any number of processes of one machine
+    share a cache; a process killed while it writes leaves the cache as it was before.
 
     Parameters
     ----------
     location : str or path-like
-        A folder, made if it is not there. It must be on a local disk: SQLite's write-ahead
-        log, which this is built on, does not work over a network.
+        A folder; `DiskCache` makes it if it does not exist. It must be on a local disk: SQLite's
+        write-ahead log does not work over a network.
     max_bytes : int, default=10 * 2**30
-        Size in bytes of the entries that are kept. Beyond it, those used least recently
-        go first.
+        Size in bytes of all entries. Beyond it, the cache drops the least recently used entries
+        first.
 
     See Also
     --------
@@ -69,8 +69,8 @@ class DiskCache:
 
     Notes
     -----
-    Entries are plain bytes with a checksum (CRC-32) in an SQLite database; nothing in it is ever
-    executed or unpickled.
+    Entries are plain bytes with a checksum (CRC-32) in an SQLite database; the cache never
+    executes or unpickles them.
 
     Examples
     --------
@@ -87,7 +87,7 @@ class DiskCache:
         if max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes} must be at least 1")
         self.location = Path(location).expanduser()
-        # Not Path.exists: it raises where a folder above may not be looked into.
+        # Not Path.exists: it raises if a folder above is not readable.
         if os.path.exists(self.location) and not os.path.isdir(self.location):
             raise ValueError(f"{str(self.location)!r} is a file; a cache needs a folder")
         self.max_bytes = max_bytes
@@ -104,12 +104,12 @@ class DiskCache:
         Parameters
         ----------
         keys : sequence of bytes
-            Of the entries.
+            Keys of the entries.
 
         Returns
         -------
         found : dict of bytes to bytes
-            The values of those that are there and whole.
+            The values of the entries that exist and are whole.
 
         Warns
         -----
@@ -122,7 +122,7 @@ class DiskCache:
         def _read(connection: sqlite3.Connection) -> None:
             stale = []
             for key, checksum, used, value in _rows(connection, keys):
-                # A damaged header of a row can make the value one of any type.
+                # A damaged header of a row can give the value any type.
                 if not isinstance(value, bytes) or _checksum(key, value) != checksum:
                     damaged.append(key)
                     continue
@@ -140,13 +140,12 @@ class DiskCache:
         return found
 
     def put(self, entries: Mapping[bytes, bytes]) -> None:
-        """Keep entries, all of them or, if the process is killed meanwhile, none.
+        """Keep entries: all of them or, if the process is killed meanwhile, none.
 
         Parameters
         ----------
         entries : mapping of bytes to bytes
-            An entry under a key that is there already is left out, and so is one larger than
-            the cache.
+            `put` ignores entries under keys that exist, and entries larger than the cache.
 
         Warns
         -----
@@ -194,7 +193,7 @@ class DiskCache:
         return not self._broken
 
     def close(self) -> None:
-        """Let go of the file. The cache opens it again when it is used."""
+        """Close the file. The next use of the cache opens it again."""
         with self._lock:
             self._disconnect()
 
@@ -222,7 +221,7 @@ class DiskCache:
         dropped = []
         oldest_first = "SELECT key, size, used FROM entries ORDER BY used, key"
         for key, size, used in connection.execute(oldest_first):
-            # What has just been written goes only if it must.
+            # Entries just written go only if they must.
             if excess <= (0 if used >= now else -spare):
                 break
             dropped.append(key)
@@ -230,7 +229,7 @@ class DiskCache:
         _drop(connection, dropped)
 
     def _do(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        """Have `work` done, one thread at a time; if it fails, the cache is not used any more."""
+        """Do `work`, one thread at a time; if it fails, the cache is not used any more."""
         with self._lock:
             if self._broken:
                 return
@@ -261,7 +260,7 @@ class DiskCache:
         warnings.warn(message, CacheWarning, stacklevel=stacklevel)
 
 
-#: All caches of this process, for what has to be done before a fork.
+#: All caches of this process, which a fork has to disconnect first.
 _caches: weakref.WeakSet[DiskCache] = weakref.WeakSet()
 
 _caches_lock = threading.Lock()
@@ -270,10 +269,10 @@ _waiting_for_fork: list[DiskCache] = []
 
 
 def _before_fork() -> None:
-    """Let go of every file and lock: neither can be carried over a fork.
+    """Close every file and release every lock: a fork can carry over neither.
 
-    The child's SQLite would believe that it holds the file locks of its parent, which it does
-    not, and another process could take away the write-ahead log that the child writes to.
+    SQLite in the child would believe that it holds the file locks of its parent, which it does
+    not, and another process could delete the write-ahead log that the child writes to.
     """
     _caches_lock.acquire()
     for cache in list(_caches):
@@ -307,7 +306,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             return connection
         except (sqlite3.Error, ValueError) as error:
             connection.close()
-            # For a process that is just making the file, SQLite does not wait.
+            # SQLite does not wait for a process that is just making the file.
             busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
             if not busy or time.monotonic() > deadline:
                 raise
@@ -331,8 +330,8 @@ def _total(connection: sqlite3.Connection) -> int:
 
 
 def _checksum(key: bytes, value: bytes) -> int:
-    """Over the key too: an entry that came under another's key is damaged.
+    """CRC-32 of value and key: an entry under the key of another is damaged.
 
-    Against accidents, which a CRC finds at twice the speed of a cryptographic digest.
+    It guards against accidents, at twice the speed of a cryptographic digest.
     """
     return zlib.crc32(value, zlib.crc32(key))

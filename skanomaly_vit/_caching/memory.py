@@ -1,4 +1,4 @@
-"""Tensors that were computed before, under keys made of content."""
+"""Cached tensors under keys made of content, and an LRU cache of objects."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Memory:
-    """One way to remember named tensors, whatever keeps them.
+    """One interface to every store of named tensors.
 
     Parameters
     ----------
     keeper : DiskCache, path, object with ``cache`` or None
-        ``None`` keeps nothing. Of an object with ``cache``, such as `joblib.Memory`, a function
-        is got that remembers; a path is that of a `DiskCache`.
+        ``None`` keeps nothing. The method ``cache`` of an object, such as `joblib.Memory`, makes
+        a function that remembers. A path names the folder of a `DiskCache`.
     """
 
     def __init__(self, keeper: Any) -> None:
@@ -48,16 +48,16 @@ class Memory:
         compute: Callable[[list[Name]], Mapping[Name, Tensors]],
         is_final: Callable[[], bool] = lambda: True,
     ) -> dict[Name, Tensors]:
-        """Recall what is known under `keys`, and compute the rest in one go.
+        """Recall the tensors known under `keys`, and compute the rest in one go.
 
         Parameters
         ----------
         keys : mapping of name to bytes
-            Those most likely to be known first.
+            The keys most likely to be known come first.
         compute : callable
-            Gives the tensors of a list of names.
+            Computes the tensors of a list of names.
         is_final : callable
-            Whether what was computed is worth keeping.
+            Tells whether the computed tensors are worth keeping.
         """
         if self.disk is not None:
             return self._recall_from(self.disk, keys, compute, is_final)
@@ -97,11 +97,11 @@ class Memory:
 
 
 class _NotFinalError(Exception):
-    """Carries what must not be remembered past the function that would remember it."""
+    """Leaves the remembering function before it remembers a result that is not final."""
 
 
 class _Recipe:
-    """A computation that is its key to whoever hashes or pickles it."""
+    """A computation that hashes and pickles as its key."""
 
     def __init__(self, key: bytes, compute: Callable[[], bytes] | None = None) -> None:
         self.key = key
@@ -120,7 +120,7 @@ def _follow(recipe: _Recipe) -> bytes:
 
 @functools.cache
 def surroundings(device: torch.device) -> list[str]:
-    """What the bits of a result depend on beside its inputs."""
+    """Versions and processor: the bits of a result depend on them beside its inputs."""
     packages = ("torch", "timm", "pillow", "numpy")
     return [__version__, *(version(package) for package in packages), _processor(device)]
 
@@ -137,21 +137,21 @@ def _processor(device: torch.device) -> str:
     return f"{device.type} {platform.machine()} {capability} {names}"
 
 
-#: Named tensors, as a store of tensors takes and gives them.
+#: Named tensors, the values of a store.
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
 Value = TypeVar("Value")
 
 
 class LRUCache(Generic[Value]):
-    """Objects under keys made of content; those used least recently go first.
+    """Objects under keys made of content; drops the least recently used first.
 
-    Whoever gets an object shares it: it must not be changed.
+    Callers share the objects, and must not change them.
 
     Parameters
     ----------
     max_bytes : int
-        Of all objects together.
+        Size of all objects together.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -161,7 +161,7 @@ class LRUCache(Generic[Value]):
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> Value | None:
-        """The object under `key`, if it is there."""
+        """Return the object under `key`, or None."""
         with self._lock:
             if key not in self._entries:
                 return None
@@ -169,7 +169,7 @@ class LRUCache(Generic[Value]):
             return self._entries[key][0]
 
     def put(self, key: bytes, value: Value, n_bytes: int) -> None:
-        """Keep an object of so many bytes, in place of older ones if need be."""
+        """Keep an object of `n_bytes` bytes, in place of older ones if need be."""
         with self._lock:
             if key in self._entries or n_bytes > self._max_bytes:
                 return

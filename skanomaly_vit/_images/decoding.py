@@ -1,4 +1,4 @@
-"""One image of any kind: whether it is acceptable, and its (h, w, 3) RGB pixels."""
+"""Decoding: one image of any form to (h, w, 3) RGB pixels, and checks before that."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Values looked at in one go when the range of floats is checked: 16 MB of float32.
+# Values per step of the range check of floats: 16 MB of float32.
 _CHUNK_VALUES = 2**22
 
-# A lazily opened PIL image is not safe to load from two threads, and one object may stand in a
-# list twice. Striped by id: one lock for all would make every decode of a PIL list serial.
+# Two threads cannot safely load one lazily opened PIL image, and a list may hold one object twice.
+# Striped by id: a single lock would decode a whole list of PIL images serially.
 _LOAD_LOCKS = tuple(threading.Lock() for _ in range(64))
 
 
@@ -48,10 +48,10 @@ def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
     Parameters
     ----------
     item : str, bytes, PIL.Image.Image, ndarray or torch.Tensor
-        A path, what is in an image file, a PIL image, an array (h, w), (h, w, 1) or (h, w, 3), or a
-        tensor (3, h, w).
+        A path, the bytes of an image file, a PIL image, an array (h, w), (h, w, 1) or (h, w, 3),
+        or a tensor (3, h, w).
     max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are refused before they are decoded; None is no limit.
+        Files and PIL images of more pixels raise before they are decoded; None is no limit.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
     Raises
     ------
     Exception
-        Whatever Pillow raises for a file that it cannot read in full.
+        Any error of Pillow for a file that it cannot read in full.
     """
     if isinstance(item, str | bytes):
         with open_file(item, max_pixels) as image:
@@ -73,14 +73,14 @@ def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
     if is_tensor(item):
         return tensor_to_array(item).transpose(1, 2, 0)  # (3, h, w) -> (h, w, 3)
     pixels: Any = item
-    return _grey_to_rgb(pixels)
+    return _gray_to_rgb(pixels)
 
 
 def image_size(item: Item, max_pixels: int | None = MAX_PIXELS) -> tuple[int, int]:
-    """Height and width of what `decode_image` gives, if possible without decoding it."""
+    """Height and width of the pixels of `decode_image`, if possible without decoding them."""
     if isinstance(item, str | bytes):
         with open_file(item, max_pixels) as image:
-            # Of other formats the orientation is known only after their pixels have been read.
+            # Other formats show their orientation only after their pixels were read.
             if image.format == "JPEG":
                 turned = _orientation(image) in (5, 6, 7, 8)
                 return (image.width, image.height) if turned else (image.height, image.width)
@@ -89,13 +89,13 @@ def image_size(item: Item, max_pixels: int | None = MAX_PIXELS) -> tuple[int, in
 
 
 def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
-    """Whether something is a torch tensor. Who has one has imported torch; others need not."""
+    """Tell a torch tensor without importing torch: whoever holds a tensor has imported it."""
     tensor_class = getattr(sys.modules.get("torch"), "Tensor", None)
     return tensor_class is not None and isinstance(value, tensor_class)
 
 
 def tensor_to_array(tensor: torch.Tensor) -> Array:
-    """Bring a tensor of any device to numpy, low-precision floats (bfloat16) as float32."""
+    """Copy a tensor of any device to numpy; low-precision floats (bfloat16) become float32."""
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point() and tensor.element_size() < 8:
         tensor = tensor.float()
@@ -106,23 +106,23 @@ def _decode_pil(image: Image.Image, max_pixels: int | None) -> Array:
     """Upright RGB array of the image's current frame (the first, unless the caller moved on)."""
     with _LOAD_LOCKS[id(image) % len(_LOAD_LOCKS)]:
         check_pixels(image.size, max_pixels)
-        # Load first: only then are EXIF blocks behind the pixels known, and TIFF already upright.
+        # Load first: Pillow then knows EXIF blocks behind the pixels, and has turned TIFF upright.
         image.load()
         check_pixels(image.size, max_pixels)  # a frame may be larger than the header says
         method = _ORIENTATIONS.get(_orientation(image))
     if method is not None:
-        image = image.transpose(method)  # a new image: the caller's is not touched
+        image = image.transpose(method)  # a new image: the caller's stays as it was
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _grey_to_rgb(_decode_grey16(image))
+        return _gray_to_rgb(_decode_gray16(image))
     if image.mode == "F":
-        return _grey_to_rgb(_decode_float(image))
+        return _gray_to_rgb(_decode_float(image))
     if image.has_transparency_data:
         # Pillow knows no La -> RGBA.
         straight = image.convert("LA") if image.mode == "La" else image
         return _over_white(np.asarray(straight.convert("RGBA")))
     if image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
-    return _grey_to_rgb(np.asarray(image))
+    return _gray_to_rgb(np.asarray(image))
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -130,47 +130,47 @@ def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # noqa: BLE001
-        # Pillow raises many types for a malformed EXIF block. The pixels are sound all the
-        # same, and every viewer shows such a file as it is stored.
+        # Pillow raises many types for a malformed EXIF block. The pixels are sound, and every
+        # viewer shows such a file as it is stored.
         return 1
 
 
-def _decode_grey16(image: Image.Image) -> Array:
+def _decode_gray16(image: Image.Image) -> Array:
     """(h, w) uint16 of a 16-bit grey image; Pillow's own conversion to RGB would clip at 255."""
-    grey = np.asarray(image)
-    if grey.min() < 0 or grey.max() > 65535:
+    gray = np.asarray(image)
+    if gray.min() < 0 or gray.max() > 65535:
         raise ValueError(
-            f"image of mode {image.mode!r} with values from {grey.min()} to {grey.max()}, where "
+            f"image of mode {image.mode!r} with values from {gray.min()} to {gray.max()}, where "
             "0 to 65535 is expected; rescale it and pass a uint16 or float array"
         )
-    grey = grey.astype(np.uint16)
+    gray = gray.astype(np.uint16)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        grey[grey == transparent] = 65535
-    return grey
+        gray[gray == transparent] = 65535
+    return gray
 
 
 def _decode_float(image: Image.Image) -> Array:
-    """(h, w) float32 of a mode "F" image, which has no range of its own."""
-    grey = np.asarray(image)
-    # Written so that NaN fails it.
-    if not (grey.min() >= 0 and grey.max() <= 1):
+    """(h, w) float32 of a mode "F" image; the mode defines no range."""
+    gray = np.asarray(image)
+    # In this form, NaN fails the check.
+    if not (gray.min() >= 0 and gray.max() <= 1):
         raise ValueError(
-            f"image of mode 'F' with values from {grey.min()} to {grey.max()}, where 0 to 1 is "
+            f"image of mode 'F' with values from {gray.min()} to {gray.max()}, where 0 to 1 is "
             "expected; rescale it, for instance by dividing by 255"
         )
-    return grey
+    return gray
 
 
 def _over_white(rgba: Array) -> Array:
     """Composite (h, w, 4) uint8 over white -> (h, w, 3), rounded to nearest."""
-    colour = rgba[..., :3].astype(np.uint16)
+    color = rgba[..., :3].astype(np.uint16)
     alpha = rgba[..., 3:].astype(np.uint16)
     # At most 255 * 255 + 127: fits uint16.
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _grey_to_rgb(pixels: Array) -> Array:
+def _gray_to_rgb(pixels: Array) -> Array:
     """(h, w), (h, w, 1) or (h, w, 3), any byte order -> (h, w, 3), native byte order."""
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if pixels.ndim == 2:
@@ -178,11 +178,11 @@ def _grey_to_rgb(pixels: Array) -> Array:
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
-# Whether an image is acceptable, before it is decoded
+# Checks before decoding
 
 
 def as_item(item: Any, index: int) -> Item:
-    """One element of a list of images: raise if it is of no form that an image has."""
+    """Return one element of a list of images, or raise if it has no form of an image."""
     where = f"sample {index}"
     if isinstance(item, str | os.PathLike):
         return os.fsdecode(item)
@@ -203,7 +203,7 @@ def as_item(item: Any, index: int) -> Item:
 
 
 def find_unreadable(items: Any) -> Iterator[UnreadableImageError]:
-    """Those of some images of which it shows without decoding them that they cannot be read."""
+    """Errors of images that are unreadable for reasons which show without decoding."""
     if isinstance(items, np.ndarray) or is_tensor(items):
         is_float = is_tensor(items) and items.is_floating_point()
         if is_float or (isinstance(items, np.ndarray) and items.dtype.kind == "f"):
@@ -219,7 +219,7 @@ def find_unreadable(items: Any) -> Iterator[UnreadableImageError]:
 def _find_bad_path(path: str, index: int) -> Iterator[UnreadableImageError]:
     where = f"sample {index}"
 
-    def refuse(message: str, cause: str) -> UnreadableImageError:
+    def error_of(message: str, cause: str) -> UnreadableImageError:
         return UnreadableImageError(message, [UnreadableImage(index, path, cause)])
 
     try:
@@ -227,18 +227,18 @@ def _find_bad_path(path: str, index: int) -> Iterator[UnreadableImageError]:
     except (OSError, ValueError) as error:  # ValueError: null byte
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         message = f"{where}: {reason}: {path!r}; pass paths of existing files"
-        refused = refuse(message, one_line(error))
-        refused.__cause__ = error
-        yield refused
+        bad = error_of(message, one_line(error))
+        bad.__cause__ = error
+        yield bad
         return
     if stat.S_ISDIR(mode):
-        yield refuse(
+        yield error_of(
             f"{where}: {path!r} is a directory; pass its files, such as "
             f'sorted(Path({path!r}).rglob("*.png"))',
             "Is a directory",
         )
     elif not stat.S_ISREG(mode):
-        yield refuse(f"{where}: {path!r} is not a regular file", "not a regular file")
+        yield error_of(f"{where}: {path!r} is not a regular file", "not a regular file")
 
 
 def check_dtype(dtype: np.dtype[Any], where: str) -> None:
@@ -277,7 +277,7 @@ def check_layout(shape: tuple[int, ...], where: str, to_channels_last: str) -> N
 def _find_out_of_range(
     X: Array | torch.Tensor, *, first: int = 0
 ) -> Iterator[UnreadableImageError]:
-    """Those of float images (n, ...) with values that are not in [0, 1]; X[0] is called `first`."""
+    """Errors of float images (n, ...) with values outside [0, 1]; X[0] has the index `first`."""
     step = max(1, _CHUNK_VALUES // max(1, int(np.prod(X.shape[1:]))))
     for start in range(0, len(X), step):
         part = X[start : start + step]
@@ -294,12 +294,12 @@ def _find_out_of_range(
 
 def _is_in_range(values: Array) -> bool:
     with np.errstate(invalid="ignore"):
-        # Written so that NaN fails it.
+        # In this form, NaN fails the check.
         return bool(values.min() >= 0 and values.max() <= 1)
 
 
 def _describe_range(image: Array) -> str:
-    """What is wrong with the values of an image."""
+    """Describe the values of an image that are out of range."""
     if np.isnan(image).any():
         return "contains NaN; every pixel needs a value in [0, 1]"
     if np.isinf(image).any():

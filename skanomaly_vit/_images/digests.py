@@ -1,4 +1,4 @@
-"""What an image is, in 32 bytes: a digest of its content."""
+"""Digests of images: 32 bytes of their content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from skanomaly_vit._images.decoding import Item, decode_image
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 
-#: Nanoseconds for which a file's time stamps cannot tell two changes apart.
+#: Nanoseconds within which time stamps of a file cannot tell two changes apart.
 _STAMP_RESOLUTION = 2 * 10**9
 
 
@@ -23,12 +23,12 @@ def digest_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> bytes:
     ----------
     item : str, bytes, PIL.Image.Image, ndarray or torch.Tensor
     max_pixels : int or None, default=2**27
-        As `decode_image` takes them.
+        As in `decode_image`.
 
     Returns
     -------
     digest : bytes
-        32 of them.
+        32 bytes.
 
     Raises
     ------
@@ -47,8 +47,8 @@ def digest_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> bytes:
 
 def _digest_file(path: str) -> bytes:
     stamp = os.stat(path)
-    # The time of the last change of the inode, which, other than mtime, nobody can set. On
-    # Windows it is that of the file's creation, so that mtime is needed too.
+    # Nobody can set ctime, the last change of the inode, unlike mtime. On Windows ctime is the
+    # creation of the file, so mtime counts too.
     times = (stamp.st_ctime_ns, stamp.st_mtime_ns)
     identity = (*times, stamp.st_size, stamp.st_ino, stamp.st_dev)
     settled = time.time_ns() - max(times) > _STAMP_RESOLUTION

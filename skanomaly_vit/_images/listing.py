@@ -1,4 +1,4 @@
-"""Finding images: in folders and below them, and as paths that come down a pipe."""
+"""Image files: found below folders, or named by paths from a pipe."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 
-# Bytes asked of a pipe at once; it gives what there is.
+# Bytes to ask of a pipe at once; it may give fewer.
 _PIPE_BYTES = 2**16
 
-# Bytes beyond which no system has a path: what is longer is not a list of paths.
+# No system has longer paths, in bytes: a longer piece is no path.
 _LONGEST_PATH = 2**16
 
 
 def visible_entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """What is in a folder, in the order of the names, but for what systems leave there."""
+    """Entries of a folder in the order of their names, without those that systems leave there."""
     with os.scandir(folder) as entries:
         visible = [e for e in entries if not e.name.startswith((".", "__MACOSX"))]
     return sorted(visible, key=lambda entry: entry.name)
@@ -29,20 +29,20 @@ def has_image_suffix(name: str) -> bool:
 
 
 def walk_images(folder: str, on_error: Callable[[str, OSError], None]) -> Iterator[str]:
-    """Paths of all images below a folder, one folder held at a time.
+    """Paths of all images below a folder; holds one folder at a time.
 
     Parameters
     ----------
     folder : str
-        Links to folders are followed, but no folder is entered twice, so that loops end.
+        The walk follows links to folders, but enters no folder twice, so that loops end.
     on_error : callable
-        Called with the path of a folder that cannot be listed, and why.
+        Called with the path of a folder that cannot be listed, and the error.
 
     Yields
     ------
     path : str
         Begins with `folder`. Each folder in the order of its names, subfolders among them. Broken
-        links are there too: whoever opens the image is to say that it cannot be read.
+        links are there too: the error comes when the image is opened.
     """
     entered: set[tuple[int, int]] = set()
 
@@ -57,7 +57,7 @@ def walk_images(folder: str, on_error: Callable[[str, OSError], None]) -> Iterat
             on_error(path, error)
             return iter(())
 
-    # A stack of its own: folders may be nested deeper than Python's calls.
+    # No recursion: folders may be nested deeper than Python's calls.
     open_folders = [enter(folder)]
     while open_folders:
         entry = next(open_folders[-1], None)
@@ -75,26 +75,26 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def read_paths(stream: BinaryIO, separator: bytes) -> Iterator[str]:
-    """Paths from a stream of bytes, each as soon as it has come whole; empty ones are skipped.
+    """Paths from a stream of bytes, each as soon as it is complete; skips empty ones.
 
     Parameters
     ----------
     stream : binary file
-        Bytes that are not UTF-8 come as surrogates, as they do in `sys.argv`.
+        Bytes that are not UTF-8 become surrogates, as in `sys.argv`.
     separator : bytes
         A newline or a null byte.
 
     Raises
     ------
     ValueError
-        If the stream is separated otherwise.
+        If the stream has another separator.
     """
     rest = b""
     while block := stream.read1(_PIPE_BYTES):  # type: ignore[attr-defined]
         *paths, rest = (rest + block).split(separator)
         if separator != b"\0" and b"\0" in block:
             raise ValueError(
-                "the paths on standard input are separated by null bytes, not newlines; add --null"
+                "null bytes separate the paths on standard input, not newlines; add --null"
             )
         if len(rest) > _LONGEST_PATH:
             raise ValueError(

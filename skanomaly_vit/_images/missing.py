@@ -1,4 +1,4 @@
-"""Results of the images that could be read -> results of all, with gaps for the others."""
+"""Missing values: NaN scores and empty maps for unreadable images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skanomaly_vit._images.unreadable import warn_unreadable
 def fill_scores(
     scores: Mapping[str, np.ndarray], scored: np.ndarray, source: ImageSource
 ) -> dict[str, np.ndarray]:
-    """Scores of all images, NaN for those that are unreadable, of which a warning is given.
+    """Scores of all images; unreadable ones get NaN and an `UnreadableImageWarning`.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def fill_scores(
     for space, values in scores.items():
         filled[space] = np.full(len(source), np.nan)
         filled[space][scored] = values
-        # An image may have gone since it was scored, before the size of its map was known.
+        # An image may vanish after it was scored, before its map learned its size.
         filled[space][gaps] = np.nan
     return filled
 
@@ -44,7 +44,7 @@ def fill_maps(
     source: ImageSource,
     enlarge: Callable[[np.ndarray, Sequence[tuple[int, int]]], Maps],
 ) -> Maps:
-    """Maps of all images at their own sizes, of shape (0, 0) for those that are unreadable.
+    """Maps of all images at their own sizes; unreadable images get a map of shape (0, 0).
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def fill_maps(
         Position of the image of each map.
     source : ImageSource
     enlarge : callable
-        Interpolates maps to the sizes of their images, into one array if those are the same.
+        Interpolates maps to the sizes of their images; gives one array if all sizes agree.
     """
     sizes = source.each(source.size, mapped.tolist())
     enlarged = enlarge(maps[np.isin(mapped, list(sizes))], list(sizes.values()))
@@ -66,7 +66,7 @@ def fill_maps(
 
 
 def warn_gaps(source: ImageSource) -> None:
-    """Warn of the images that are unreadable, if there are any."""
+    """Warn of the unreadable images, if there are any."""
     gaps = sorted(source.unreadable)
     warn_unreadable([source.unreadable[position] for position in gaps], len(source))
 

@@ -14,18 +14,18 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from skanomaly_vit._utils.shared_context import Shared
 
-#: Pixels of the largest image that is decoded, if the user sets no other limit: more than nearly
-#: all cameras have, and some 3 GB of memory while such an image is decoded.
+#: Default limit of pixels: more than nearly all cameras have. Decoding such an image takes some
+#: 3 GB of memory.
 MAX_PIXELS = 2**27
 
 
 @contextmanager
 def open_file(file: str | bytes, max_pixels: int | None) -> Iterator[Image.Image]:
-    """Open an image file, its header read, and close it; larger ones are refused unread.
+    """Open an image file, read its header, and close it; raise for a larger one, its pixels unread.
 
-    `file` is a path, or what is in the file.
+    `file` is a path, or the bytes of a file.
     """
-    # Opening a named pipe would wait for whoever writes to it.
+    # Opening a named pipe would wait for a writer.
     if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError("not a regular file")
     with own_limits(max_pixels):
@@ -36,8 +36,8 @@ def open_file(file: str | bytes, max_pixels: int | None) -> Iterator[Image.Image
             if image.format != "PNG":
                 yield image
                 return
-            # Pillow does not look at the checksums of pixels as it decodes them, and a fifth of
-            # all flipped bits would pass. It can do so only once, of an image that it closes.
+            # Pillow ignores the checksums of pixels while it decodes, and a fifth of all flipped
+            # bits would pass. `verify` checks them, once, and closes the image.
             image.verify()
         with _open(file) as image:
             check_pixels(image.size, max_pixels)
@@ -52,12 +52,12 @@ def _open(file: str | bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(file))
     except UnidentifiedImageError:
-        # Pillow's own words have an address in memory, which differs from run to run.
-        raise ValueError(f"{len(file)} bytes that are no image of a format known") from None
+        # Pillow's message holds an address in memory, which differs from run to run.
+        raise ValueError(f"{len(file)} bytes that are no image of a known format") from None
 
 
 def check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
-    """Raise for an image (width, height) of more pixels than the limit, or of none."""
+    """Raise if an image (width, height) has no pixels, or more than the limit."""
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"image of zero size, {width} x {height}")
@@ -69,11 +69,11 @@ def check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
 
 
 class _OwnLimits:
-    """Puts our limit and our rules in place of Pillow's, which are global, while a thread decodes.
+    """Replaces Pillow's global limit and rules by ours while a thread decodes.
 
-    Pillow warns above ``Image.MAX_IMAGE_PIXELS`` and refuses above twice that, also parts of files
-    that `check_pixels` does not see, such as the tiles of a TIFF. Shared, since neither that
-    global nor `warnings.catch_warnings` knows of threads.
+    Pillow warns above ``Image.MAX_IMAGE_PIXELS`` and raises above twice that, also for parts of
+    files that `check_pixels` does not see, such as the tiles of a TIFF. Threads share one context,
+    since neither that global nor `warnings.catch_warnings` knows of threads.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class _OwnLimits:
 
     @contextmanager
     def _widened(self, limit: int | None) -> Iterator[None]:
-        """Of several limits at once the widest: each thread checks its own besides."""
+        """Set the widest of several limits at once; each thread also checks its own."""
         with self._lock:
             self._limits.append(limit)
             self._apply()
@@ -114,11 +114,10 @@ class _OwnLimits:
 @contextmanager
 def _own_rules() -> Iterator[None]:
     pillows = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-    # Other packages set it, and half of an image would get a score.
+    # Other packages set it to True, and half an image would get a score.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with warnings.catch_warnings():
-        # An image is read or it is not: of a file that is odd and sound all the same
-        # there is nothing to say, and one that is not raises an error.
+        # Pillow reads an image or raises. Of an odd but sound file there is nothing to say.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = pillows

@@ -1,4 +1,4 @@
-"""Decoded pixels of any type -> those of one type, masks, and smaller pictures."""
+"""Decoded pixels: conversion of types, masks, and smaller pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def as_unit(pixels: Array) -> Array:
 
 
 def read_mask(mask: Any) -> Array:
-    """Mask (height, width), bool: where an array, a PIL image or the image at a path is not 0."""
+    """Mask (height, width), bool: True where an array, a PIL image or an image file is not 0."""
     if isinstance(mask, str | os.PathLike | Image.Image):
         item = mask if isinstance(mask, Image.Image) else os.fspath(mask)
         return decode_image(item).astype(bool).max(axis=2)
@@ -33,12 +33,12 @@ def read_mask(mask: Any) -> Array:
 
 
 def shrink(pixels: Array, longest: int) -> Image.Image:
-    """An image (h, w, 3) of any type -> RGB of at most so many pixels a side, never enlarged."""
+    """Shrink an image (h, w, 3) of any type to RGB of at most `longest` pixels a side."""
     image = Image.fromarray(as_uint8(pixels))
     return image.resize(fitting(image.size, longest), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """Width and height, reduced in proportion to at most so many pixels a side."""
+    """Width and height, reduced in proportion to at most `longest` pixels a side."""
     factor = min(1.0, longest / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

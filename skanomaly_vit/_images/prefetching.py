@@ -1,4 +1,4 @@
-"""Images read ahead of the network: the next ones are prepared while a device works."""
+"""Prefetching: threads prepare the next images while a device works."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from skanomaly_vit._images.preprocessing import Preprocessing, prepare
 from skanomaly_vit._images.source import ImageSource, require_readable
 from skanomaly_vit.exceptions import UnreadableImageError
 
-#: Batches that are prepared beside the one that a device works on: one that is done, and one in
-#: the making. More would take memory and no time off.
+#: Batches to prepare beside the one on the device: one that is done, and one in the making. More
+#: would take memory and save no time.
 BATCHES_AHEAD = 2
 
 
 def batches_ahead(device: torch.device) -> int:
-    """How many batches are worth preparing while a device works on one.
+    """Number of batches to prepare while a device works on one.
 
-    On a CPU none: decoding takes the cores from the network, and was no faster
+    On a CPU 0: decoding takes cores from the network, and was no faster
     (benchmarks/input_pipeline.py).
     """
     return 0 if device.type == "cpu" else BATCHES_AHEAD
 
 
 def count_threads(n_jobs: int | None) -> int:
-    """Threads, as joblib counts jobs: None is one, -1 as many as there are cores."""
+    """Number of threads, as joblib counts jobs: None is one, -1 is one per core."""
     if n_jobs is None:
         return 1
     return n_jobs if n_jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + n_jobs)
 
 
 class Reader:
-    """Gives batches of images, in the order in which they are asked for.
+    """Loads batches of images in the order of the requests, and prepares the next images.
 
     Parameters
     ----------
@@ -44,15 +44,15 @@ class Reader:
     n_jobs : int or None
         Threads.
     n_ahead : int
-        Images that are prepared ahead; with 0 all is done when it is asked for.
+        Images to prepare ahead; with 0 `load` does all the work.
     pinned : bool
-        Whether batches come in memory from which a GPU copies without waiting.
+        Whether batches lie in memory from which a GPU copies without waiting.
 
     Notes
     -----
-    An image is prepared by itself, so that no bit hangs on what is read ahead. Images that cannot
-    be read are errors when their batch is asked for, not before. Threads live from the first
-    batch to `close`.
+    Each image is prepared alone, so no bit depends on the images read ahead. `load` raises for
+    unreadable images when it comes to their batch, not before. Threads live from the first batch
+    to `close`.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Reader:
         self._begun: dict[int, Future[torch.Tensor | UnreadableImageError]] = {}
 
     def expect(self, positions: Iterable[int]) -> None:
-        """Say which images are likely to be asked for after the next batch, first ones first."""
+        """Announce the images that are likely to follow the next batch, in order."""
         self._expected = list(positions)
 
     def load(self, positions: Sequence[int]) -> torch.Tensor:
-        """A batch of normalised images: (len(positions), 3, height, width), float32.
+        """Load a batch of normalised images: (len(positions), 3, height, width), float32.
 
         Raises
         ------
@@ -88,7 +88,7 @@ class Reader:
         if not self.n_ahead:
             return self._source.load(positions, self._preprocessing, self._n_jobs)
         wanted = [*positions, *self._expected]
-        # What was expected and never asked for is not to pile up.
+        # Drop images that were expected and never requested, or they would pile up.
         self._begun = {place: self._begun[place] for place in wanted if place in self._begun}
         for position in wanted:
             if position not in self._begun:
@@ -99,7 +99,7 @@ class Reader:
         return self._stack(images)
 
     def close(self) -> None:
-        """End the threads, once they have done the images that they are at."""
+        """End the threads after their current images."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         self._pool, self._expected = None, []

@@ -1,4 +1,4 @@
-"""Preprocessing: images at the size and scale that a backbone takes."""
+"""Preprocessing: images at the size and scale of a backbone's input."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a backbone wants its input.
+    """Input format of a backbone.
 
     Parameters
     ----------
     image_size : (int, int)
         Height and width in pixels.
     mean, std : (float, float, float)
-        Of the red, green and blue channel, on a scale where white is 1.
+        Mean and standard deviation of the red, green and blue channel, where white is 1.
     interpolation : {"bicubic", "bilinear", "nearest"}, default="bicubic"
-        How images of another size are resized.
+        Method that resizes images of another size.
     """
 
     image_size: tuple[int, int]
@@ -61,7 +61,7 @@ def _resize(pixels: Array, preprocessing: Preprocessing) -> torch.Tensor:
     """Pixels (h, w, 3) of any type -> (3, height, width) float32 in [0, 1]."""
     import torch
 
-    # astype copies, so that the in-place work below never reaches the user's pixels; converting
+    # astype copies, so the in-place work below never reaches the pixels of the user. Converting
     # before the transposing copy, not in it, is four times faster for large images.
     planes = np.ascontiguousarray(pixels.astype(np.float32).transpose(2, 0, 1))
     image = torch.from_numpy(planes)[None]  # [1, 3, h, w]

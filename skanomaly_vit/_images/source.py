@@ -1,4 +1,4 @@
-"""Any accepted ``X`` -> validated, lazy images -> batches of normalised tensors."""
+"""Images opened lazily: any accepted ``X``, validated, then batches of normalised tensors."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ Result = TypeVar("Result")
 class ImageSource:
     """Validated, lazy view of any accepted ``X``.
 
-    Made by :func:`open_images`. Holds references (paths, arrays, PIL images) and decodes an
-    image each time it is asked for it.
+    :func:`open_images` makes it. It holds references (paths, arrays, PIL images) and decodes an
+    image at each request.
 
     Attributes
     ----------
     unreadable : dict of int to UnreadableImage
-        Position -> what is wrong with the image: what `open_images` and everything done since
-        has found.
+        Position -> cause, as found by `open_images` and every later step.
     skips_unreadable : bool
-        Whether whoever works through the images is to leave those out, and not to stop.
+        True: callers skip unreadable images. False: callers stop at the first.
     """
 
     def __init__(
@@ -55,10 +54,10 @@ class ImageSource:
         self.skips_unreadable = skips_unreadable
         self.unreadable = dict(unreadable or {})
         self._index = np.arange(len(items)) if index is None else index
-        # Positions of the items in the X that the user passed, so that errors name those.
+        # Positions of the items in the X of the user, which errors name.
         self._names = np.arange(len(items)) if names is None else names
-        # Of images decoded so far, 0 of others: to ask a file again may mean to decode it again.
-        # Not a dictionary, which takes 200 bytes an image.
+        # Sizes of images decoded so far, 0 for others: asking a file again may mean decoding it
+        # again. Not a dictionary, which takes 200 bytes an image.
         self._sizes = np.zeros((len(self._index), 2), dtype=np.int32)
         self._image_shape = image_shape
 
@@ -80,7 +79,7 @@ class ImageSource:
         Returns
         -------
         subset : ImageSource
-            Its errors name the samples by their place in the original ``X``.
+            Its errors name samples by their index in the original ``X``.
         """
         chosen = np.asarray(indices)
         if chosen.size == 0:
@@ -94,12 +93,12 @@ class ImageSource:
         )
 
     def subset(self, positions: Array) -> ImageSource:
-        """Some of the images without a reference to the others: what another process is sent."""
+        """Some of the images without a reference to the others, to send to another process."""
         index = self._index[positions]
         items: Any = self._items
         is_list = isinstance(items, Sequence)
         return ImageSource(
-            # Of an array a copy: a part of a tensor is pickled with all of it.
+            # A copy of an array: pickle stores the whole of a sliced tensor.
             [items[i] for i in index.tolist()] if is_list else items[index],
             names=self._names[index],
             image_shape=self._image_shape,
@@ -108,20 +107,20 @@ class ImageSource:
         )
 
     def merge_findings(self, positions: Array, other: ImageSource) -> None:
-        """Note what has been found out about the images at `positions` in a `subset` of them."""
+        """Copy findings about the images at `positions` from a `subset` of them."""
         for place, image in other.unreadable.items():
             self.unreadable[int(positions[place])] = image
         known = other._sizes.any(axis=1)
         self._sizes[positions[known]] = other._sizes[known]
 
     def without_pixels(self) -> ImageSource:
-        """What has been found out about the images, without them: what another process sends."""
+        """Findings about the images without the images, to send back from another process."""
         told = ImageSource([], unreadable=self.unreadable)
         told._sizes = self._sizes
         return told
 
     def reopen(self, max_pixels: int | None, on_error: str) -> ImageSource:
-        """The same images under other rules."""
+        """Return the same images under other rules."""
         if self.unreadable and on_error == "raise":
             raise merge(
                 [UnreadableImageError(str(each), [each]) for each in self.unreadable.values()]
@@ -162,7 +161,7 @@ class ImageSource:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
-        # A generator that binds no batch to a name: the last one can go while the next is made.
+        # The generator binds no batch to a name, so a batch can be freed while the next is made.
         return (
             self.load(range(start, min(start + batch_size, len(self))), preprocessing, n_jobs)
             for start in range(0, len(self), batch_size)
@@ -176,11 +175,11 @@ class ImageSource:
         return height, width
 
     def name(self, position: int) -> str:
-        """What messages call an image: its index in the original ``X``, and its path."""
+        """Name of an image in messages: its index in the original ``X``, and its path."""
         return _name(*self._entry(position))
 
     def path(self, position: int) -> str | None:
-        """Path of an image; None if it was not given as one."""
+        """Path of an image; None if `X` holds no path there."""
         item, _ = self._entry(position)
         return item if isinstance(item, str) else None
 
@@ -189,14 +188,14 @@ class ImageSource:
         return self._named(digest_image, position, "read")
 
     def readable(self, positions: Any = None) -> Array:
-        """Those of some positions, or of all, that were not found unreadable so far."""
+        """Positions, of some or all, without those found unreadable so far."""
         chosen = np.arange(len(self)) if positions is None else np.asarray(positions, dtype=int)
         return chosen[~np.isin(chosen, list(self.unreadable))] if self.unreadable else chosen
 
     def each(
         self, function: Callable[[int], Result], positions: Sequence[int]
     ) -> dict[int, Result]:
-        """What a function gives for some positions; without the unreadable, if they are skipped."""
+        """Call a function for some positions; omit unreadable images if the source skips them."""
         results: dict[int, Result] = {}
         for position in positions:
             try:
@@ -207,7 +206,7 @@ class ImageSource:
         return results
 
     def set_aside(self, position: int, message: str, cause: str) -> UnreadableImageError:
-        """Note that an image cannot be read; the error that says so."""
+        """Record an image as unreadable, and return the error."""
         item, index = self._entry(position)
         image = UnreadableImage(index, item if isinstance(item, str) else None, cause)
         self.unreadable[int(position)] = image
@@ -216,17 +215,17 @@ class ImageSource:
     def load(
         self, positions: Sequence[int], preprocessing: Preprocessing, n_jobs: int | None = None
     ) -> torch.Tensor:
-        """One batch, as `batches` gives it, of any of the images.
+        """Load one batch of any of the images, as `batches` gives it.
 
         Raises
         ------
         UnreadableImageError
-            If some of the images cannot be decoded; they are in `unreadable` from then on.
+            If some of the images cannot be decoded; `unreadable` lists them from then on.
         """
         import torch
 
-        # Each image is resized alone, even those of one array: resizing them together gives the
-        # same bits but saves only 0.1 ms an image, next to nothing beside the ViT.
+        # Each image is resized alone, even in one array: resizing a batch gives the same bits but
+        # saves only 0.1 ms an image, next to nothing beside the ViT.
         images = self.load_each(positions, lambda pixels: prepare(pixels, preprocessing), n_jobs)
         return torch.stack(images)  # [B, 3, H, W]
 
@@ -236,7 +235,7 @@ class ImageSource:
         function: Callable[[Array], Result],
         n_jobs: int | None = None,
     ) -> list[Result]:
-        """What a function makes of the pixels (h, w, 3) of some images, in that many threads.
+        """Apply a function to the pixels (h, w, 3) of some images, in `n_jobs` threads.
 
         Raises
         ------
@@ -246,7 +245,7 @@ class ImageSource:
         if n_jobs is None or n_jobs == 1:
             results = [self.try_load(position, function) for position in positions]
         else:
-            # Not "prefer": whatever backend is active, pixels are to stay in this process.
+            # Not "prefer": under any active backend, pixels have to stay in this process.
             parallel = joblib.Parallel(n_jobs=n_jobs, require="sharedmem")
             load = joblib.delayed(self.try_load)
             results = parallel(load(position, function) for position in positions)
@@ -255,7 +254,7 @@ class ImageSource:
     def try_load(
         self, position: int, function: Callable[[Array], Result]
     ) -> Result | UnreadableImageError:
-        """Load an image or return the error: raised through joblib, its cause would be replaced."""
+        """Load an image or return the error: joblib would replace the cause of a raised one."""
         try:
             pixels = self[position]  # (h, w, 3)
         except UnreadableImageError as error:
@@ -264,15 +263,15 @@ class ImageSource:
         return function(pixels)
 
     def _named(self, function: Callable[..., Any], position: int, verb: str = "decoded") -> Any:
-        """What a function makes of an image, with an error that names the sample."""
+        """Apply a function to an image; an error names the sample."""
         item, _ = self._entry(position)
         try:
             return function(item, self._max_pixels)
         except (
             Exception
         ) as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError...
-            said = f"{type(error).__name__}: {error}"
-            message = f": the image cannot be {verb}: {said}"
+            found = f"{type(error).__name__}: {error}"
+            message = f": the image cannot be {verb}: {found}"
             raise self.set_aside(position, message, one_line(error)) from error
 
     def _entry(self, position: int) -> tuple[Item, int]:
@@ -292,7 +291,7 @@ def open_images(
     max_pixels: int | None = MAX_PIXELS,
     on_error: str = "raise",
 ) -> ImageSource:
-    """Validate any accepted ``X`` without decoding anything.
+    """Validate any accepted ``X`` without decoding it.
 
     Parameters
     ----------
@@ -306,10 +305,10 @@ def open_images(
     image_shape : (h, w, c), default=None
         Shape of the image that each row of a 2-D ``X`` holds; c is 1 or 3.
     max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are refused before they are decoded; None is no limit.
+        Files and PIL images of more pixels raise before they are decoded; None is no limit.
     on_error : {"raise", "nan"}, default="raise"
-        What is done where some of the images cannot be read, now or later: raise an error that
-        names all that are known, or set them aside (``source.unreadable``).
+        For unreadable images, now or later: raise an error that names all known ones, or set them
+        aside (``source.unreadable``).
 
     Returns
     -------
@@ -339,7 +338,7 @@ def open_images(
 
 
 def require_readable(results: Sequence[Result | UnreadableImageError]) -> list[Result]:
-    """What `ImageSource.try_load` gave for some images; an error that names all unreadable ones."""
+    """Return results of `ImageSource.try_load`; raise if some are errors, and name all images."""
     errors = [result for result in results if isinstance(result, UnreadableImageError)]
     if errors:
         raise merge(errors)
@@ -347,7 +346,7 @@ def require_readable(results: Sequence[Result | UnreadableImageError]) -> list[R
 
 
 def reading_options(estimator: Any) -> dict[str, Any]:
-    """Options of `open_images` with which an estimator, or its first step, reads images."""
+    """Options that an estimator, or its first step, passes to `open_images`."""
     return {
         "image_shape": find_attribute(estimator, "image_shape"),
         "max_pixels": find_attribute(estimator, "max_pixels", MAX_PIXELS),

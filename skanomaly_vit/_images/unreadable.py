@@ -1,4 +1,4 @@
-"""Images that cannot be read: what is said of them, as an error or as a warning."""
+"""Unreadable images: the error and the warning that list them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from skanomaly_vit.exceptions import UnreadableImage, UnreadableImageError, Unre
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
-_LISTED = 50  # images that a message names; the others are counted
+_LISTED = 50  # images that a message names; it counts the others
 
 
 def merge(errors: Sequence[UnreadableImageError]) -> UnreadableImageError:
-    """One error that names all images, with the cause of the first."""
+    """Return one error that names all images and has the cause of the first."""
     first = errors[0]
     images = [image for error in errors for image in error.images]
     if len(images) == 1:
@@ -27,7 +27,7 @@ def merge(errors: Sequence[UnreadableImageError]) -> UnreadableImageError:
 
 
 def warn_unreadable(images: Sequence[UnreadableImage], n_images: int) -> None:
-    """Warn, where the package was called, of images that have NaN in place of a score."""
+    """Warn, at the line that called the package, of images that score NaN."""
     if images:
         message = (
             f"{len(images)} of {n_images} images cannot be read; they get NaN:\n{_list(images)}"
@@ -36,7 +36,7 @@ def warn_unreadable(images: Sequence[UnreadableImage], n_images: int) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without its type if that adds nothing."""
+    """Message of an error on one line, without its type if that adds nothing."""
     said = getattr(error, "strerror", None) or str(error)
     return " ".join(str(said).split()) or type(error).__name__
 

@@ -1,4 +1,4 @@
-"""The forms that ``X`` may have: whether it has one of them, and the images in it."""
+"""Validation of ``X``: its form, and the images in it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ACCEPTED = (
 
 
 class _Texts(Sequence[str]):
-    """The paths in an array of text, made one by one: as objects they take several times as much.
+    """Paths in an array of text, made on demand: as objects they take several times the memory.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class _Texts(Sequence[str]):
 
 
 def check_form(X: Any, image_shape: tuple[int, int, int] | None) -> Items:
-    """The images of `X`; an error if it is of no accepted form."""
+    """Return the images of `X`, or raise if its form is not accepted."""
     _reject_single(X)
     if image_shape is not None:
         return _check_rows(X, image_shape)
@@ -71,7 +71,7 @@ def check_form(X: Any, image_shape: tuple[int, int, int] | None) -> Items:
 
 
 def _reject_single(X: Any) -> None:
-    """Raise for what is not a collection of images at all."""
+    """Raise if `X` is no collection of images at all."""
     if X is None:
         raise ValueError(f"X is None; pass {_ACCEPTED}")
     if isinstance(X, bytes | bytearray):
@@ -84,7 +84,7 @@ def _reject_single(X: Any) -> None:
         raise TypeError(f"X is sparse ({type(X).__name__}); images are dense: pass X.toarray()")
     if hasattr(X, "__next__"):
         raise TypeError(
-            f"X is an iterator ({type(X).__name__}), which can be read only once; pass list(X)"
+            f"X is an iterator ({type(X).__name__}), which gives its images only once; pass list(X)"
         )
 
 
@@ -99,7 +99,7 @@ def _single_path_message(path: str) -> str:
 
 def _check_not_empty(n_samples: int, shape: tuple[int, ...]) -> None:
     if n_samples == 0:
-        # The words that scikit-learn uses, and that its common checks look for.
+        # scikit-learn's words: its common checks look for them.
         raise ValueError(
             f"Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required."
         )

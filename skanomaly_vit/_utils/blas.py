@@ -12,15 +12,15 @@ from threadpoolctl import ThreadpoolController
 
 from skanomaly_vit._utils.shared_context import Shared
 
-#: Values in a matrix below which BLAS is kept to one thread.
+#: Below this number of values in a matrix, BLAS gets one thread.
 _SMALL = 2**22
 
 
 def one_blas_thread(n_values: int) -> AbstractContextManager[Any]:
-    """Keep BLAS to one thread while densities see few numbers.
+    """Limit BLAS to one thread while densities see few numbers.
 
-    On small matrices its threads and those of torch, which go on waiting for work after a pass of
-    the network, fight over the cores: twice the time of a search that finds all in `memory`.
+    On small matrices its threads fight over the cores with those of torch, which still spin after
+    a pass of the network. A search that finds all in `memory` then takes twice the time.
     """
     if n_values >= _SMALL:
         return nullcontext()
@@ -29,8 +29,8 @@ def one_blas_thread(n_values: int) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _limit_blas() -> Iterator[None]:
-    # In threads that end at once: threadpoolctl ignores all but the one that first set a limit, as
-    # long as it lives, and here the last thread of several that score lifts it.
+    # In threads that end at once: as long as the thread that first set a limit lives,
+    # threadpoolctl ignores all others, and here the last of several scoring threads lifts it.
     with ThreadPoolExecutor(1) as pool:
         limit = functools.partial(_thread_pools().limit, limits=1, user_api="blas")
         limiter = pool.submit(limit).result()
@@ -39,11 +39,11 @@ def _limit_blas() -> Iterator[None]:
         pool.submit(limiter.restore_original_limits).result()
 
 
-#: The limit is one for the whole process, of which several threads may score at once.
+#: One limit for the whole process: several of its threads may score at once.
 _limited_blas = Shared(_limit_blas)
 
 
 @functools.cache
 def _thread_pools() -> ThreadpoolController:
-    """The libraries with threads, which take longer to find than densities to fit."""
+    """Find the libraries with threads, once: the search takes longer than a fit of densities."""
     return ThreadpoolController()

@@ -1,7 +1,7 @@
-"""The one place that imports scikit-learn's private helpers.
+"""Private helpers of scikit-learn, which no other file imports.
 
-scikit-learn may move or rename these between minor releases without notice. Kept in one file,
-such a change is one line to mend, and the upper bound on the dependency guards the rest.
+scikit-learn may move or rename them between minor releases without notice. One file then needs
+one line mended, and the upper bound on the dependency guards the rest.
 """
 
 from typing import Any
@@ -32,10 +32,10 @@ __all__ = [
 
 
 def fitted_samples(search: Any) -> np.ndarray:
-    """The samples that a `NearestNeighbors` was fitted to."""
+    """Training samples of a `NearestNeighbors`."""
     return search._fit_X
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell of a table is None, NaN or the NA of pandas."""
+    """Tell whether a cell of a table is None, NaN or the NA of pandas."""
     return cell is None or is_scalar_nan(cell) or is_pandas_na(cell)

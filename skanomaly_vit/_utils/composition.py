@@ -1,4 +1,4 @@
-"""Attributes of estimators that are made of others: searches, pipelines, detectors."""
+"""Attributes of composite estimators: searches, pipelines, detectors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def find_attribute(estimator: Any, attribute: str, default: Any = None) -> Any:
-    """The attribute of an estimator or of the first part of it that has it, or the default."""
+    """Return an attribute of the estimator, or of its first part that has it, or the default."""
     for part in _parts(estimator):
         if hasattr(part, attribute):
             return getattr(part, attribute)
@@ -15,7 +15,7 @@ def find_attribute(estimator: Any, attribute: str, default: Any = None) -> Any:
 
 
 def _parts(estimator: Any) -> Iterator[Any]:
-    """The estimator, then what a search, a pipeline or a detector holds."""
+    """The estimator, then the parts of a search, a pipeline or a detector."""
     yield estimator
     inner = [getattr(estimator, name, None) for name in ("best_estimator_", "features_")]
     steps = [step for _, step in getattr(estimator, "steps", [])]

@@ -1,4 +1,4 @@
-"""What is measured of a detector, and which way its scores point."""
+"""Metrics of detectors, and the sign of their scores."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def normality(estimator: Any, X: Any) -> np.ndarray:
 
 
 def require_normality(estimator: Any) -> None:
-    """Refuse an estimator of whose scores it is not known which way they point."""
-    # High is abnormal in other libraries, and classes_[1] for a classifier: only scikit-learn's
-    # outlier detectors are known to mean normal.
+    """Raise if the sign of an estimator's scores is not known."""
+    # High means abnormal in other libraries, and classes_[1] for a classifier. Only outlier
+    # detectors of scikit-learn are known to mean normal.
     is_known = hasattr(estimator, "__sklearn_tags__") and is_outlier_detector(estimator)
     has_decision = is_known and hasattr(estimator, "decision_function")
     if hasattr(estimator, "score_samples") or has_decision:
@@ -35,16 +35,16 @@ def require_normality(estimator: Any) -> None:
 
 
 def threshold_of(estimator: Any) -> float | None:
-    """What `normality` is compared with to flag a sample; None if the estimator has none."""
+    """Threshold of `normality` below which a sample is flagged; None if there is none."""
     if not hasattr(estimator, "score_samples"):
-        return 0.0  # of a decision function
+        return 0.0  # the threshold of a decision function
     last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
     offset = getattr(last, "offset_", None)
     return None if offset is None else float(offset)
 
 
 def fpr_at_95_tpr(is_anomaly: np.ndarray, abnormality: np.ndarray) -> float:
-    """Share of normal samples flagged where 95 % of the anomalies are; smaller is better."""
+    """Share of normal samples flagged at 95 % of the anomalies flagged; smaller is better."""
     fpr, tpr, _ = roc_curve(is_anomaly, abnormality, drop_intermediate=False)
     return float(fpr[np.argmax(tpr >= 0.95)])
 
@@ -53,7 +53,7 @@ def _negative_fpr95(is_anomaly: np.ndarray, abnormality: np.ndarray) -> float:
     return -fpr_at_95_tpr(is_anomaly, abnormality)
 
 
-#: Name -> metric of a mask of the anomalies and scores that are high for them; greater is better.
+#: Name -> metric (mask of the anomalies, scores that are high for them); greater is better.
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "roc_auc": roc_auc_score,
     "average_precision": average_precision_score,

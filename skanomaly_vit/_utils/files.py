@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 
 def check_target(path: Any, example: str) -> Path:
-    """Path of a file that can be written; `example` is what one may be called."""
+    """Return the path of a writable file; errors suggest the name `example`."""
     target = Path(os.path.expanduser(os.fsdecode(path)))
     if target.is_dir():
         raise IsADirectoryError(
             f"path={str(target)!r} is a directory; pass a file in it, such as "
             f"{str(target / example)!r}"
         )
-    # A link stays one: what it points to is written.
+    # A link stays a link: its target is written.
     target = Path(os.path.realpath(target))
     if not target.parent.is_dir():
         raise FileNotFoundError(
@@ -30,11 +30,11 @@ def check_target(path: Any, example: str) -> Path:
 
 
 def write_atomically(content: bytes | bytearray, target: Path) -> None:
-    """Write a file so that at no time there is half of one under its name.
+    """Write a file; at no time does half of it stand under its name.
 
-    Whoever opens `target`, after a crash too, finds the old file or the new one.
+    Readers of `target` find the old file or the new one, after a crash too.
     """
-    # Not tempfile: its files are for their owner alone.
+    # Not tempfile: only the owner can read its files.
     part = target.parent / f".skanomaly-{uuid.uuid4().hex}.part"
     try:
         with open(part, "xb") as stream:

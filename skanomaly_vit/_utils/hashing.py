@@ -1,4 +1,4 @@
-"""Digests of several values in one."""
+"""Digests of several values together."""
 
 from __future__ import annotations
 

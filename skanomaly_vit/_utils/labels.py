@@ -1,4 +1,4 @@
-"""Labels of normal images and of anomalies: telling them apart, and where they do not belong."""
+"""Labels: masks of anomalies, and the warning of labels that `fit` ignores."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def which_are_anomalies(y: Any, anomaly_label: Any = AUTO) -> np.ndarray:
     y : array-like of shape (n_samples,)
         Labels of any kind.
     anomaly_label : label, list of labels or "auto"
-        What marks anomalies; all else is normal. "auto" is -1 among +1 and -1, and refuses
-        other labels, which could be read either way.
+        Label(s) of anomalies; all others are normal. "auto" is -1 among +1 and -1, and raises for
+        other labels, which could mean either.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def which_are_anomalies(y: Any, anomaly_label: Any = AUTO) -> np.ndarray:
     Raises
     ------
     ValueError
-        If a label is missing, or `y` leaves open what is an anomaly.
+        If a label is missing, or `y` is ambiguous.
     """
     labels = as_labels(y)
     if is_auto(anomaly_label):
@@ -47,14 +47,14 @@ def which_are_anomalies(y: Any, anomaly_label: Any = AUTO) -> np.ndarray:
 
 
 def warn_about_labels(y: Any, *, stacklevel: int = 2) -> None:
-    """Warn if the labels that `fit` was given show that there are anomalies among the samples.
+    """Warn if the labels passed to `fit` show anomalies among the samples.
 
     Parameters
     ----------
     y : array-like or None
-        What `fit` got, and ignores. +1 throughout, or any other one label but -1, is in order.
+        Labels that `fit` got and ignores. A single label is in order, unless it is -1.
     stacklevel : int, default=2
-        As `warnings.warn` in `fit` itself would take it: 2 is the line that called `fit`.
+        As for `warnings.warn` in `fit` itself: 2 is the line that called `fit`.
     """
     if y is None:
         return
@@ -76,7 +76,7 @@ def warn_about_labels(y: Any, *, stacklevel: int = 2) -> None:
 
 
 def as_labels(y: Any, name: str = "y") -> list[Any]:
-    """Labels as Python objects, none of them missing; `name` is what errors call them."""
+    """Return labels as Python objects, or raise if one is missing; errors call them `name`."""
     if y is None:
         raise ValueError(f"{name} is None; pass a label for each sample")
     # As objects: numpy would make ["good", nan] strings, and [True, 2] integers.
@@ -95,7 +95,7 @@ def as_labels(y: Any, name: str = "y") -> list[Any]:
 
 
 def is_auto(value: Any) -> bool:
-    """Whether a parameter is "auto"; an array compares with no string."""
+    """Tell whether a parameter is "auto"; an array compares with no string."""
     return isinstance(value, str) and value == AUTO
 
 
@@ -107,12 +107,12 @@ def as_label_list(anomaly_label: Any) -> list[Any]:
 
 
 def absent_labels(labels: Iterable[Any], anomaly_label: Any) -> set[Any]:
-    """What is to mark anomalies and is not among the labels: misspelt, as a rule."""
+    """Labels of anomalies that `labels` lacks: misspelt, as a rule."""
     return set() if is_auto(anomaly_label) else set(as_label_list(anomaly_label)) - set(labels)
 
 
 def as_objects(values: Sequence[Any]) -> np.ndarray:
-    """An array of objects, such as labels; numpy would make strings of some, rows of tuples."""
+    """Array of objects, such as labels; numpy would make strings of some, rows of tuples."""
     return np.fromiter(values, dtype=object, count=len(values))
 
 
@@ -139,8 +139,8 @@ def _check_signs(labels: list[Any]) -> None:
         first, second = sorted(distinct, key=str)
         example = f"anomaly_label={_plain_repr(first)} or anomaly_label={_plain_repr(second)}"
     raise ValueError(
-        f"y holds the labels {shown}, of which anomaly_label='auto' cannot tell what marks "
-        f"anomalies: it knows +1 (normal) and -1 (anomaly) only. Pass what marks them: {example}"
+        f"y holds the labels {shown}. anomaly_label='auto' knows +1 (normal) and -1 (anomaly) "
+        f"only. Pass the label of anomalies: {example}"
     )
 
 

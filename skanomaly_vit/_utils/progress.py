@@ -1,4 +1,4 @@
-"""What a user sees while fitting: scikit-learn callbacks and log lines."""
+"""Progress of a fit: scikit-learn callbacks and log lines."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from sklearn.callback import CallbackContext
 
-#: Batches that are reported one by one; of more, several count as one sub-task: scikit-learn keeps
-#: a context of each.
+#: Up to this number, each batch is a sub-task; beyond it, several batches share one. scikit-learn
+#: keeps a context of each sub-task.
 _MAX_SUBTASKS = 1000
 
 logger = logging.getLogger("skanomaly_vit")
@@ -26,7 +26,7 @@ class Progress:
     Parameters
     ----------
     estimator : estimator or None
-        Whose fit this is.
+        The estimator that fits.
     context : CallbackContext or None
         scikit-learn's context of the task. ``None`` (scoring, transforming) reports nothing.
     at_once : int
@@ -56,7 +56,7 @@ class Progress:
         self.stop_requested |= context.call_on_fit_task_end(estimator=self._estimator)
 
     def track(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Pass `items` on, each one a sub-task, or several of very many."""
+        """Pass `items` on; each one, or several of very many, are a sub-task."""
         iterator = iter(items)
         for first in iterator:
             with self.task("batch"):

@@ -1,4 +1,4 @@
-"""Where scores come from: parameters, backbone, versions."""
+"""Provenance of scores: parameters, backbone, versions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Parameter:
     Parameters
     ----------
     name : str
-        As `get_params` calls it.
+        Its name in `get_params`.
     value : str
-        What it is set to.
+        Its value.
     default : str
-        What it is if it is left out; empty if it cannot be left out.
+        Its default; empty if it has none.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Parameter:
 
 
 def parameters_of(estimator: Any) -> list[Parameter]:
-    """All that `get_params` gives, those of estimators inside of it too, by their names."""
+    """All parameters of `get_params`, those of inner estimators too, sorted by name."""
     values = estimator.get_params(deep=True) if hasattr(estimator, "get_params") else {}
     found = []
     for name, value in sorted(values.items()):
@@ -54,7 +54,7 @@ def parameters_of(estimator: Any) -> list[Parameter]:
 
 
 def describe(value: Any) -> str:
-    """A value on one line: plain ones as Python writes them, an object by its class."""
+    """Describe a value on one line: a plain one as Python writes it, an object by its class."""
     if isinstance(value, _PLAIN):
         text = repr(value)
     elif isinstance(value, list | tuple):
@@ -68,7 +68,7 @@ def describe(value: Any) -> str:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Version of Python, of this package, of those that scores depend on, and of `more`."""
+    """Versions of Python, this package, the packages that scores depend on, and `more`."""
     found = {"Python": platform.python_version(), "skanomaly-vit": __version__}
     for package in (*_PACKAGES, *more):
         try:
@@ -84,7 +84,7 @@ def _defaults(estimator: Any) -> dict[str, Any]:
 
 
 def printable(text: str) -> str:
-    r"""Text in which what a reader would not see, or would be misled by, is written out.
+    r"""Escape the characters of a text that a reader would not see, or that would mislead.
 
     Line breaks, control characters, marks that turn the direction of reading, and bytes of file
     names that are not UTF-8 become escapes such as ``\n`` or ``\u202e``.

@@ -1,4 +1,4 @@
-"""Draws that other packages make from torch's global generator, and that are not to show."""
+"""Seeding of torch's global generator while another package draws from it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 import torch
 
-# All threads draw from that generator. Reentrant, since building a network may run a user's code.
+# All threads draw from that generator. Reentrant: building a network may run code of the user.
 _one_thread_at_a_time = threading.RLock()
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Have draws from torch's global generator follow `seed`; the caller's stream stays put.
+    """Seed torch's global generator, and restore its state at the end.
 
-    Only the CPU's: `torch.manual_seed` would seed the generators of GPUs as well.
+    Only on the CPU: `torch.manual_seed` would seed the generators of GPUs as well.
     """
     with _one_thread_at_a_time, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What is set for the whole process while any of its threads needs it."""
+"""Shared context: a setting of the whole process while any of its threads needs it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 
 class Shared:
-    """A context that the first thread to come enters, and the last one to go leaves.
+    """A context that the first thread enters and the last thread leaves.
 
-    Were each thread to put back what it found, one that came second would put back what the first
-    had set, and it would stay so for good.
+    If each thread restored the setting that it found, the second would restore that of the first,
+    for good.
 
     Parameters
     ----------
     make : callable
-        Makes the context manager, which one thread may enter and another one leave.
+        Makes the context manager; one thread may enter it and another leave it.
     """
 
     def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:

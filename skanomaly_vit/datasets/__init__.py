@@ -1,10 +1,9 @@
-"""Data sets that lie on the disk, as paths of images and their labels.
+"""Data sets on the disk, as paths of images and their labels.
 
-Nothing is downloaded: each function reads what was unpacked before, in the layout in which it is
-given away. Images are paths, sorted by class and file name, which the detector decodes when it
-needs them; only IDX files, where all images are in one file, give pixels. A layout that is not the
-expected one is an error that says what was found, and where. Hidden files, and files that are not
-images by their suffix, are left out.
+The functions download nothing: each one reads an unpacked data set in its published layout. Images
+are paths, sorted by class and file name, and the detector decodes them when it needs them. Only IDX
+files give pixels, since one file holds all images. Another layout raises an error that names the
+folder and its entries. The functions ignore hidden files, and files without the suffix of an image.
 
 >>> import tempfile
 >>> from pathlib import Path

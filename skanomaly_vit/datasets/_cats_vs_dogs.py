@@ -32,7 +32,7 @@ def load_cats_vs_dogs(path: StrPath) -> Bunch:
     path : str or path-like
         A folder that holds ``train/cat.0.jpg`` and ``train/dog.0.jpg``, or ``PetImages/Cat`` and
         ``PetImages/Dog``; or the folder ``train`` or ``PetImages`` itself. Kaggle's ``test1`` has
-        no labels and is left out.
+        no labels, so the function ignores it.
 
     Returns
     -------
@@ -45,13 +45,13 @@ def load_cats_vs_dogs(path: StrPath) -> Bunch:
     Raises
     ------
     ValueError
-        If the layout is another one, or a class has no images.
+        If the layout differs, or a class has no images.
     FileNotFoundError
         If there is no such folder.
 
     Notes
     -----
-    Microsoft's archive holds a few files without content, which are left out.
+    Microsoft's archive holds a few empty files, which the function ignores.
 
     Examples
     --------

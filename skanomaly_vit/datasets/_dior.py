@@ -53,15 +53,15 @@ class _Thing(NamedTuple):
 def load_dior(path: StrPath, *, min_size: int = 120, min_images: int = 50) -> Bunch:
     """Load the objects of DIOR, aerial images with bounding boxes [1]_.
 
-    By default it is the selection of PANDA [2]_, which leaves 19 classes: objects of some size, of
+    The default is the selection of PANDA [2]_, which leaves 19 classes: objects of some size, of
     the classes that have enough of them.
 
     Parameters
     ----------
     path : str or path-like
         The folder that holds ``JPEGImages-trainval``, ``JPEGImages-test`` and
-        ``Annotations/Horizontal Bounding Boxes``. If ``ImageSets/Main`` is there, with lists of
-        the images of each part, those images are taken, and all of them have to be there.
+        ``Annotations/Horizontal Bounding Boxes``. If ``ImageSets/Main`` lists the images of each
+        part, the function takes those images, and all of them have to exist.
     min_size : int, default=120
         Least width and least height of an object, in pixels.
     min_images : int, default=50
@@ -79,8 +79,8 @@ def load_dior(path: StrPath, *, min_size: int = 120, min_images: int = 50) -> Bu
     Raises
     ------
     ValueError
-        If the layout is another one, an annotation is damaged or declares a document type, or no
-        class is kept.
+        If the layout differs, an annotation is damaged or declares a document type, or no class is
+        kept.
     FileNotFoundError
         If a folder, an annotation or a listed image is missing.
 
@@ -90,7 +90,7 @@ def load_dior(path: StrPath, *, min_size: int = 120, min_images: int = 50) -> Bu
 
     Notes
     -----
-    The corners are taken as they are written: a box is ``xmax - xmin`` pixels wide.
+    The function takes the corners as written: a box is ``xmax - xmin`` pixels wide.
 
     References
     ----------
@@ -122,30 +122,30 @@ def load_dior(path: StrPath, *, min_size: int = 120, min_images: int = 50) -> Bu
 def crop_objects(data: Bunch, folder: StrPath) -> str:
     """Write objects as PNG files, a folder for each class.
 
-    Each file is written in full or not at all, and files that are there are kept: after an
-    interruption, a second call goes on where the first one stopped.
+    It writes each file in full or not at all, and keeps existing files: after an interruption, a
+    second call resumes where the first one stopped.
 
     Parameters
     ----------
     data : Bunch
         From `load_dior`.
     folder : str or path-like
-        Where to write ``train/<class>/<image>_<box>.png`` and ``test/<class>/...``.
+        Gets ``train/<class>/<image>_<box>.png`` and ``test/<class>/...``.
 
     Returns
     -------
     folder : str
-        The folder, to be passed to `load_image_folder`.
+        The folder, for `load_image_folder`.
 
     Raises
     ------
     ValueError
-        If the folder holds files other than those to be written, such as objects of another
-        `min_size`; or an image cannot be read, or is too small for a box.
+        If the folder holds other files, such as objects of another `min_size`; or an image cannot
+        be read, or is too small for a box.
 
     See Also
     --------
-    load_image_folder : Load what was written.
+    load_image_folder : Loads the written files.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def _as_arrays(things: list[_Thing], prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def _images_of(root: Path, part: str) -> list[str]:
-    """Images of a part: those that its lists name, or all in its folder if there are none."""
+    """Images of a part: those in its lists, or all in its folder if it has no lists."""
     folder = find_folder(root / f"JPEGImages-{part}", _TREE)
     images = list_images(folder, _TREE)
     names = _listed(root / "ImageSets" / "Main", part)
@@ -217,7 +217,7 @@ def _listed(folder: Path, part: str) -> set[str] | None:
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """A tree without a document type, and so without entities, which can grow without bound."""
+    """Rejects document types, and so entities, which can grow without bound."""
 
     def doctype(self, name: str, *_: Any) -> None:
         raise ValueError(f"it declares a document type ({name})")
@@ -255,11 +255,11 @@ def _read_box(item: ElementTree.Element) -> tuple[int, int, int, int]:
     return left, upper, right, lower
 
 
-# Cutting objects out
+# Crops
 
 
 def _crop_part(things: Iterable[_Thing], folder: Path) -> None:
-    """Write each object as ``<class>/<image>_<box>.png``, unless it is there."""
+    """Write each object as ``<class>/<image>_<box>.png``, unless the file exists."""
     targets = {_target(thing, folder): thing for thing in things}
     _check_no_others(folder, targets)
     by_image: dict[str, list[tuple[Path, _Thing]]] = {}
@@ -271,7 +271,7 @@ def _crop_part(things: Iterable[_Thing], folder: Path) -> None:
 
 
 def _target(thing: _Thing, folder: Path) -> Path:
-    # By its box: which other objects are chosen does not change the name of this one.
+    # Named by its box: the choice of other objects does not change the name of this one.
     name = "_".join([Path(thing.image).stem, *map(str, thing.box)])
     return folder / thing.label / f"{name}.png"
 
@@ -296,7 +296,7 @@ def _crop(image: str, missing: list[tuple[Path, _Thing]]) -> None:
         raise ValueError(f"the image {image!r} cannot be read: {error}") from error
     for target, thing in missing:
         left, upper, right, lower = thing.box
-        # Boxes may end a pixel or two beyond the image; what is cut out has no black rim.
+        # Boxes may end a pixel or two beyond the image; crops get no black rim.
         box = (left, upper, min(right, pixels.width), min(lower, pixels.height))
         if box[0] >= box[2] or box[1] >= box[3]:
             raise ValueError(
@@ -308,8 +308,8 @@ def _crop(image: str, missing: list[tuple[Path, _Thing]]) -> None:
 
 
 def _save(image: Image.Image, target: Path) -> None:
-    """Write a file that is there in full or not at all."""
-    # Hidden: what an interruption leaves is no image of the class.
+    """Write a file in full or not at all."""
+    # Hidden: a file left by an interruption is no image of the class.
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         image.save(unfinished, format="PNG")

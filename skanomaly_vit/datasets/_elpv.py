@@ -23,7 +23,7 @@ def load_elpv(path: StrPath | None = None) -> Bunch:
     Parameters
     ----------
     path : str or path-like, default=None
-        The folder of ``labels.csv``. ``None`` finds the data that comes with the Python package
+        The folder of ``labels.csv``. ``None`` finds the data in the Python package
         ``elpv-dataset``.
 
     Returns
@@ -39,7 +39,7 @@ def load_elpv(path: StrPath | None = None) -> Bunch:
     ImportError
         If `path` is None and ``elpv-dataset`` is not installed.
     ValueError
-        If the list is not as expected.
+        If the list has another format.
     FileNotFoundError
         If the list or an image is missing.
 

@@ -1,4 +1,4 @@
-"""Listing folders of images in an order of their own, with errors that show what is there."""
+"""Folders of images: sorted listings, and errors that show the entries of a folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Classes: TypeAlias = dict[str, list[str]]
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
-# Entries that a message shows of a folder.
+# Entries of a folder that a message shows.
 _SHOWN = 5
 
 
 def find_folder(path: StrPath, expected: str) -> Path:
-    """Path of an existing folder, ``~`` expanded; else an error that says what was expected."""
+    """Return the path of a folder, ``~`` expanded, or raise an error with the expected layout."""
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         return folder
@@ -35,7 +35,7 @@ def find_folder(path: StrPath, expected: str) -> Path:
 
 
 def find_file(path: Path, expected: str) -> Path:
-    """Path of an existing file; else an error that shows what is in its folder."""
+    """Return the path of a file, or raise an error that shows the entries of its folder."""
     if path.is_file():
         return path
     raise FileNotFoundError(
@@ -52,7 +52,7 @@ def has_images(folder: Path) -> bool:
 
 
 def list_images(folder: Path, expected: str) -> list[str]:
-    """Paths of the images in a folder that holds at least one, and no folders."""
+    """Paths of the images in a folder; raise if it holds none, or holds folders."""
     entries = visible_entries(folder)
     images = [entry.path for entry in entries if _is_image(entry)]
     nested = [entry.name for entry in entries if entry.is_dir()]
@@ -82,7 +82,7 @@ def list_classes(folder: Path, expected: str) -> Classes:
 
 
 def check_same_classes(where: str, train: Iterable[Any], test: Iterable[Any]) -> None:
-    """Raise if one part has classes that the other has not."""
+    """Raise if one part has classes that the other lacks."""
     found = {"train": set(train), "test": set(test)}
     for part, other in (("train", "test"), ("test", "train")):
         missing = found[other] - found[part]
@@ -124,5 +124,5 @@ def show_entries(folder: Path) -> str:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    # A broken link too: whoever opens the image is to say that it cannot be read.
+    # A broken link too: the error comes when the image is opened.
     return has_image_suffix(entry.name) and not entry.is_dir()

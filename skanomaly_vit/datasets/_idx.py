@@ -15,7 +15,7 @@ from sklearn.utils import Bunch
 
 from skanomaly_vit.datasets._folders import StrPath, check_same_classes, find_file, find_folder
 
-#: What the labels 0 to 9 of Fashion-MNIST stand for.
+#: Names of the labels 0 to 9 of Fashion-MNIST.
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -31,7 +31,7 @@ FASHION_MNIST_CLASSES = (
 
 _IDX = "{train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte, each as is or with .gz"
 
-# Bytes that an IDX file of unsigned bytes starts with; the number of dimensions comes next.
+# First bytes of an IDX file of unsigned bytes; the number of dimensions comes next.
 _MAGIC = b"\x00\x00\x08"
 
 _Shape: TypeAlias = tuple[int, ...]
@@ -46,13 +46,13 @@ def load_idx(path: StrPath, *, target_names: Any = None) -> Bunch:
         A folder with ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, and the same
         with ``t10k`` for the test part; each file as it is or compressed, with ``.gz``.
     target_names : sequence of str, default=None
-        What the labels 0, 1, ... stand for.
+        Names of the labels 0, 1, ...
 
     Returns
     -------
     data : Bunch
-        - ``images``: ndarray of shape (n, height, width), uint8, read-only. Of a file that is not
-          compressed it is a memory map: pixels are read when they are needed.
+        - ``images``: ndarray of shape (n, height, width), uint8, read-only; a memory map if the
+          file is not compressed, so that pixels are read when needed.
         - ``labels``: ndarray of shape (n,), int; or str, with `target_names`.
         - ``target_names``: ndarray of shape (n_classes,): `target_names`, or the sorted labels.
         - ``test_images``, ``test_labels``: likewise, of the test part.
@@ -108,8 +108,8 @@ def load_fashion_mnist(path: StrPath = "/usr/share/datasets/fashion-mnist") -> B
     Parameters
     ----------
     path : str or path-like, default="/usr/share/datasets/fashion-mnist"
-        A folder with the four IDX files. The default is where Debian's package
-        ``dataset-fashion-mnist`` puts them.
+        A folder with the four IDX files. The default is the folder of Debian's package
+        ``dataset-fashion-mnist``.
 
     Returns
     -------
@@ -205,6 +205,6 @@ def _check_length(found: int, shape: _Shape, path: Path) -> None:
     expected = math.prod(shape)
     if found != expected:
         raise ValueError(
-            f"{str(path)!r} holds {found} bytes after its header. Expected {expected}, as its "
-            f"header says that it is of shape {shape}"
+            f"{str(path)!r} holds {found} bytes after its header. Expected {expected}, for the "
+            f"shape {shape} in its header"
         )

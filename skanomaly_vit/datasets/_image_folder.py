@@ -1,4 +1,4 @@
-"""A folder of images for each class."""
+"""Image folders: one folder for each class."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def load_image_folder(
     ----------
     path : str or path-like
         A folder ``<class>/<image>``, or ``train/<class>/<image>`` and ``test/<class>/<image>``
-        with the same classes in both; further folders beside ``train`` and ``test`` are left out.
+        with the same classes in both. The function ignores folders beside ``train`` and ``test``.
     n_per_class : int, default=None
-        Images to draw of each class, and of each part, without replacement; ``None`` takes all.
+        Images to draw of each class and part, without replacement; ``None`` takes all.
     random_state : int, RandomState instance or None, default=None
-        Source of the draw. With an int, which images of a class are drawn does not depend on the
-        other classes.
+        Source of the draw. With an int, the images drawn of a class do not depend on the other
+        classes.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def load_image_folder(
     Raises
     ------
     ValueError
-        If the layout is another one, a class has no images or fewer than `n_per_class`, or the
+        If the layout differs, a class has no images or fewer than `n_per_class`, or the
         parts have different classes.
     FileNotFoundError
         If there is no such folder.
@@ -102,8 +102,8 @@ def _draw_class(paths: list[str], root: Path, n_images: int, seed: int) -> list[
         raise ValueError(
             f"{str(folder)!r} holds {len(paths)} images, fewer than n_per_class={n_images}"
         )
-    # A generator of its own: which images are drawn does not depend on the other classes.
-    # Nor on where the tree lies; only a part's name counts, as parts are draws of their own.
+    # A generator for each class: the images drawn do not depend on the other classes, nor on the
+    # place of the tree. The name of the part counts, since each part is a separate draw.
     part = folder.parent.relative_to(root).name
     rng = np.random.default_rng([seed, *os.fsencode(f"{part}/{folder.name}")])
     chosen = rng.choice(len(paths), n_images, replace=False)

@@ -1,4 +1,4 @@
-"""MVTec AD, category by category, with masks."""
+"""MVTec AD: categories of products, with masks of their defects."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def load_mvtec(path: StrPath, category: str | None = None) -> Bunch:
     Raises
     ------
     ValueError
-        If the layout is another one, or there is no such category.
+        If the layout differs, or there is no such category.
     FileNotFoundError
         If there is no such folder, or a defect has no mask although there is ``ground_truth``.
 
@@ -84,7 +84,7 @@ def load_mvtec(path: StrPath, category: str | None = None) -> Bunch:
 
 
 def _find_category(root: Path, category: str | None) -> Path:
-    """Folder of a category; if it is none, name those that there are."""
+    """Folder of a category; an error names the existing ones."""
     folder = root if category is None else root / category
     if (folder / "train").is_dir():
         return folder

@@ -1,4 +1,4 @@
-"""Defects with known outlines, pasted on images: what an anomaly map can be measured by."""
+"""Pasted defects: known outlines on normal images, to evaluate anomaly maps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skanomaly_vit._images.pixels import as_uint8, as_unit
 from skanomaly_vit._images.source import open_images
 
 #: Pixels (h, w, 3) float32 in [0, 1], pixels of another image, and a generator -> the altered
-#: pixels and the mask (h, w) of what was altered.
+#: pixels and their mask (h, w).
 Defect = Callable[[np.ndarray, np.ndarray, np.random.RandomState], tuple[np.ndarray, np.ndarray]]
 
 
@@ -37,7 +37,7 @@ def _scratch(
 def _stain(
     pixels: np.ndarray, other: np.ndarray, rng: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A blot, darker or brighter than what it lies on."""
+    """A blot, darker or brighter than the pixels below."""
     return _shade(pixels, _blob(pixels, rng), rng)
 
 
@@ -53,7 +53,7 @@ def _foreign(
     return altered, mask
 
 
-#: Name -> what it does.
+#: Name -> function that makes the defect.
 DEFECTS: dict[str, Defect] = {"scratch": _scratch, "stain": _stain, "foreign": _foreign}
 
 
@@ -93,18 +93,18 @@ def paste_defects(
     kinds: Sequence[str] = ("scratch", "stain", "foreign"),
     random_state: int | np.random.RandomState | None = None,
 ) -> Bunch:
-    """Paste one defect on each image, and tell where it is.
+    """Paste one defect on each image, and return its mask.
 
-    A test of anomaly maps where no one has drawn masks: a map that does not find these will
+    It tests anomaly maps where nobody has drawn masks: a map that does not find these defects will
     hardly find real ones. The reverse is not true.
 
     Parameters
     ----------
     images : images
-        Any images that `TransformalyDetector.fit` takes; they are not changed.
+        Any images that `TransformalyDetector.fit` takes. The function copies them.
     kinds : sequence of {"scratch", "stain", "foreign"}
-        Of which each image gets one at random: a thin line, a blot, or a piece of another of the
-        images (of the same one if there is but one).
+        Each image gets one of them at random: a thin line, a blot, or a piece of another image (of
+        the same one if it is the only one).
     random_state : int, RandomState instance or None, default=None
         Pass an int for the same defects every time.
 
@@ -118,11 +118,11 @@ def paste_defects(
     Raises
     ------
     ValueError
-        If a kind is not known, or the images are not as described.
+        If a kind is unknown, or the images are not as described.
 
     See Also
     --------
-    pixel_auroc : How well a map tells these pixels from the others.
+    pixel_auroc : AUROC of a map for these pixels against the others.
     skanomaly_vit.datasets.load_mvtec : Real defects, with masks.
 
     Examples

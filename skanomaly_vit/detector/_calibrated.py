@@ -104,7 +104,8 @@ class CalibratedMixin(OutlierMixin):
         Parameters
         ----------
         frame : DataFrame, or table of Arrow
-            Of pandas or Dask; or a Table, RecordBatch, RecordBatchReader or Dataset of Arrow.
+            Of pandas, Polars or Dask; or a Table, RecordBatch, RecordBatchReader or Dataset of
+            Arrow.
         column : str
             The column that holds the images, as paths, as what is in image files (bytes), or in
             another form that an image of a list may have.

@@ -1,6 +1,6 @@
-"""Work on many processes: the ranks of torchrun, whose GPUs a fit shares.
+"""Distributed computing: the ranks of torchrun share the work of a fit.
 
-Joblib's backends, Dask among them, need nothing from here: see docs/how_to/distributed.md.
+The backends of joblib, such as Dask, need nothing from here: see docs/how_to/distributed.md.
 """
 
 from skanomaly_vit.distributed._torchrun import torchrun

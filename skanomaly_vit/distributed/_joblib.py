@@ -1,4 +1,4 @@
-"""Where shards of work run: under joblib's active backend, or on the ranks of torchrun."""
+"""Engines: the active backend of joblib, or the ranks of torchrun."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from skanomaly_vit.distributed._tasks import (
 )
 from skanomaly_vit.distributed._torchrun import current_ranks
 
-#: Of objects that have travelled, those that a process holds on to.
+#: Number of received objects that a process keeps.
 _HELD = 4
 
 
 def active_engine() -> Engine | None:
-    """The engine that the user has asked for; None to work in this process alone.
+    """Engine that the user has chosen; None to work in this process alone.
 
-    A task of a joblib call, such as a fit of a grid search, is not split any further.
+    A task of a joblib call, such as a fit of a grid search, is not split again.
     """
     ranks = current_ranks()
     if ranks is not None:
         return ranks
-    # Of other backends, joblib says that a task has one worker.
+    # Inside a task of other backends, joblib reports one worker.
     n_workers = 1 if _is_dask_task() else joblib.effective_n_jobs(None)
     return JoblibEngine(n_workers) if n_workers > 1 else None
 
 
 def _is_dask_task() -> bool:
-    # joblib counts its nesting anew in each of Dask's workers.
+    # joblib restarts its count of nesting in each worker of Dask.
     if "distributed" not in sys.modules:
         return False
     try:
@@ -62,7 +62,7 @@ def _is_dask_task() -> bool:
 
 
 class JoblibEngine:
-    """Whatever joblib's active backend is.
+    """Runs tasks on the active backend of joblib.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class JoblibEngine:
         )
         for outcome in outcomes:
             if isinstance(outcome, Failure):
-                # Tasks that have begun are waited for: for joblib to abort is to kill workers.
+                # Wait for running tasks: joblib aborts by killing workers.
                 stopped.set()
                 deque(outcomes, maxlen=0)
             yield outcome.result()
@@ -99,8 +99,8 @@ class JoblibEngine:
     def _run_in_processes(
         self, function: Function[Result], shared: SharedObjects, tasks: Iterable[Task]
     ) -> Iterator[Success[Result] | Failure]:
-        """Run tasks in processes that share no memory with this one, and may share no disk."""
-        # Some sums round by the number of threads.
+        """Run tasks in processes that share no memory, and perhaps no disk, with this one."""
+        # The rounding of some sums depends on the number of threads.
         n_threads = torch.get_num_threads()
         waiting: deque[Task] = deque()
         missed = False
@@ -119,38 +119,37 @@ class JoblibEngine:
             for outcome in self._in_order(calls()):
                 task = waiting.popleft()
                 if isinstance(outcome, _Missing):
-                    # There is a worker that cannot see the folder. It says so at once and asks for
-                    # the next task: from now on what is needed goes with each.
+                    # This worker cannot see the folder. From now on the objects go with each task.
                     missed = True
                     (outcome,) = self._in_order([call(task, whole=True)])
                 yield outcome
 
     def _in_order(self, calls: Iterable[Any]) -> Iterator[Any]:
         backend, _ = get_active_backend()
-        # A shard is no quick task: joblib is not to make batches of several.
+        # A shard is no quick task: joblib must not batch several.
         if backend.supports_return_generator:
             yield from joblib.Parallel(batch_size=1, return_as="generator")(calls)
             return
-        # Backends of others (Ray, Spark) give all results at once: that is not to be all of them.
+        # Other backends (Ray, Spark) give all results at once: send tasks in waves.
         iterator = iter(calls)
         while wave := list(itertools.islice(iterator, 4 * self.n_workers)):
             yield from joblib.Parallel(batch_size=1)(wave)
 
 
 def _shared_folder() -> str | None:
-    """Where joblib puts what its workers share, if the user says so; None is the system's."""
+    """Folder that the user sets for files shared by joblib's workers; None is the system's."""
     return os.environ.get("JOBLIB_TEMP_FOLDER")
 
 
 @dataclass(frozen=True)
 class SharedObject:
-    """Something that travels under the digest of its content.
+    """An object that travels under the digest of its content.
 
     Attributes
     ----------
     digest : bytes
     path : str
-        A file with the content, for those who can see it.
+        A file with the content, for workers that can read it.
     content : bytes or None
         None leaves it to the file.
     """
@@ -161,9 +160,9 @@ class SharedObject:
 
     @classmethod
     def pack(cls, thing: Any, folder: str) -> SharedObject:
-        """Write a thing into a file named after its content."""
+        """Write an object into a file named after its content."""
         packed = thing.pack() if hasattr(thing, "pack") else thing
-        # A network may be of a class that the user's script defines, which pickle leaves behind.
+        # The script of the user may define the class of a network; pickle would leave it behind.
         content = pickle.dumps(joblib.wrap_non_picklable_objects(packed, keep_wrapper=False))
         digest = hashlib.sha256(content)
         path = os.path.join(folder, digest.hexdigest())
@@ -176,7 +175,7 @@ class SharedObject:
         return replace(self, content=None)
 
     def open(self) -> Any:
-        """The thing, or a `_MissingError` where the file cannot be seen."""
+        """Return the object, or raise `_MissingError` if the file cannot be read."""
         content = self.content
         if content is None:
             try:
@@ -184,7 +183,7 @@ class SharedObject:
                     content = file.read()
             except OSError as error:
                 raise _MissingError(self.path) from error
-        # The digest came with the task. A file that anyone may have written is not unpickled.
+        # The digest came with the task. Never unpickle a file that anyone may have written.
         if hashlib.sha256(content).digest() != self.digest:
             raise _MissingError(self.path)
         packed = pickle.loads(content)
@@ -192,21 +191,21 @@ class SharedObject:
 
 
 class _MissingError(Exception):
-    """A shared object is not where this process can find it."""
+    """Raised for a shared object that its worker cannot find."""
 
 
 class _Missing:
-    """Says that it is so."""
+    """Outcome of a task whose worker cannot find a shared object."""
 
 
-#: What has travelled to this process, by digest.
+#: Objects received by this process, by digest.
 _held: OrderedDict[bytes, Any] = OrderedDict()
 
 _held_lock = threading.Lock()
 
 
 def _unpacked(shared_object: SharedObject) -> Any:
-    # One lock for all: of several threads that want the same backbone, one loads it.
+    # One lock for all: if several threads want the same backbone, one loads it.
     with _held_lock:
         if shared_object.digest not in _held:
             _held[shared_object.digest] = shared_object.open()
@@ -219,13 +218,13 @@ def _unpacked(shared_object: SharedObject) -> Any:
 def _run_here(
     function: Function[Result], objects: Sequence[SharedObject], task: Task, n_threads: int
 ) -> Success[Result] | Failure | _Missing:
-    """Run a task in a worker, with the threads of the process that has sent it."""
+    """Run a task in a worker, with as many threads as its sender has."""
     if torch.get_num_threads() != n_threads:
         torch.set_num_threads(n_threads)
     try:
         shared = tuple(_unpacked(shared_object) for shared_object in objects)
     except _MissingError:
         return _Missing()
-    except Exception as error:  # noqa: BLE001 - raised again where the results are awaited
+    except Exception as error:  # noqa: BLE001 - `result` raises it again
         return Failure(error)
     return run_task(function, shared, task)

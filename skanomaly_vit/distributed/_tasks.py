@@ -1,4 +1,4 @@
-"""Tasks that can be done anywhere: what one worker does at a time."""
+"""Tasks, and engines that run them on workers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 Result = TypeVar("Result")
 
-#: What all tasks of a run need: it travels to a process once, and not with each task.
+#: Objects that all tasks of a run need; they travel to a process once, not with each task.
 SharedObjects: TypeAlias = tuple[Any, ...]
 
 
 class Task(Protocol):
-    """What one worker does at a time."""
+    """A unit of work for one worker."""
 
     def signature(self) -> bytes:
-        """What tells it from other tasks."""
+        """Bytes that distinguish it from other tasks."""
 
 
 Function: TypeAlias = Callable[[SharedObjects, Any], Result]
@@ -27,32 +27,32 @@ class Engine(Protocol):
 
     @property
     def n_workers(self) -> int:
-        """How many run at once."""
+        """Number of tasks that run at once."""
 
     def run(
         self, function: Function[Result], shared: SharedObjects, tasks: Iterable[Task]
     ) -> Iterator[Result]:
-        """What `function` makes of each task, in the order of the tasks.
+        """Yield the result of `function` for each task, in the order of the tasks.
 
-        An error of a task is raised in its turn: the first in order, not in time. A part of the
-        shared object that has a method `pack` travels as what that gives, which has `unpack`.
+        `run` raises the error of a task in its turn: the first in order, not in time. A shared
+        object with a method `pack` travels as the result of `pack`, which has `unpack`.
         """
 
 
 @dataclass(frozen=True)
 class Success(Generic[Result]):
-    """What a task gave."""
+    """Result of a task."""
 
     value: Result
 
     def result(self) -> Result:
-        """Give it."""
+        """Return it."""
         return self.value
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What a task raised."""
+    """Error of a task."""
 
     error: Exception
 
@@ -64,8 +64,8 @@ class Failure:
 def run_task(
     function: Function[Result], shared: SharedObjects, task: Task
 ) -> Success[Result] | Failure:
-    """Do a task, and give what became of it."""
+    """Run a task, and return its result or its error."""
     try:
         return Success(function(shared, task))
-    except Exception as error:  # noqa: BLE001 - raised again where the result is awaited
+    except Exception as error:  # noqa: BLE001 - `result` raises it again
         return Failure(error)

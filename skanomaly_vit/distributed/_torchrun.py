@@ -1,4 +1,4 @@
-"""The ranks of torchrun: processes that run the same program side by side."""
+"""Ranks of torchrun: processes that run the same program side by side."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from skanomaly_vit.distributed._tasks import Function, Result, SharedObjects, Ta
 
 Value = TypeVar("Value")
 
-#: What torchrun tells a process in its environment.
+#: Environment variables that torchrun sets.
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Ranks:
-    """Does every n-th task in this process, and has the others' results from their processes.
+    """Runs every n-th task in this process, and gathers the other results from the other ranks.
 
     Parameters
     ----------
     group : ProcessGroup
-        Of gloo: results are on the CPU.
+        A gloo group: results are on the CPU.
     """
 
     def __init__(self, group: Any) -> None:
@@ -36,13 +36,13 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes what all have in common."""
+        """Whether this is rank 0, which writes the files of all ranks."""
         return self._rank == 0
 
     def run(
         self, function: Function[Result], shared: SharedObjects, tasks: Iterable[Task]
     ) -> Iterator[Result]:
-        """See `Engine`; to be called, and read to the end, on all ranks alike."""
+        """See `Engine`; all ranks have to call it and exhaust it."""
         iterator = iter(tasks)
         while wave := list(itertools.islice(iterator, self.n_workers)):
             own = wave[self._rank] if self._rank < len(wave) else None
@@ -63,7 +63,7 @@ class Ranks:
         """Rank 0's value."""
         values = [value]
         dist.broadcast_object_list(values, dist.get_global_rank(self._group, 0), self._group)
-        # Rank 0 keeps its own, since drawing from a copy would leave the original as it was.
+        # Rank 0 keeps its own: draws from a copy would not advance the original.
         return value if self._rank == 0 else values[0]
 
 
@@ -80,12 +80,12 @@ _ranks: ContextVar[Ranks | None] = ContextVar("ranks", default=None)
 
 
 def current_ranks() -> Ranks | None:
-    """The ranks that share this process's work; None if it works alone."""
+    """Ranks that share the work of this process; None if it works alone."""
     return _ranks.get()
 
 
 def agreed(value: Value) -> Value:
-    """Rank 0's value of something that is left to chance; the value itself in a lone process."""
+    """Rank 0's value of a random choice; in a lone process, the value itself."""
     ranks = current_ranks()
     return value if ranks is None else ranks.follow(value)
 
@@ -97,12 +97,12 @@ def sharing_ranks() -> Iterator[None]:
         if dist.get_world_size() == 1:
             yield
             return
-        # Of its own: the user's may be of NCCL, which knows nothing of the CPU.
+        # A separate group: the user's may be of NCCL, which knows nothing of the CPU.
         group: Any = dist.new_group(backend="gloo")
         token = _ranks.set(Ranks(group))
         try:
             yield
-            dist.barrier(group)  # lest rank 0, which the others talk through, be gone before them
+            dist.barrier(group)  # rank 0, the hub of the group, must not leave first
         finally:
             _ranks.reset(token)
             dist.destroy_process_group(group)
@@ -110,7 +110,7 @@ def sharing_ranks() -> Iterator[None]:
 
 @contextmanager
 def _process_group() -> Iterator[None]:
-    """The group that the user has initialised, or one made from torchrun's environment."""
+    """Use the process group of the user, or make one from torchrun's environment."""
     if dist.is_available() and dist.is_initialized():
         yield
         return
@@ -132,21 +132,21 @@ def _process_group() -> Iterator[None]:
 def torchrun() -> Iterator[None]:
     """Share the work of estimators among the processes that torchrun has started.
 
-    Within the ``with`` block all ranks make the same calls with the same images. Each passes its
-    share of the images through the backbone, trains the block students of its share of the blocks,
-    and has the rest from the others: all end with the same results, which are those of one process
-    to the bit.
+    Within the ``with`` block all ranks make the same calls with the same images. Each rank passes
+    its share of the images through the backbone, trains the block students of its share of the
+    blocks, and gets the rest from the others. All ranks end with the results of one process, to
+    the bit.
 
     Yields
     ------
     None
-        Nothing; results come from the estimators.
+        Nothing; the estimators return the results.
 
     Raises
     ------
     RuntimeError
-        If there are no ranks: the script was not started by torchrun, and
-        ``torch.distributed.init_process_group`` has not been called.
+        If there are no ranks: torchrun did not start the script, and nobody has called
+        ``torch.distributed.init_process_group``.
 
     See Also
     --------
@@ -154,10 +154,10 @@ def torchrun() -> Iterator[None]:
 
     Notes
     -----
-    It has to be asked for, since a call that only one of the ranks makes would wait for the
-    others forever. ``torch.distributed`` is initialised (with gloo) if it is not yet, and left as
-    it was found. With ``device=None`` a rank runs on its own GPU. Where `random_state` is no
-    int, rank 0 draws for all. Ranks that were given different images get a ValueError.
+    Sharing is explicit, since a call by only one of the ranks would wait for the others forever.
+    The block initialises ``torch.distributed`` (with gloo) if needed, and restores its state at
+    the end. With ``device=None`` a rank runs on its own GPU. If `random_state` is no int, rank 0
+    draws for all. Ranks with different images raise a ValueError.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""Baselines: what the detector has to beat, pipelines of this package's parts and scikit-learn's.
+"""Baselines for the detector to beat: pipelines of parts of this package and scikit-learn.
 
-All of them see images through the same backbone, so a comparison is one of methods.
+All of them see images through the same backbone, so comparisons are between methods.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from skanomaly_vit.features import CompactFeatures, MeanShiftedFeatures, ViTFeat
 
 
 class NeighborDistance(BaseEstimator):
-    """Mean distance to the nearest normal samples, with the sign turned: the score of DN2 [1]_.
+    """Negative mean distance to the nearest normal samples, the score of DN2 [1]_.
 
-    It ranks samples; as a training sample is its own nearest neighbour, no threshold can be
-    taken from the training samples, and there is no ``predict``.
+    It ranks samples. A training sample is its own nearest neighbour, so training samples give no
+    threshold, and there is no ``predict``.
 
     Parameters
     ----------
     n_neighbors : int, default=2
-        How many neighbours count; the mean is taken over all of them if there are fewer samples.
+        Number of neighbours in the mean; all samples if there are fewer.
     metric : {"euclidean", "cosine"}, default="euclidean"
         The distance.
 
@@ -46,7 +46,7 @@ class NeighborDistance(BaseEstimator):
 
     See Also
     --------
-    KNNDensity : A log-density, of standardised features, from the distance to one neighbour.
+    KNNDensity : A log-density of standardised features, from the distance to one neighbour.
 
     References
     ----------
@@ -155,8 +155,8 @@ def make_baseline(name: str, **parameters: Any) -> Pipeline:
         ``"gaussian"``: one Gaussian on them, without PCA; ``"ocsvm"``: a one-class SVM
         (``nu=0.1``) on them, standardised; ``"isolation_forest"``; ``"panda"``: as ``"dn2"`` on
         `CompactFeatures` [2]_; ``"msad"``: likewise on `MeanShiftedFeatures`, by cosine [3]_.
-        With a few hundred images or fewer the last two are close to ``"dn2"``: at their authors'
-        learning rates so few steps hardly move the features.
+        With a few hundred images or fewer the last two are close to ``"dn2"``: at the learning
+        rates of their authors, a few steps hardly move the features.
     **parameters : dict
         Parameters of the features, such as `backbone`, `memory` and `random_state`.
 
@@ -172,7 +172,7 @@ def make_baseline(name: str, **parameters: Any) -> Pipeline:
 
     See Also
     --------
-    skanomaly_vit.evaluation.one_vs_rest : Compares them with the detector.
+    skanomaly_vit.evaluation.one_vs_rest : Compares baselines with the detector.
 
     References
     ----------

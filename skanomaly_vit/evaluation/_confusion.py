@@ -1,4 +1,4 @@
-"""Pre-training confusion: classes that a pre-trained space mixes."""
+"""Pre-training confusion: classes that a pre-trained feature space mixes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def pretraining_confusion(
 ) -> Bunch:
     """Measure which classes a feature space mixes.
 
-    Where a backbone sees two classes alike, one of them cannot be found as an anomaly among
-    images of the other, whatever is learned on top: *pre-training confusion*, [1]_ section 5.
+    If a backbone sees two classes alike, no detector on top can find one as an anomaly among
+    images of the other: *pre-training confusion*, [1]_ section 5.
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ def pretraining_confusion(
     density : estimator or None, default=None
         The density scorer, cloned for each class and fold. ``None`` is `GaussianDensity`.
     n_splits : int, default=5
-        Folds of each class: a density is fitted on all but one, and scores that one and the
-        other classes. Each class needs at least so many images, and three.
+        Folds of each class: a density fits all but one, and scores that one and the other classes.
+        Each class needs at least `n_splits` images, and at least three.
     threshold : float, default=0.9
         AUROC under which two classes count as confused.
     random_state : int, RandomState instance or None, default=0
@@ -50,21 +50,21 @@ def pretraining_confusion(
     -------
     confusion : Bunch
         ``classes``, ndarray of the labels, sorted; ``auroc``, ndarray of shape (n_classes,
-        n_classes), float64: how well a density of the class of the row tells images of the class
-        of the column from new ones of its own, 0.5 at chance, nan on the diagonal; ``missed``,
-        list of (class, other class, AUROC): the classes that would be missed as anomalies if
-        the other one is normal, the worst first.
+        n_classes), float64: how well a density of the row's class separates images of the column's
+        class from new ones of its own, 0.5 at chance, nan on the diagonal; ``missed``, list of
+        (class, other class, AUROC): classes that a detector would miss as anomalies if the other
+        one is normal, the worst first.
 
     Raises
     ------
     ValueError
-        If `features` are no numbers (images, say), or there are fewer than two classes, or fewer
-        images of one than `n_splits`.
+        If `features` are not numbers (but images, say), or there are fewer than two classes, or
+        fewer images of one than `n_splits`.
 
     Warns
     -----
     ConfusionWarning
-        If any class would be missed.
+        If a detector would miss a class.
 
     See Also
     --------
@@ -108,7 +108,7 @@ def _as_features(features: Any) -> np.ndarray:
         return check_array(features, dtype=np.float64)
     except ValueError as error:
         raise ValueError(
-            f"features is no array of numbers of shape (n_images, n_features): {error} Of images, "
+            f"features is no array of numbers of shape (n_images, n_features): {error} For images, "
             "pass ViTFeatures().fit_transform(images)"
         ) from error
 
@@ -161,8 +161,8 @@ def _warn(missed: list[tuple[Any, Any, float]], threshold: float) -> None:
         f"{name!r} among {other!r} (AUROC {value:.2f})" for name, other, value in missed
     )
     warnings.warn(
-        f"The features mix classes; as anomalies these would be missed: {shown}. Their AUROC is "
-        f"below threshold={threshold}. Another backbone may tell them apart.",
+        f"The features mix classes; a detector would miss these as anomalies: {shown}. Their AUROC "
+        f"is below threshold={threshold}. Another backbone may tell them apart.",
         ConfusionWarning,
         stacklevel=3,
     )

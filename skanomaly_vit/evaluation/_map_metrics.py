@@ -1,7 +1,7 @@
-"""How well anomaly maps show where defects are, measured where masks say it.
+"""Metrics of anomaly maps against masks of defects.
 
 Masks come with a data set (`skanomaly_vit.datasets.load_mvtec`), or from `paste_defects`, which
-makes defects on normal images. The maps are those of `TransformalyDetector.anomaly_map`.
+makes defects on normal images. `TransformalyDetector.anomaly_map` makes the maps.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ Planes: TypeAlias = np.ndarray | Sequence[np.ndarray]
 
 
 def pixel_auroc(masks: Any, maps: Planes) -> float:
-    """AUROC of telling defective pixels from the others, over all images together.
+    """AUROC of defective pixels against the others, over all images together.
 
     Parameters
     ----------
     masks : sequence of n masks
-        Of each image an array (height, width), 0 or False where it is normal; a path of an image
-        of that kind; or None for an image without a defect.
+        For each image an array (height, width), 0 or False where it is normal; the path of such an
+        image; or None for an image without a defect.
     maps : ndarray of shape (n, height, width) or list of ndarray of shape (height, width)
-        What `TransformalyDetector.anomaly_map` gives. Higher = more abnormal.
+        Maps of `TransformalyDetector.anomaly_map`. Higher = more abnormal.
 
     Returns
     -------
     auroc : float
-        In [0, 1]; 0.5 is chance. It is lenient: where defects are small, a map that marks ten
-        times their area still comes out well; see `per_region_overlap`.
+        In [0, 1]; 0.5 is chance. It is lenient: if defects are small, a map that marks ten times
+        their area still scores well; see `per_region_overlap`.
 
     Raises
     ------
@@ -60,17 +60,17 @@ def pixel_auroc(masks: Any, maps: Planes) -> float:
 
 
 def per_region_overlap(masks: Any, maps: Planes, *, max_fpr: float = 0.3) -> float:
-    """Mean share of a defect that is found, averaged over few false alarms (AUPRO [1]_).
+    """Mean share of a defect that a map finds, averaged over few false alarms (AUPRO [1]_).
 
     Parameters
     ----------
     masks : sequence of n masks
-        As `pixel_auroc` takes them. A region is what hangs together, by edges or corners.
+        As in `pixel_auroc`. Pixels that touch by edges or corners form a region.
     maps : ndarray of shape (n, height, width) or list of ndarray of shape (height, width)
         Higher = more abnormal.
     max_fpr : float, default=0.3
-        In (0, 1]: the share of normal pixels falsely marked up to which the overlap is averaged;
-        0.3 is the authors'.
+        In (0, 1]: the average runs up to this share of falsely marked normal pixels; the authors
+        take 0.3.
 
     Returns
     -------
@@ -88,9 +88,9 @@ def per_region_overlap(masks: Any, maps: Planes, *, max_fpr: float = 0.3) -> flo
 
     Notes
     -----
-    The area under the curve of overlap over false positive rate is computed exactly, not on a grid
-    of thresholds: a pixel of a region is found from that rate on at which its own value is the
-    threshold.
+    The function computes the area under the curve of overlap over false positive rate exactly, not
+    on a grid of thresholds: a pixel of a region is found from the rate at which its own value is
+    the threshold.
 
     References
     ----------

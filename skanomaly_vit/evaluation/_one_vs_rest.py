@@ -1,4 +1,4 @@
-"""Fit and measure: one detector on labelled images, or each class against the others."""
+"""Evaluation of a detector on labelled images: once, or class by class."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def evaluate(
     test_images : images
         Images to measure on, normal ones and anomalies.
     test_y : array-like of shape (n_test_images,)
-        What each of `test_images` is.
+        Label of each of `test_images`.
     anomaly_label : label, list of labels or "auto", default="auto"
-        What marks anomalies in `test_y`; ``"auto"`` is -1 among +1 and -1.
+        Label(s) of anomalies in `test_y`; ``"auto"`` is -1 among +1 and -1.
 
     Returns
     -------
     measured : dict of str to float
         ``n_train``, ``n_normal``, ``n_anomalies`` (images); ``auroc``, the area under the ROC
-        curve; ``average_precision``, anomalies being what is looked for; ``fpr95``, the share of
+        curve; ``average_precision``, with anomalies as the positive class; ``fpr95``, the share of
         normal images flagged where the threshold flags 95 % of the anomalies; ``fit_seconds``
         and ``score_seconds``.
 
@@ -131,35 +131,35 @@ def one_vs_rest(
         An outlier detector, or a pipeline that ends in one: with ``fit`` and ``score_samples``
         (higher = more normal). A clone is fitted for each class.
     images : images
-        Images of all classes to fit on, of any form that `estimator` takes. Of these a fit sees
-        the normal ones only. None of them should be among `test_images`.
+        Images of all classes to fit on, of any form that `estimator` takes. Each fit sees the
+        normal ones only. None of them should be among `test_images`.
     labels : array-like of shape (n_images,)
         Class of each image.
     setting : {"unimodal", "multimodal"}, default="unimodal"
         ``"unimodal"``: one class is normal and all others are anomalies. ``"multimodal"``: one
         class is the anomaly and all others are normal.
     test_images : images
-        Images to measure on. All of them are scored for each class.
+        Images to measure on. Each turn scores all of them.
     test_labels : array-like of shape (n_test_images,)
         Class of each of `test_images`.
     classes : iterable of labels or None, default=None
         The classes that take their turn. ``None`` is all classes of `labels`, sorted.
     n_jobs : int or None, default=None
-        Classes evaluated at a time. ``None`` is one, ``-1`` as many as there are cores.
+        Classes evaluated at a time. ``None`` is one, ``-1`` is one per core.
     memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
-        Where the figures of each class are kept, so that an evaluation that was cut off goes on
-        where it stopped. Their keys are the contents of the images, the parameters of
-        `estimator`, the contents of a checkpoint that it names, versions and the type of
-        processor; without an int as its ``random_state`` they are those of the first run. The
-        code of an estimator is not among them: take another folder when yours has changed.
+        Store of the figures of each class, from which an interrupted evaluation resumes. Their
+        keys are the contents of the images, the parameters of `estimator`, the contents of a
+        checkpoint that it names, versions and the type of processor. If its ``random_state`` is no
+        int, the figures stay those of the first run. The code of an estimator is no part of the
+        keys: take another folder when yours has changed.
     callback : callable or None, default=None
-        Called with each row of the table, a dict, as soon as it and those before it are there.
+        Called with each row of the table, a dict, as soon as it and all rows before it are done.
 
     Returns
     -------
     table : pandas.DataFrame or Bunch
-        A row per class and one of their means, named ``"mean"``, in the order of `classes`. The
-        columns are what `evaluate` measures, as fractions and in seconds. Without pandas, a
+        A row per class, in the order of `classes`, and a row ``"mean"`` of their means. The
+        columns are the figures of `evaluate`, as fractions and in seconds. Without pandas, a
         `sklearn.utils.Bunch` of arrays: ``index`` and the columns.
 
     Raises
@@ -171,13 +171,13 @@ def one_vs_rest(
     See Also
     --------
     evaluate : One turn.
-    pretraining_confusion : Which classes no density can tell apart.
+    pretraining_confusion : Finds classes that no density can tell apart.
 
     Notes
     -----
-    Seconds are those of the run that computed a row. Of an `estimator` with a ``memory`` of its
-    own they are those of what it did not find there, in the first turn more than in the others:
-    compare rates without. The unimodal and the multimodal setting are those of [1]_, section 4.
+    Seconds are those of the run that computed a row. If `estimator` has a ``memory``, they omit
+    the work that it found there, in the first turn less than in the others: compare speeds without
+    one. The unimodal and the multimodal setting are those of [1]_, section 4.
 
     References
     ----------
@@ -233,7 +233,7 @@ def _measure(
     is_anomaly: np.ndarray,
     positions: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """The figures of one turn; `positions` are those of the images where they come from."""
+    """Figures of one turn; `positions` are the indices of the images among those of all classes."""
     start = time.perf_counter()
     fitted = _fit(estimator, images, positions)
     fitted_at = time.perf_counter()
@@ -255,14 +255,14 @@ def _measure(
 
 def _fit(estimator: Any, images: Any, positions: np.ndarray | None) -> Any:
     with warnings.catch_warnings():
-        # It is about the threshold, which nothing here depends on.
+        # The warning is about the threshold, and no figure depends on it.
         warnings.simplefilter("ignore", CalibrationWarning)
         try:
             return clone(estimator).fit(images)
         except UnreadableImageError as error:
             if positions is not None:
                 found = ", ".join(str(positions[image.index]) for image in error.images)
-                error.add_note(f"Of the images of all classes: sample {found}.")
+                error.add_note(f"Among the images of all classes: sample {found}.")
             raise
 
 
@@ -303,7 +303,7 @@ def _take_turn(
 
 
 class _Keys:
-    """What the figures of a turn depend on, in 32 bytes."""
+    """Keys of turns: digests of everything that their figures depend on."""
 
     def __init__(self, estimator: Any, images: Any, test_images: Any) -> None:
         self._context = combine(
@@ -322,20 +322,20 @@ class _Keys:
 
 
 def _device_of(estimator: Any) -> torch.device:
-    """Where a network runs, if there is one: what others call a device may be anything."""
+    """Device of the network, if there is one: `device` of other estimators may mean anything."""
     has_network = find_attribute(estimator, "backbone") is not None
     return resolve_device(find_attribute(estimator, "device") if has_network else "cpu")
 
 
 def _without_bookkeeping(estimator: Any) -> Any:
-    """A clone without the parameters that no figure depends on."""
+    """Clone an estimator without the parameters that no figure depends on."""
     copy = clone(estimator)
     names = [name for name in copy.get_params() if name.rpartition("__")[2] in _BOOKKEEPING]
     return copy.set_params(**dict.fromkeys(names))
 
 
 def _digest_checkpoints(estimator: Any) -> list[bytes]:
-    """Of the weights that come from files, whose paths say nothing about them."""
+    """Digests of weights in files, whose paths say nothing about their content."""
     parameters = sorted(estimator.get_params().items())
     values = [value for name, value in parameters if name.rpartition("__")[2] == "pretrained"]
     paths = [os.fspath(value) for value in values if isinstance(value, str | os.PathLike)]

@@ -1,8 +1,8 @@
-"""Choosing hyperparameters: folds and scorers for detectors that learn from normal samples only.
+"""Model selection: folds and scorers for detectors that learn from normal samples only.
 
-scikit-learn's own tools hold two traps for outlier detectors. The first: a detector scores high
-what is normal, so with ``y = 1`` for anomalies ``scoring="roc_auc"`` gives 1 - AUROC, silently.
-Ten samples far off all others are the worst found of all, it seems:
+scikit-learn's own tools hold two traps for outlier detectors. The first: a detector gives normal
+samples high scores, so with ``y = 1`` for anomalies ``scoring="roc_auc"`` gives 1 - AUROC,
+silently. The detector seems to miss ten samples far off all others:
 
 >>> import numpy as np
 >>> from sklearn.covariance import EllipticEnvelope
@@ -14,9 +14,9 @@ Ten samples far off all others are the worst found of all, it seems:
 >>> cross_val_score(envelope, X, y, cv=StratifiedKFold(2), scoring="roc_auc")
 array([0., 0.])
 
-The second: as a detector is no classifier, an integer ``cv`` cuts `y` into runs. If `y` is
-sorted, folds train on anomalies (the first count) or have none to test (the second count), which
-makes the AUROC NaN:
+The second: a detector is no classifier, so an integer ``cv`` cuts `y` into runs. If `y` is
+sorted, folds train on anomalies (the first count) or have none to test (the second count), and the
+AUROC is NaN:
 
 >>> [(int(y[train].sum()), int(y[test].sum())) for train, test in KFold(5).split(X)]
 [(10, 0), (10, 0), (10, 0), (10, 0), (0, 10)]
@@ -28,8 +28,8 @@ makes the AUROC NaN:
 >>> cross_val_score(envelope, X, y, cv=folds, scoring=anomaly_scorer(anomaly_label=1))
 array([1., 1.])
 
-A third: a search fits on all samples in the end, the anomalies too. Pass ``refit=False``, and fit
-``best_params_`` on the normal samples. Where there is no labelled anomaly at all,
+A third: in the end a search fits on all samples, including the anomalies. Pass ``refit=False``,
+and fit ``best_params_`` on the normal samples. Without any labelled anomaly,
 `pseudo_anomaly_scorer` makes some.
 """
 

@@ -1,4 +1,4 @@
-"""Pseudo-anomalies: a normal image, altered so that it is normal no more."""
+"""Pseudo-anomalies: normal images, altered until they are normal no more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def _patch_shuffle(image: np.ndarray, rng: np.random.Generator, n_patches: int) -> np.ndarray:
-    """Permute the patches of a grid; what is left over at the lower and right edge stays."""
+    """Permute the patches of a grid; a remainder at the lower and right edge stays."""
     height, width = (length // n_patches for length in image.shape[:2])
     corners = [(i * height, j * width) for i in range(n_patches) for j in range(n_patches)]
     order = np.arange(len(corners))

@@ -1,4 +1,4 @@
-"""Scorers for a search: AUROC and the like, with a sign that cannot be wrong."""
+"""Scorers for a search: AUROC and the like, whose sign you cannot get wrong."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ _CHUNK = 64  # pseudo-anomalies in memory at a time
 
 
 def anomaly_scorer(metric: str = "roc_auc", *, anomaly_label: Any = AUTO) -> Scorer:
-    """Scorer of outlier detectors that cannot be read upside down.
+    """Scorer of outlier detectors whose sign you cannot get wrong.
 
-    Anomalies are the positive class, whatever their label, and the score of a sample is how
-    abnormal the detector finds it.
+    Anomalies are the positive class, whatever their label. The abnormality of a sample is the
+    negative score of the detector.
 
     Parameters
     ----------
     metric : {"roc_auc", "average_precision", "fpr95"}, default="roc_auc"
-        ``"fpr95"`` is the share of normal samples flagged where 95 % of the anomalies are found,
-        with a minus sign: greater is better for all of them.
+        ``"fpr95"`` is the share of normal samples flagged at 95 % of the anomalies found, with a
+        minus sign: for all metrics, greater is better.
     anomaly_label : label, list of labels or "auto", default="auto"
-        What marks anomalies in `y`; all other labels are normal. ``"auto"`` takes +1 for normal
-        and -1 for an anomaly, and refuses labels that could be read either way.
+        Label(s) of anomalies in `y`; all other labels are normal. ``"auto"`` takes +1 for normal
+        and -1 for an anomaly, and raises for other labels, which could mean either.
 
     Returns
     -------
     scorer : callable
-        ``scorer(estimator, X, y)`` gives a float; to be passed as ``scoring``. It asks the
-        estimator for ``score_samples`` or, of outlier detectors, for ``decision_function``.
+        ``scorer(estimator, X, y)`` gives a float; pass it as ``scoring``. It calls
+        ``score_samples`` of the estimator or else ``decision_function`` of an outlier detector.
 
     Raises
     ------
     ValueError
-        If there is no such metric. The scorer itself raises it where `y` has only one kind of
-        samples, or labels that could be read either way; a search turns that into a warning and
-        a score of NaN, unless ``error_score="raise"``.
+        If the metric is unknown. The scorer itself raises it if `y` has only one kind of samples,
+        or ambiguous labels; a search turns that into a warning and a score of NaN, unless
+        ``error_score="raise"``.
 
     See Also
     --------
-    NormalOnlyKFold : Folds that have both kinds of samples to test.
+    NormalOnlyKFold : Folds that test both kinds of samples.
 
     Examples
     --------
@@ -72,44 +72,44 @@ def pseudo_anomaly_scorer(
     random_state: int | np.random.RandomState | None = 0,
     anomaly_label: Any = AUTO,
 ) -> Scorer:
-    """Scorer that needs no labelled anomaly: it makes some of the normal images.
+    """Scorer that needs no labelled anomaly: it makes some from the normal images.
 
-    It measures how well a detector tells the normal images of a test fold from altered copies of
-    the same images.
+    It measures how well a detector separates the normal images of a test fold from altered copies
+    of the same images.
 
     Parameters
     ----------
     metric : {"roc_auc", "average_precision", "fpr95"}, default="roc_auc"
         As in `anomaly_scorer`. The score is its mean over `kinds`.
     kinds : sequence of str, default=("patch_shuffle", "cut_paste", "rotation")
-        How images are altered. ``"patch_shuffle"``: cut into `n_patches` x `n_patches` patches
-        that change places. ``"cut_paste"``: a rectangle of the image, a little lighter or
-        darker, pasted elsewhere [1]_. ``"rotation"``: by 90, 180 or 270 degrees; images
-        that are not square by 180. Leave out what is normal: solar cells may lie either way.
+        Alterations. ``"patch_shuffle"``: cut into `n_patches` x `n_patches` patches that change
+        places. ``"cut_paste"``: a rectangle of the image, a little lighter or darker, pasted
+        elsewhere [1]_. ``"rotation"``: by 90, 180 or 270 degrees; by 180 if the image is not
+        square. Leave out a kind that is normal: solar cells may lie either way.
     n_patches : int, default=4
         Patches in a row and in a column, at least 2.
     random_state : int, RandomState instance or None, default=0
-        Source of the alterations. It is drawn from here and now, once: all estimators that a
-        scorer scores on the same images meet the same pseudo-anomalies.
+        Source of the alterations. `pseudo_anomaly_scorer` draws from it once, so all estimators
+        that a scorer scores on the same images meet the same pseudo-anomalies.
     anomaly_label : label, list of labels or "auto", default="auto"
-        What marks anomalies in `y`, if there is any; they are left out.
+        Label(s) of anomalies in `y`, if there are any; the scorer ignores them.
 
     Returns
     -------
     scorer : callable
-        ``scorer(estimator, X, y=None)`` gives a float; to be passed as ``scoring``. `X` are
-        images of any form that the detector takes. Each normal one is scored once, and once
-        more for each of `kinds`.
+        ``scorer(estimator, X, y=None)`` gives a float; pass it as ``scoring``. `X` holds images of
+        any form that the detector takes. The scorer scores each normal image once, and once more
+        for each of `kinds`.
 
     Raises
     ------
     ValueError
-        If a parameter is not as described. The scorer itself raises it where no sample is normal
+        If a parameter is not as described. The scorer itself raises it if no sample is normal
         or an image is too small to be altered.
 
     See Also
     --------
-    anomaly_scorer : Where there are labelled anomalies: trust these more.
+    anomaly_scorer : Scores with labelled anomalies: trust these more.
 
     References
     ----------
@@ -206,7 +206,7 @@ class _PseudoAnomalyScorer:
         return METRICS[self.metric](is_anomaly, -np.concatenate([scores, *altered]))
 
     def _alter(self, source: ImageSource, index: int, kind: str) -> np.ndarray:
-        # A generator of its own: neither the other images nor the other kinds change the draw.
+        # A generator for each image: neither other images nor other kinds change the draw.
         rng = np.random.default_rng([self.seed, index])
         image = source[index]  # (h, w, 3)
         if min(image.shape[:2]) < self.n_patches:
@@ -225,7 +225,7 @@ class _PseudoAnomalyScorer:
 
 
 def _as_input(images: list[np.ndarray], image_shape: tuple[int, int, int] | None) -> Any:
-    """Images -> an array where they are alike, rows where the estimator takes rows, or a list."""
+    """Images -> an array if they are alike, rows if the estimator takes rows, else a list."""
     if len({(image.shape, image.dtype) for image in images}) > 1:
         return images
     stacked = np.stack(images)  # (n, h, w, 3)

@@ -1,4 +1,4 @@
-"""Folds that train on normal samples alone."""
+"""Folds that train on normal samples only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from skanomaly_vit._utils.labels import (
     which_are_anomalies,
 )
 
-#: What to do instead of splitting.
+#: Advice in errors.
 NO_ANOMALIES = (
     "Where there is no labelled anomaly, search with KFold on normal samples and "
     "scoring=pseudo_anomaly_scorer()"
@@ -29,32 +29,30 @@ NO_ANOMALIES = (
 class NormalOnlyKFold(BaseCrossValidator):
     """K folds that train on normal samples and test on both kinds.
 
-    Each normal sample and each anomaly is tested once. Anomalies are never trained on; they are
-    spread over the folds evenly, those of each label too, and so are normal samples.
+    The folds test each normal sample and each anomaly once, and train on no anomaly. They share
+    out normal samples and anomalies evenly, also those of each label.
 
     Parameters
     ----------
     n_splits : int, default=5
         Number of folds, at least 2. Each needs a normal sample and an anomaly to test.
     shuffle : bool, default=True
-        Whether samples are put into folds at random. If not, folds are runs of samples of a
-        label.
+        Whether to put samples into folds at random. If not, folds are runs of samples of a label.
     random_state : int, RandomState instance or None, default=None
         Source of the shuffling; pass an int for folds that repeat.
     anomaly_label : label, list of labels or "auto", default="auto"
-        What marks anomalies in `y`; all other labels are normal. ``"auto"`` takes +1 for normal
-        and -1 for an anomaly, and refuses labels that could be read either way.
+        Label(s) of anomalies in `y`; all other labels are normal. ``"auto"`` takes +1 for normal
+        and -1 for an anomaly, and raises for other labels, which could mean either.
 
     See Also
     --------
-    anomaly_scorer : The scorer to use with it.
-    pseudo_anomaly_scorer : Where there is no labelled anomaly.
+    anomaly_scorer : The scorer for these folds.
+    pseudo_anomaly_scorer : Needs no labelled anomaly.
 
     Notes
     -----
-    With `groups` (images of one part, one patient, one scene), all samples of a group are tested
-    in the same fold, and none of them is trained on there. How even the folds are then depends on
-    the groups.
+    With `groups` (images of one part, one patient, one scene), one fold tests all samples of a
+    group and trains on none of them. The groups then decide how even the folds are.
 
     A search fits the best setting to all samples, the anomalies included, unless ``refit=False``.
 
@@ -70,7 +68,7 @@ class NormalOnlyKFold(BaseCrossValidator):
     ['good' 'good'] ['good' 'good' 'crack']
     """
 
-    # As scikit-learn's splitters that heed groups: they are routed here without being asked for.
+    # As in scikit-learn's splitters with groups: metadata routing passes groups without a request.
     __metadata_request__split: ClassVar[dict[str, bool]] = {"groups": True}
 
     def __init__(
@@ -113,9 +111,9 @@ class NormalOnlyKFold(BaseCrossValidator):
         Parameters
         ----------
         X : array-like of length n_samples
-            The samples, of which only the number counts.
+            The samples; only their number counts.
         y : array-like of shape (n_samples,)
-            Labels: which samples are anomalies, and of which kind.
+            Labels of normal samples and of each kind of anomaly.
         groups : array-like of shape (n_samples,), default=None
             Samples that belong together.
 
@@ -196,14 +194,13 @@ class NormalOnlyKFold(BaseCrossValidator):
         folds = StratifiedGroupKFold(
             self.n_splits, shuffle=self.shuffle, random_state=self.random_state
         )
-        # Evenness of each label can cost a fold all of its anomalies; evenness of the two kinds
-        # costs that more rarely.
+        # Even labels can leave a fold without anomalies; even kinds do so more rarely.
         for strata in (codes, is_anomaly.astype(int)):
             if np.bincount(strata).max() < self.n_splits:
-                continue  # which StratifiedGroupKFold refuses: no label could be spread
+                continue  # StratifiedGroupKFold would raise: no label has enough samples
             fold = np.empty(len(groups), dtype=int)
             with warnings.catch_warnings():
-                # Labels with fewer samples than there are folds are in order here.
+                # Here labels may have fewer samples than there are folds.
                 warnings.filterwarnings("ignore", "The least populated class", UserWarning)
                 for k, (_, test) in enumerate(folds.split(groups, strata, groups)):
                     fold[test] = k
@@ -223,7 +220,7 @@ def _codes(labels: list[Any]) -> np.ndarray:
 
 
 def _deal(codes: np.ndarray, n_splits: int, rng: np.random.RandomState | None) -> np.ndarray:
-    """Fold of each sample: as many in each, and of each label, give or take one."""
+    """Fold of each sample: equal numbers in all folds, and of each label, give or take one."""
     turn = np.arange(len(codes)) % n_splits
     fold = np.empty(len(codes), dtype=int)
     start = 0

@@ -237,18 +237,22 @@ def test_cached_weights_load_without_a_network(hub_cache, offline):
     assert vit.embed_dim == wanted.shape[1]
 
 
-@pytest.mark.parametrize("offline", ["1", "0"])
-def test_without_weights_the_error_comes_within_seconds_and_names_the_ways_out(tmp_path, offline):
+# A client of the hub may connect a second time at once; timm's download does so 15 times.
+@pytest.mark.parametrize(("offline", "at_most"), [("1", 0), ("0", 2)])
+def test_without_weights_the_error_comes_without_retries_and_names_the_ways_out(
+    tmp_path, offline, at_most
+):
     code = f"""
-        import time
+        import sys
         import timm
         from skanomaly_vit._backbone.loading import load_backbone
         from skanomaly_vit.exceptions import WeightsUnavailableError
-        started = time.monotonic()
+        connections = []
+        sys.addaudithook(lambda event, _: event == "socket.connect" and connections.append(event))
         try:
             load_backbone({HUB_MODEL!r}, pretrained=True, image_size=None, seed=0)
         except WeightsUnavailableError as error:
-            print(time.monotonic() - started)
+            print(len(connections))
             print(error)
     """
     # Port 9 of this machine refuses connections: a hub out of reach, without asking a real one.
@@ -256,8 +260,8 @@ def test_without_weights_the_error_comes_within_seconds_and_names_the_ways_out(t
         code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE=offline, HF_ENDPOINT="http://127.0.0.1:9"
     )
     assert done.returncode == 0, done.stderr
-    seconds, message = done.stdout.split("\n", 1)
-    assert float(seconds) < 10
+    found, message = done.stdout.split("\n", 1)
+    assert int(found) <= at_most
     assert f"The weights of backbone='{HUB_MODEL}' cannot be had" in message
     for way_out in (
         "HF_HOME",

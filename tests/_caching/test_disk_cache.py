@@ -1,4 +1,4 @@
-"""A cache on disk: what is put is got, whatever happens to processes, files and disks."""
+"""DiskCache: `get` returns what `put` stored, despite killed processes and damaged files."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
 def finish(process: subprocess.Popen) -> str:
     """Its output; nothing may have gone wrong."""
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (0, "")
     return output
 
@@ -315,7 +315,7 @@ for k in range(10):
     time.sleep(0.003)
     child = os.fork()
     if child == 0:
-        signal.alarm(20)  # a lock held by a thread that is not there is waited for forever
+        signal.alarm(250)  # a lock held by a thread that is not there is waited for forever
         key = b"child %d" % k
         cache.put({key: value(key)})
         os._exit(cache.get([key]) != {key: value(key)})

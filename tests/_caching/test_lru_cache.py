@@ -1,4 +1,4 @@
-"""`LRUCache`: what it holds, and what goes."""
+"""`LRUCache`: the objects that it keeps, and those that it drops."""
 
 from __future__ import annotations
 

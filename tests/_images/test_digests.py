@@ -1,4 +1,4 @@
-"""Digests: equal for equal content, and else different."""
+"""Digests of images: equal for equal content, different otherwise."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Reading ahead: the same bits and errors, a bounded number of images, no thread left."""
+"""Prefetching: the same bits and errors, a bounded number of images, no thread left."""
 
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -38,10 +37,27 @@ def ahead(monkeypatch):
     monkeypatch.setattr(_passes, "batches_ahead", lambda device: BATCHES_AHEAD)
 
 
+class Positions(list):
+    """A list that threads append to and wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self._grown = threading.Condition()
+
+    def append(self, position):
+        with self._grown:
+            super().append(position)
+            self._grown.notify_all()
+
+    def wait_for(self, n):
+        with self._grown:
+            assert self._grown.wait_for(lambda: len(self) >= n, timeout=300)
+
+
 @pytest.fixture
 def loaded(monkeypatch):
     """Positions of images, in the order in which they begin to be decoded."""
-    begun: list[int] = []
+    begun = Positions()
     try_load = ImageSource.try_load
 
     def noting(self, position, function):
@@ -57,7 +73,7 @@ def reader(X=IMAGES, n_ahead=8, n_jobs=None, **options):
 
 
 def broken(tmp_path, bad=(3, 9, 10, 19)):
-    """Paths of images, some of which hold none."""
+    """Paths of images, and of a few files without an image."""
     paths = []
     for index, image in enumerate(IMAGES):
         paths.append(str(tmp_path / f"{index}.png"))
@@ -68,7 +84,7 @@ def broken(tmp_path, bad=(3, 9, 10, 19)):
 
 
 @pytest.mark.parametrize("n_jobs", [None, 3, -1])
-def test_no_bit_hangs_on_what_is_read_ahead(n_jobs):
+def test_no_bit_depends_on_images_read_ahead(n_jobs):
     source = open_images(IMAGES)
     reading = reader(n_jobs=n_jobs)
     for start in range(0, 20, 5):
@@ -82,7 +98,7 @@ def test_no_more_is_read_ahead_than_was_expected(loaded):
     reading = reader(n_jobs=1)
     reading.expect([2, 3])
     reading.load([0, 1])
-    wait_for(lambda: len(loaded) == 4)
+    loaded.wait_for(4)
     reading.expect([4, 5])
     reading.load([2, 3])
     reading.expect([])
@@ -90,13 +106,6 @@ def test_no_more_is_read_ahead_than_was_expected(loaded):
     reading.load([4])
     reading.close()
     assert loaded == [0, 1, 2, 3, 4, 5, 8, 4]
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_an_error_comes_with_its_batch_and_names_its_images(tmp_path, loaded):

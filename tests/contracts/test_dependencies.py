@@ -1,4 +1,4 @@
-"""What the package depends on: all of it is declared, with a lower and an upper bound."""
+"""Dependencies: setup.cfg declares all of them, with a lower and an upper bound."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_requirement_of_the_package_is_imported(declared):
         for package in imported_packages()
         for name in distributions.get(package, [package])
     }
-    # timm needs torchvision; named here, lest pip take one that does not go with torch.
+    # timm needs torchvision; setup.cfg names it, so that pip takes one that fits torch.
     unused = {canonicalize_name(r.name) for r in declared[""]} - imported - {"torchvision"}
     assert unused == set()
 

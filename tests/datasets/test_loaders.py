@@ -1,4 +1,4 @@
-"""Data sets: what is read from which layout, in which order, and what a wrong layout says."""
+"""Data sets: files read from each layout, their order, and errors for wrong layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores beside the images that they are of, in tables of pandas, Dask and Arrow."""
+"""Scores as columns of pandas, Polars, Dask and Arrow tables."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from skanomaly_vit.exceptions import UnreadableImageWarning
 pa = pytest.importorskip("pyarrow")
 ds = pytest.importorskip("pyarrow.dataset")
 dd = pytest.importorskip("dask.dataframe")
+pl = pytest.importorskip("polars")
 
 
 def encode(image: np.ndarray) -> bytes:
@@ -63,6 +64,67 @@ def test_a_frame_of_pandas_gets_columns(detector, frame, expected, column):
     pd.testing.assert_frame_equal(scored, expected, check_exact=True)
     assert scored["flag"].tolist()[-4:] == [True] * 4
     assert list(frame.columns) == ["path", "data"]  # the caller's own is as it was
+
+
+def test_a_frame_of_pandas_keeps_its_attrs(detector, frame):
+    frame.attrs["camera"] = "left"
+    assert detector.score_dataframe(frame, "path").attrs == {"camera": "left"}
+    scored = detector.score_dataframe(dd.from_pandas(for_dask(frame), npartitions=2), "path")
+    assert scored._meta.attrs == {"camera": "left"}
+
+
+@pytest.mark.parametrize("column", ["path", "data"])
+def test_a_frame_of_polars_gets_columns(detector, frame, expected, column):
+    table = pl.DataFrame(frame.to_dict("list"))
+    scored = detector.score_dataframe(table, column)
+    assert isinstance(scored, pl.DataFrame)
+    assert scored.to_dict(as_series=False) == expected.to_dict("list")
+    assert scored["flag"].to_list()[-4:] == [True] * 4
+    assert table.columns == ["path", "data"]  # the caller's own is as it was
+
+
+def test_a_frame_of_polars_keeps_its_schema(detector, frame):
+    schema = {"path": pl.String, "data": pl.Binary, "line": pl.Categorical, "day": pl.Date}
+    table = pl.DataFrame(frame.to_dict("list") | {"line": ["a"] * 10, "day": [None] * 10}, schema)
+    added = {"score": pl.Float64, "decision": pl.Float64, "flag": pl.Boolean, "p_value": pl.Float64}
+    for rows in (table, table.clear()):
+        scored = detector.score_dataframe(rows, "data")
+        assert scored.schema == pl.Schema(rows.schema | added)
+        assert scored.select(rows.columns).equals(rows)
+
+
+@pytest.mark.parametrize("column", ["path", "data"])
+def test_a_missing_value_of_polars_is_an_unreadable_image(detector, frame, expected, column):
+    cells = frame[column].tolist()
+    cells[2] = None
+    table = pl.DataFrame({column: cells})
+    with pytest.raises(ValueError, match=r"sample 2.*no bytes: the image is missing"):
+        detector.score_dataframe(table, column)
+    detector.set_params(on_error="nan")
+    with pytest.warns(UnreadableImageWarning, match=r"sample 2: .*the image is missing") as caught:
+        scored = detector.score_dataframe(table, column)
+    assert caught[0].filename == __file__
+    assert scored[column].to_list() == cells
+    wanted = expected.reset_index(drop=True).drop(index=2)
+    for name in ("score", "p_value"):
+        assert scored[name].is_nan().arg_true().to_list() == [2]  # NaN, as of pandas, and no null
+        assert scored[name].to_numpy()[wanted.index].tolist() == wanted[name].tolist()
+    assert scored["flag"][2] is True
+
+
+def test_rows_of_an_arrow_table_are_named_by_their_place_in_the_table(detector, frame):
+    frame.iloc[7, 1] = None
+    table = pa.Table.from_pandas(frame)
+    chunks = pa.concat_tables([table.slice(0, 5), table.slice(5)])
+    with pytest.raises(ValueError, match=r"sample 7.*no bytes: the image is missing"):
+        detector.score_dataframe(chunks, "data")
+
+
+def test_an_arrow_table_keeps_its_schema(detector, frame):
+    table = pa.Table.from_pandas(frame).replace_schema_metadata({"camera": "left"})
+    scored = detector.score_dataframe(table, "data")
+    assert scored.schema.metadata == {b"camera": b"left"}
+    assert scored.select(table.column_names).equals(table)
 
 
 def test_without_held_out_images_there_are_no_p_values(make_detector, images, frame):
@@ -168,14 +230,17 @@ def test_a_cell_that_is_no_image_is_not_taken_for_a_missing_one(detector, frame)
 
 
 def test_columns_are_checked_before_any_work(detector, frame):
-    with pytest.raises(ValueError, match=r"no column 'image' in the table, which has \['path'"):
-        detector.score_dataframe(frame, "image")
-    with pytest.raises(ValueError, match=r"column\(s\) \['score'\] already"):
+    tables = (frame, pl.DataFrame(frame.to_dict("list")), pa.Table.from_pandas(frame))
+    for table in (*tables, tables[-1].to_batches()[0]):
+        with pytest.raises(ValueError, match=r"no column 'image'; it has \['path'"):
+            detector.score_dataframe(table, "image")
+    with pytest.raises(ValueError, match=r"already has the column\(s\) \['score'\]"):
         detector.score_dataframe(
             dd.from_pandas(frame[["path"]].assign(score=0), npartitions=1), "path"
         )
-    for other in ([1, 2], frame["path"], frame["path"].to_numpy()):
-        with pytest.raises(TypeError, match="pass a DataFrame of pandas or Dask"):
+    lazy = pl.LazyFrame({"path": ["a.png"]})
+    for other in ([1, 2], frame["path"], frame["path"].to_numpy(), lazy, lazy.collect()["path"]):
+        with pytest.raises(TypeError, match="pass a DataFrame of pandas, Polars or Dask"):
             detector.score_dataframe(other, "path")
 
 

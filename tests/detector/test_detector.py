@@ -583,7 +583,7 @@ class Held:
 
     def score_samples(self, X):
         self.entered.set()
-        assert self.released.wait(60)
+        assert self.released.wait(300)
         return self.density.score_samples(X)
 
 
@@ -619,7 +619,7 @@ def test_threads_that_score_at_once_leave_blas_its_threads(make_detector, images
         for one, density in zip(copies, held, strict=True):
             one.density_ = {"pretrained": density}
             runs.append(pool.submit(one.score_samples, images))
-            assert density.entered.wait(60)
+            assert density.entered.wait(300)
         assert set(blas_threads()) == {1}
         for run, density in zip(runs, held, strict=True):  # first in, first out
             density.released.set()

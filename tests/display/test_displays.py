@@ -473,7 +473,7 @@ def test_of_a_decision_function_the_threshold_is_zero():
         ({"scores": []}, r"scores has shape \(0,\)"),
         ({"normal_scores": [np.inf]}, "normal_scores holds inf"),
         ({"y": [1]}, "y holds 1 labels for 2 scores"),
-        ({"y": ["a", "b"]}, "Pass what marks them"),
+        ({"y": ["a", "b"]}, "Pass the label of anomalies"),
         ({"stat": "density"}, r"stat='density' is not one of \['share', 'count'\]"),
         ({"scale": "log"}, "scale='log' is not one of"),
         ({"bins": 0}, "bins=0 must be at least 1"),
@@ -500,7 +500,7 @@ class Untouchable(IsolationForest):
     ("options", "message"),
     [
         ({"y": [1, 1]}, "inconsistent numbers of samples"),
-        ({"y": ["a", "b"]}, "Pass what marks them"),
+        ({"y": ["a", "b"]}, "Pass the label of anomalies"),
         ({"stat": "density"}, "stat='density'"),
     ],
 )

@@ -1,10 +1,9 @@
-"""Work that is shared out on a real Dask cluster of processes, of which some get killed."""
+"""Dask: a real cluster of processes shares the work, and some get killed."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import joblib
@@ -18,6 +17,7 @@ from sklearn.model_selection import GridSearchCV
 from skanomaly_vit import DiskCache
 from skanomaly_vit._backbone import passes as _passes
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit.distillation import _sharing
 from skanomaly_vit.distributed._joblib import active_engine
 from skanomaly_vit.model_selection import NormalOnlyKFold, anomaly_scorer
 
@@ -78,7 +78,7 @@ def kill(client):
 
     yield kill
     assert len(killed) == 1
-    client.wait_for_workers(2, timeout=60)
+    client.wait_for_workers(2, timeout=300)
     assert not set(killed) & set(client.run(os.getpid).values())
 
 
@@ -158,9 +158,21 @@ def test_a_worker_killed_while_it_trains_a_block_changes_no_bit(client, make, pa
     options = {"student": "block", "max_epochs": 5}
     alone = make(**options).fit(paths)
 
+    def announce_training():
+        train = _sharing.train_part
+
+        def train_part(*args, **options):
+            distributed.Event(f"{os.getpid()} trains").set()
+            return train(*args, **options)
+
+        _sharing.train_part = train_part
+
+    client.run(announce_training)
+    trains = [distributed.Event(f"{pid} trains") for pid in client.run(os.getpid).values()]
+
     def kill_when_both_train():
-        while sum(len(tasks) for tasks in client.processing().values()) < 2:
-            time.sleep(0.01)
+        for event in trains:
+            assert event.wait(300)
         kill()
 
     with ThreadPoolExecutor(1) as watcher, joblib.parallel_config(backend="dask"):

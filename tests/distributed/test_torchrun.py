@@ -1,4 +1,4 @@
-"""Work that is shared by the processes of torchrun: real ones, of gloo, on the CPU."""
+"""torchrun: real processes, with gloo on the CPU, share the work."""
 
 from __future__ import annotations
 

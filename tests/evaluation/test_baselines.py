@@ -1,4 +1,4 @@
-"""The room `baselines`: pipelines that score images, and the score of DN2."""
+"""Baselines: pipelines that score images, and the score of DN2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The room `evaluation`: what is fitted, what is measured, what is remembered."""
+"""`evaluate` and `one_vs_rest`: fits, figures, and their `memory`."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_an_unreadable_image_is_told_by_its_place_among_all(tiny, images):
     with pytest.raises(ValueError, match="sample 5") as caught:
         one_vs_rest(pipeline, broken, labels, test_images=images, test_labels=labels)
     assert caught.value.__notes__ == [
-        "Of the images of all classes: sample 15.",
+        "Among the images of all classes: sample 15.",
         "This happened in the turn of class 'b' (unimodal).",
     ]
 
@@ -347,7 +347,7 @@ def test_what_cannot_be_measured_is_refused_before_any_fit(options, message):
         ([1, 1], "test_y has normal images only"),
         ([-1, -1], "test_y has anomalies only"),
         ([1, -1, 1], "test_images holds 2 images and test_y 3 labels"),
-        ([0, 1], "'auto' cannot tell what marks anomalies"),
+        ([0, 1], r"'auto' knows \+1 \(normal\) and -1 \(anomaly\) only"),
     ],
 )
 def test_one_split_needs_labels_of_both_kinds(y, message):
@@ -433,8 +433,8 @@ def test_own_images_are_scored_by_a_density_that_has_not_seen_them():
         (np.zeros((4, 2)), ["a"] * 4, r"the class \['a'\] only"),
         (np.zeros((4, 2)), ["a", "a", "a", "b"], "class 'a' has 3 images; n_splits=5 needs"),
         (np.zeros((4, 2)), ["a", "b"], "features has 4 rows and labels 2"),
-        (["a.png", "b.png"], ["a", "b"], r"Of images, pass ViTFeatures\(\)"),
-        (np.zeros((4, 8, 8, 3)), ["a", "b", "a", "b"], r"Of images, pass ViTFeatures\(\)"),
+        (["a.png", "b.png"], ["a", "b"], r"For images, pass ViTFeatures\(\)"),
+        (np.zeros((4, 8, 8, 3)), ["a", "b", "a", "b"], r"For images, pass ViTFeatures\(\)"),
     ],
 )
 def test_confusion_needs_classes_of_some_size(Z, labels, message):

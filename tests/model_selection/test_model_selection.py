@@ -1,4 +1,4 @@
-"""Folds and scorers: what is trained on, what is tested, and which way up a score is read."""
+"""Folds and scorers: samples for training and testing, and the sign of scores."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_labels_of_all_forms_say_the_same(form):
 @pytest.mark.parametrize(
     ("y", "hint"),
     [
-        ([0, 1, 0], r"\[0, 1\].*Pass what marks them: anomaly_label=0 or anomaly_label=1$"),
+        ([0, 1, 0], r"\[0, 1\].*Pass the label of anomalies: anomaly_label=0 or anomaly_label=1$"),
         ([True, False], "anomaly_label=False or anomaly_label=True$"),
         (np.array([True, True]), "anomaly_label=label, or a list of labels$"),
         (["good", "crack"], "anomaly_label='crack' or anomaly_label='good'$"),
@@ -85,7 +85,9 @@ def test_labels_of_all_forms_say_the_same(form):
     ],
 )
 def test_labels_that_could_be_read_either_way_are_refused(y, hint):
-    with pytest.raises(ValueError, match="'auto' cannot tell") as raised:
+    with pytest.raises(
+        ValueError, match=r"'auto' knows \+1 \(normal\) and -1 \(anomaly\) only"
+    ) as raised:
         which_are_anomalies(y)
     assert raised.match(hint)
 

@@ -437,7 +437,7 @@ class Untouchable(Brightness):
         ({"path": "."}, IsADirectoryError, r"is a directory; pass a file in it, such as '.*html'"),
         ({"path": "no/such/report.html"}, FileNotFoundError, "there is no folder '.*no/such'"),
         ({"y": [1, -1]}, ValueError, "y holds 2 labels and X 20 images"),
-        ({"y": ["good"] * 20}, ValueError, "cannot tell what marks anomalies"),
+        ({"y": ["good"] * 20}, ValueError, r"'auto' knows \+1 \(normal\)"),
         ({"names": ["a"]}, ValueError, "names holds 1, X holds 20 images"),
         ({"names": "a" * 20}, ValueError, "names is the text 'aaa"),
         ({"n_maps": -1}, ValueError, "n_maps=-1 is not an integer"),
