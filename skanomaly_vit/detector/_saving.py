@@ -23,13 +23,7 @@ from skanomaly_vit.distillation._saving import read_distillation, write_distilla
 from skanomaly_vit.features import ViTFeatures
 from skanomaly_vit.persistence._card import make_card
 from skanomaly_vit.persistence._container import read, refusal, write
-from skanomaly_vit.persistence._record import (
-    StateRecord,
-    name_of,
-    read_dtype,
-    read_parameters,
-    write_parameters,
-)
+from skanomaly_vit.persistence._record import StateRecord, name_of
 
 # What torch and timm make of parameters that no network has is any of these.
 _FAILURES = (
@@ -73,7 +67,7 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     _require_savable(detector)
     target = check_target(path, "model.skanomaly")
     record = StateRecord({}, {}, "detector")
-    write_parameters(record, detector, describe_density)
+    record.write_parameters(detector, describe_density)
     _write_features(record, detector)
     if detector.distillation_ is not None:
         write_distillation(record.write_part("distillation"), detector.distillation_)
@@ -165,7 +159,7 @@ def _require_image_size(estimator: Any) -> None:
 
 
 def _build(detector_class: type[Any], record: StateRecord) -> Any:
-    detector = read_parameters(record, detector_class, build_density)
+    detector = record.read_parameters(detector_class, build_density)
     if not isinstance(detector.backbone, str):
         raise ValueError("its backbone has no name")
     features, blueprint = _read_features(record)
@@ -226,7 +220,7 @@ def _read_choosing(record: StateRecord, detector: Any) -> np.ndarray:
 def _write_features(record: StateRecord, detector: Any) -> None:
     features, part = detector.features_, record.write_part("features")
     teacher = features._held_teacher()
-    write_parameters(part, features)
+    part.write_parameters(features)
     part.write(
         n_features_out=int(features._n_features_out),
         teacher_seed=int(features._teacher_seed),
@@ -279,7 +273,7 @@ class _Blueprint:
 
 def _read_features(record: StateRecord) -> tuple[ViTFeatures, _Blueprint]:
     part = record.read_part("features")
-    features = read_parameters(part, ViTFeatures)
+    features = part.read_parameters(ViTFeatures)
     _require_image_size(features)
     features._n_features_out = part.read_int("n_features_out", 1)
     features._teacher_seed = part.read_int("teacher_seed")
@@ -288,7 +282,7 @@ def _read_features(record: StateRecord) -> tuple[ViTFeatures, _Blueprint]:
     blueprint = _Blueprint(features)
     features._teacher, features._positions = None, None
     if "positions" in part.values:
-        shape, dtype = part.read_list("positions", int), read_dtype(part, "positions_dtype")
+        shape, dtype = part.read_list("positions", int), part.read_dtype("positions_dtype")
         features._positions = part.read_tensor("positions", *shape, dtype=dtype)
     if part.read("has_backbone", bool):
         features._teacher = _read_teacher(part.read_part("backbone"), features, preprocessing)

@@ -9,13 +9,7 @@ import torch
 
 from skanomaly_vit.distillation._distillation import BlockDistillation, build_student
 from skanomaly_vit.distillation._ridge import RidgeStudent
-from skanomaly_vit.persistence._record import (
-    StateRecord,
-    name_of,
-    read_dtype,
-    read_parameters,
-    write_parameters,
-)
+from skanomaly_vit.persistence._record import StateRecord, name_of
 
 
 class Blocks(Protocol):
@@ -31,7 +25,7 @@ _RIDGE_SHAPES = {"token_weight": (None, None), "mean_weight": (None, None), "bia
 
 def write_distillation(record: StateRecord, distillation: BlockDistillation) -> None:
     """Write students, in the type that `student_dtype` says, and the history of their losses."""
-    write_parameters(record, distillation)
+    record.write_parameters(distillation)
     students: list[Any] = distillation.students_
     is_ridge = isinstance(students[0], RidgeStudent)
     stored = _stored_dtype(distillation)
@@ -52,11 +46,11 @@ def write_distillation(record: StateRecord, distillation: BlockDistillation) -> 
 
 def read_distillation(record: StateRecord, blueprint: Blocks) -> BlockDistillation:
     """The inverse of `write_distillation`, without a backbone."""
-    distillation = read_parameters(record, BlockDistillation)
+    distillation = record.read_parameters(BlockDistillation)
     blocks = record.read_list("block_indices", int)
     if not blocks or blocks != sorted(set(blocks)) or blocks[0] < 0:
         raise ValueError(f"{record.name}.block_indices is {blocks}")
-    running, stored = (read_dtype(record, name) for name in ("running_dtype", "stored_dtype"))
+    running, stored = (record.read_dtype(name) for name in ("running_dtype", "stored_dtype"))
     kind = record.read("kind", str)
     if kind not in ("ridge", "block"):
         raise ValueError(f"{record.name}.kind is {kind!r}")
