@@ -16,7 +16,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skanomaly_vit._utils.compat import _fit_context
-from skanomaly_vit.density._rows import ArrayRows, Rows
+from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
                 "has no spread. Pass at least 2 samples."
             )
         _check_values(samples, type(self).__name__)
-        return self._fit_rows(ArrayRows(samples))
+        return self._fit_rows(Rows.of(samples))
 
     def score_samples(self, X: ArrayLike) -> FloatArray:
         """Compute the log-density of each sample; higher is more normal.
@@ -204,7 +204,7 @@ class UpdatableDensity(StandardizedDensity):
         self._require_updatable()
         samples: FloatArray = validate_data(self, X, dtype=np.float64, reset=False)
         _check_values(samples, type(self).__name__)
-        return self._update_rows(ArrayRows(samples))
+        return self._update_rows(Rows.of(samples))
 
     def _require_updatable(self) -> Statistics:
         """What is known of the samples so far, if more can be added to it."""

@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from skanomaly_vit._utils.compat import Interval, StrOptions, fitted_samples
 from skanomaly_vit.density._base import UpdatableDensity, check_at_most_n_samples, standardize
 from skanomaly_vit.density._row_sample import RowSample
-from skanomaly_vit.density._rows import Rows, gather
+from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class KNNDensity(UpdatableDensity):
         statistics = Statistics.of_shards(rows, Kind.VARIANCE)
         limit = self._limit()
         if limit is None:
-            return self._fit_samples(statistics, gather(rows))
+            return self._fit_samples(statistics, rows.gather())
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         pool = RowSample.of_shards(rows, limit, _salt(seed))
         return self._fit_samples(statistics, pool.rows, pool, seed)
@@ -135,7 +135,7 @@ class KNNDensity(UpdatableDensity):
         statistics = known + Statistics.of_shards(rows, Kind.VARIANCE)
         if self._pool is None:
             so_far = fitted_samples(self.neighbors_) * self.scale_ + self.location_
-            return self._fit_samples(statistics, np.concatenate([so_far, gather(rows)]))
+            return self._fit_samples(statistics, np.concatenate([so_far, rows.gather()]))
         new = RowSample.of_shards(rows, self._pool.limit, _salt(self._seed))
         pool = self._pool.merge(new)
         return self._fit_samples(statistics, pool.rows, pool, self._seed)

@@ -10,7 +10,7 @@ from sklearn.mixture import GaussianMixture
 
 from skanomaly_vit._utils.compat import Interval, StrOptions
 from skanomaly_vit.density._base import StandardizedDensity, check_at_most_n_samples, standardize
-from skanomaly_vit.density._rows import Rows, gather
+from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class GaussianMixtureDensity(StandardizedDensity):
             "n_components", self.n_components, rows.shape[0], "GaussianMixtureDensity"
         )
         location, scale = Statistics.of_shards(rows, Kind.VARIANCE).location_and_scale()
-        self.mixture_ = self._fit_mixture(standardize(gather(rows), location, scale))
+        self.mixture_ = self._fit_mixture(standardize(rows.gather(), location, scale))
         self._set_units(location, scale)
         return self
 

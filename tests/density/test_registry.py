@@ -13,7 +13,6 @@ from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._utils.compat import Interval, StrOptions
 from skanomaly_vit.density._base import StandardizedDensity
 from skanomaly_vit.density._by_name import DENSITIES
-from skanomaly_vit.density._rows import gather
 from skanomaly_vit.exceptions import ModelFileError
 
 IMAGES = blobs(np.random.default_rng(0), 20)
@@ -30,7 +29,7 @@ class MedianDensity(StandardizedDensity):
         self.softness = softness
 
     def _fit_rows(self, rows):
-        X = gather(rows)
+        X = rows.gather()
         self._set_units(X.mean(axis=0), X.std(axis=0))
         self.median_ = np.median((X - self.location_) / self.scale_, axis=0)
         return self

@@ -28,7 +28,7 @@ from skanomaly_vit import (
     KNNDensity,
     TransformalyDetector,
 )
-from skanomaly_vit.density._rows import ArrayRows
+from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
 from skanomaly_vit.density._whitening import whiten
 from skanomaly_vit.detector._fusion import fit_density
@@ -154,7 +154,7 @@ def test_densities_are_those_of_numpy(density, pca_variance, seed, scale):
     rng = np.random.default_rng(seed)
     features = scale * (rng.normal(size=(60, 6)) @ rng.normal(size=(6, 6)) + 3)
     new = np.concatenate([features, scale * rng.normal(0, 30, (20, 6))])
-    rows, statistics, pca = ArrayRows(features), None, None
+    rows, statistics, pca = Rows.of(features), None, None
     if pca_variance is not None:
         statistics = Statistics.of_shards(rows, Kind.COVARIANCE)
         pca = whiten(statistics, pca_variance)
