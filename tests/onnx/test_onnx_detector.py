@@ -112,6 +112,8 @@ def test_scores_of_the_embedded_backbone_are_those_of_torch(tmp_path):
 
 def test_decisions_are_those_of_torch(exported, detector):
     assert_alike_scores(exported.decision_function(NEW), detector.decision_function(NEW))
+    graph = exported._run(NEW, "decision")[0]
+    np.testing.assert_array_equal(exported.decision_function(NEW), graph)
     np.testing.assert_array_equal(exported.predict(NEW), detector.predict(NEW))
     assert set(exported.predict(NEW)) == {1, -1}
     np.testing.assert_allclose(exported.p_values(NEW), detector.p_values(NEW))
