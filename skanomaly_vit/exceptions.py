@@ -13,11 +13,19 @@ __all__ = [
     "LabelWarning",
     "ModelFileError",
     "OutOfMemoryWarning",
+    "ThresholdWarning",
     "UnreadableImage",
     "UnreadableImageError",
     "UnreadableImageWarning",
     "WeightsUnavailableError",
 ]
+
+
+class ThresholdWarning(UserWarning):
+    """`contamination` was changed after the threshold was set; the old threshold is in use.
+
+    Issued once by `predict`.
+    """
 
 
 class CalibrationWarning(UserWarning):

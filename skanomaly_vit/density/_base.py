@@ -7,7 +7,7 @@ should care.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,8 +16,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skanomaly_vit._utils.compat import _fit_context
-from skanomaly_vit.density._rows import ArrayRows, Rows
+from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
+
+if TYPE_CHECKING:
+    from skanomaly_vit.persistence._record import StateRecord
 
 # A covariance holds squares and sums of them; below this bound they cannot overflow.
 _LARGEST_VALUE = 1e140
@@ -100,7 +103,7 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
                 "has no spread. Pass at least 2 samples."
             )
         _check_values(samples, type(self).__name__)
-        return self._fit_rows(ArrayRows(samples))
+        return self._fit_rows(Rows.of(samples))
 
     def score_samples(self, X: ArrayLike) -> FloatArray:
         """Compute the log-density of each sample; higher is more normal.
@@ -148,6 +151,18 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
         self.location_, self.scale_ = location, scale
         self.n_features_in_ = len(location)
 
+    def _write_state(self, record: StateRecord) -> None:
+        """Write the fitted attributes; a subclass that has more of them adds those."""
+        record.write(n_features=self.n_features_in_)
+        record.write_tensor("location", self.location_)
+        record.write_tensor("scale", self.scale_)
+
+    def _read_state(self, record: StateRecord) -> None:
+        """Set the fitted attributes that `_write_state` wrote; reject impossible ones."""
+        self.n_features_in_ = n_features = record.read_int("n_features", 1)
+        self.location_ = record.read_array("location", n_features)
+        self.scale_ = record.read_array("scale", n_features, positive=True)
+
 
 class UpdatableDensity(StandardizedDensity):
     """Base of the densities that learn from more samples without those that they have seen.
@@ -189,7 +204,7 @@ class UpdatableDensity(StandardizedDensity):
         self._require_updatable()
         samples: FloatArray = validate_data(self, X, dtype=np.float64, reset=False)
         _check_values(samples, type(self).__name__)
-        return self._update_rows(ArrayRows(samples))
+        return self._update_rows(Rows.of(samples))
 
     def _require_updatable(self) -> Statistics:
         """What is known of the samples so far, if more can be added to it."""
@@ -201,6 +216,19 @@ class UpdatableDensity(StandardizedDensity):
                 "that nothing can be added to it. Fit again."
             )
         return self._statistics
+
+    def _write_state(self, record: StateRecord) -> None:
+        super()._write_state(record)
+        if self._statistics is not None:
+            self._statistics.write_state(record.write_part("statistics"))
+
+    def _read_state(self, record: StateRecord) -> None:
+        super()._read_state(record)
+        self._statistics = None
+        if "statistics" in record.values:  # not in files of format 1
+            self._statistics = Statistics.read_state(
+                record.read_part("statistics"), self.n_features_in_
+            )
 
     @abstractmethod
     def _update_rows(self, rows: Rows) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
@@ -11,6 +11,9 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from skanomaly_vit._utils.compat import Interval, StrOptions
 from skanomaly_vit.density._base import MomentDensity
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
+
+if TYPE_CHECKING:
+    from skanomaly_vit.persistence._record import StateRecord
 
 
 class GaussianDensity(MomentDensity):
@@ -140,6 +143,18 @@ class GaussianDensity(MomentDensity):
         log_det = 2 * np.log(self.cholesky_.diagonal()).sum()
         log_norm = 0.5 * (len(whitened) * np.log(2 * np.pi) + log_det)
         return -0.5 * (whitened**2).sum(axis=0) - log_norm
+
+    def _write_state(self, record: StateRecord) -> None:
+        super()._write_state(record)
+        record.write_tensor("cholesky", self.cholesky_)
+        record.write(shrinkage=self.shrinkage_)
+
+    def _read_state(self, record: StateRecord) -> None:
+        super()._read_state(record)
+        self.cholesky_ = record.read_array("cholesky", *[self.n_features_in_] * 2)
+        self.shrinkage_ = record.read_number("shrinkage")
+        if not (self.cholesky_.diagonal() > 0).all():
+            raise ValueError(f"{record.name}.cholesky has a diagonal that is not positive")
 
 
 #: Mean square by which a covariance of standardised features differs from the identity where it

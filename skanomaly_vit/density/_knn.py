@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,11 @@ from sklearn.utils import check_random_state
 from skanomaly_vit._utils.compat import Interval, StrOptions, fitted_samples
 from skanomaly_vit.density._base import UpdatableDensity, check_at_most_n_samples, standardize
 from skanomaly_vit.density._row_sample import RowSample
-from skanomaly_vit.density._rows import Rows, gather
+from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
+
+if TYPE_CHECKING:
+    from skanomaly_vit.persistence._record import StateRecord
 
 # In units of sqrt(n_features), the root mean square distance of a sample from the mean. Thirty
 # times what rounding makes of the distance between two equal points (about sqrt(machine epsilon)).
@@ -122,7 +125,7 @@ class KNNDensity(UpdatableDensity):
         statistics = Statistics.of_shards(rows, Kind.VARIANCE)
         limit = self._limit()
         if limit is None:
-            return self._fit_samples(statistics, gather(rows))
+            return self._fit_samples(statistics, rows.gather())
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         pool = RowSample.of_shards(rows, limit, _salt(seed))
         return self._fit_samples(statistics, pool.rows, pool, seed)
@@ -132,7 +135,7 @@ class KNNDensity(UpdatableDensity):
         statistics = known + Statistics.of_shards(rows, Kind.VARIANCE)
         if self._pool is None:
             so_far = fitted_samples(self.neighbors_) * self.scale_ + self.location_
-            return self._fit_samples(statistics, np.concatenate([so_far, gather(rows)]))
+            return self._fit_samples(statistics, np.concatenate([so_far, rows.gather()]))
         new = RowSample.of_shards(rows, self._pool.limit, _salt(self._seed))
         pool = self._pool.merge(new)
         return self._fit_samples(statistics, pool.rows, pool, self._seed)
@@ -179,6 +182,26 @@ class KNNDensity(UpdatableDensity):
         log_unit_ball = 0.5 * n_features * np.log(np.pi) - gammaln(0.5 * n_features + 1)
         log_share = np.log(self.neighbors_.n_neighbors / self.neighbors_.n_samples_fit_)
         return log_share - log_unit_ball - n_features * np.log(radius)
+
+    def _write_state(self, record: StateRecord) -> None:
+        super()._write_state(record)
+        samples = fitted_samples(self.neighbors_)
+        record.write(n_neighbors=int(self.neighbors_.n_neighbors), n_samples=len(samples))
+        record.write_tensor("samples", samples)
+        if self._pool is not None:
+            record.write(pool_seed=int(self._seed))
+            self._pool.write_state(record.write_part("pool"))
+
+    def _read_state(self, record: StateRecord) -> None:
+        super()._read_state(record)
+        n_neighbors = record.read_int("n_neighbors", 1)
+        n_samples = record.read_int("n_samples", n_neighbors)
+        samples = record.read_array("samples", n_samples, self.n_features_in_)
+        self.neighbors_ = NearestNeighbors(n_neighbors=n_neighbors).fit(samples)
+        self._pool, self._seed = None, 0
+        if "pool" in record.values:
+            self._seed = record.read_int("pool_seed")
+            self._pool = RowSample.read_state(record.read_part("pool"), self.n_features_in_)
 
 
 #: Dimensions beyond which distances are compared in a random projection to so many: they keep to

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from sklearn.mixture import GaussianMixture
 
 from skanomaly_vit._utils.compat import Interval, StrOptions
 from skanomaly_vit.density._base import StandardizedDensity, check_at_most_n_samples, standardize
-from skanomaly_vit.density._rows import Rows, gather
+from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
+
+if TYPE_CHECKING:
+    from skanomaly_vit.persistence._record import StateRecord
+
+#: Parameters whose name in `GaussianMixture` is another one.
+_NAMES = {"regularization": "reg_covar"}
+
+#: Fitted attributes of a mixture, beside weights and means.
+_ARRAYS = ("covariances", "precisions", "precisions_cholesky")
 
 
 class GaussianMixtureDensity(StandardizedDensity):
@@ -105,13 +114,16 @@ class GaussianMixtureDensity(StandardizedDensity):
             "n_components", self.n_components, rows.shape[0], "GaussianMixtureDensity"
         )
         location, scale = Statistics.of_shards(rows, Kind.VARIANCE).location_and_scale()
-        self.mixture_ = self._fit_mixture(standardize(gather(rows), location, scale))
+        self.mixture_ = self._fit_mixture(standardize(rows.gather(), location, scale))
         self._set_units(location, scale)
         return self
 
+    def _make_mixture(self) -> Any:
+        params = self.get_params(deep=False)
+        return GaussianMixture(**{_NAMES.get(name, name): value for name, value in params.items()})
+
     def _fit_mixture(self, Z: FloatArray) -> GaussianMixture:
-        params = self.get_params(deep=False)  # GaussianMixture's own names, but for one
-        mixture = GaussianMixture(reg_covar=params.pop("regularization"), **params)
+        mixture = self._make_mixture()
         try:
             return mixture.fit(Z)
         except ValueError as error:
@@ -125,3 +137,37 @@ class GaussianMixtureDensity(StandardizedDensity):
 
     def _log_density(self, Z: FloatArray) -> FloatArray:
         return self.mixture_.score_samples(Z)
+
+    def _write_state(self, record: StateRecord) -> None:
+        super()._write_state(record)
+        mixture, part = self.mixture_, record.write_part("mixture")
+        # The mixture's own parameters: those of the density may have been set since the fit.
+        fitted = {name: getattr(mixture, _NAMES.get(name, name)) for name in self.get_params()}
+        part.write_parameters(GaussianMixtureDensity(**fitted))
+        for name in ("weights", "means", *_ARRAYS):
+            part.write_tensor(name, getattr(mixture, f"{name}_"))
+        part.write(
+            converged=bool(mixture.converged_),
+            n_iter=int(mixture.n_iter_),
+            lower_bound=float(mixture.lower_bound_),
+            lower_bounds=[float(bound) for bound in mixture.lower_bounds_],
+        )
+
+    def _read_state(self, record: StateRecord) -> None:
+        super()._read_state(record)
+        part = record.read_part("mixture")
+        fitted = part.read_parameters(GaussianMixtureDensity)
+        mixture = fitted._make_mixture()
+        k, d = fitted.n_components, self.n_features_in_
+        mixture.n_features_in_ = d
+        mixture.weights_ = part.read_array("weights", k)
+        mixture.means_ = part.read_array("means", k, d)
+        shape = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}
+        for name in _ARRAYS:
+            setattr(mixture, f"{name}_", part.read_array(name, *shape[fitted.covariance_type]))
+        mixture.converged_ = part.read("converged", bool)
+        mixture.n_iter_ = part.read_int("n_iter")
+        mixture.lower_bound_ = part.read_number("lower_bound")
+        mixture.lower_bounds_ = part.read_list("lower_bounds", float)
+        part.close()
+        self.mixture_ = mixture

@@ -6,11 +6,15 @@ import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skanomaly_vit.density._statistics import FloatArray
+
+if TYPE_CHECKING:
+    from skanomaly_vit.persistence._record import StateRecord
 
 
 def draw_keys(rows: FloatArray, salt: bytes) -> NDArray[np.uint64]:
@@ -64,3 +68,26 @@ class RowSample:
         """Sample rows whose keys are known."""
         order = np.argsort(keys, kind="stable")[:limit]
         return cls(rows[order], keys[order], limit)
+
+    def write_state(self, part: StateRecord) -> None:
+        """Write rows and keys into a record of their own."""
+        part.write(n_rows=len(self), limit=int(self.limit), dtype=self.rows.dtype.name)
+        part.write_tensor("rows", self.rows)
+        part.write_tensor("keys", self.keys.view(np.int64))
+
+    @classmethod
+    def read_state(cls, part: StateRecord, n_features: int) -> RowSample:
+        """The sample that `write_state` wrote."""
+        limit = part.read_int("limit", 1)
+        n_rows = part.read_int("n_rows")
+        if n_rows > limit:
+            raise ValueError(f"{part.name} holds {n_rows} rows, more than its limit of {limit}")
+        dtype = part.read("dtype", str)
+        if dtype not in ("float16", "float32", "float64"):
+            raise ValueError(f"{part.name}.dtype is {dtype!r}")
+        rows = part.read_array("rows", n_rows, n_features, dtype=dtype)
+        keys = part.read_array("keys", n_rows, dtype=np.int64).view(np.uint64)
+        if (keys[1:] < keys[:-1]).any():
+            raise ValueError(f"{part.name} holds rows that are not in the order of their keys")
+        part.close()
+        return cls(rows, keys, limit)

@@ -1,72 +1,47 @@
-"""Feature vectors that can be gone through again and again without being held all at once."""
+"""Feature vectors in shards, for passes over more rows than memory holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
+from sklearn.utils import gen_batches
 
 from skanomaly_vit.density._statistics import SHARD, FloatArray
 
 
-class Rows(Protocol):
-    """Rows of features, float64, in order.
+@dataclass(frozen=True)
+class Rows:
+    """Rows of features, float64, in order. Each iteration is a new pass over their shards.
 
     Attributes
     ----------
     shape : tuple of (int, int)
         Number of rows and of features.
+    shards : callable
+        Begins a pass: gives an iterator over arrays of some rows each.
     """
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of rows and of features."""
+    shape: tuple[int, int]
+    shards: Callable[[], Iterator[FloatArray]]
+
+    @classmethod
+    def of(cls, X: FloatArray) -> Rows:
+        """The rows of an array, `SHARD` at a time."""
+        return cls(X.shape, lambda: (X[part] for part in gen_batches(len(X), SHARD)))
 
     def __iter__(self) -> Iterator[FloatArray]:
-        """Begin a pass over the rows, some at a time."""
+        return self.shards()
 
+    def map(self, function: Callable[[FloatArray], FloatArray], n_features: int) -> Rows:
+        """Results of a function that works row by row and gives `n_features` for each."""
+        return Rows((self.shape[0], n_features), lambda: map(function, self))
 
-class ArrayRows:
-    """The rows of an array."""
-
-    def __init__(self, array: FloatArray) -> None:
-        self._array = array
-        self.shape: tuple[int, int] = array.shape[0], array.shape[1]
-
-    def __iter__(self) -> Iterator[FloatArray]:
-        """Begin a pass over the rows, some at a time."""
-        return (self._array[i : i + SHARD] for i in range(0, len(self._array), SHARD))
-
-
-class MappedRows:
-    """What a function makes of rows.
-
-    Parameters
-    ----------
-    rows : Rows
-    function : callable
-        Works row by row.
-    n_features : int
-        Of its results.
-    """
-
-    def __init__(
-        self, rows: Rows, function: Callable[[FloatArray], FloatArray], n_features: int
-    ) -> None:
-        self._rows = rows
-        self._function = function
-        self.shape = (rows.shape[0], n_features)
-
-    def __iter__(self) -> Iterator[FloatArray]:
-        """Begin a pass over the rows, some at a time."""
-        return map(self._function, self._rows)
-
-
-def gather(rows: Rows) -> FloatArray:
-    """All rows in one new array."""
-    gathered, start = np.empty(rows.shape), 0
-    for shard in rows:
-        gathered[start : start + len(shard)] = shard
-        start += len(shard)
-    return gathered
+    def gather(self) -> FloatArray:
+        """All rows in one new array."""
+        gathered, start = np.empty(self.shape), 0
+        for shard in self:
+            gathered[start : start + len(shard)] = shard
+            start += len(shard)
+        return gathered

@@ -13,10 +13,13 @@ import enum
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from skanomaly_vit.persistence._record import StateRecord
 
 FloatArray: TypeAlias = NDArray[np.float64]
 
@@ -37,6 +40,17 @@ class Kind(enum.IntEnum):
     COVARIANCE = 2
     #: What the amount of shrinkage of Ledoit and Wolf is estimated from, too.
     SHRINKAGE = 3
+
+
+#: Kind -> square matrices that statistics of it hold.
+_MATRICES: dict[Kind, tuple[str, ...]] = {
+    Kind.VARIANCE: (),
+    Kind.COVARIANCE: ("scatter",),
+    Kind.SHRINKAGE: ("scatter", "cubes", "fourths"),
+}
+
+#: No float64 has a larger exponent, and no statistics one this far below 0.
+_LARGEST_EXPONENT = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,6 +212,32 @@ class Statistics:
         return Statistics(
             self.n_samples, np.zeros(len(square)), exponent, square * unit, scatter * unit
         )
+
+    def write_state(self, part: StateRecord) -> None:
+        """Write all sums into a record of their own."""
+        part.write(n_samples=int(self.n_samples), kind=int(self.kind))
+        part.write_tensor("exponent", self.exponent.astype(np.float64))
+        for name in ("mean", "square", *_MATRICES[self.kind]):
+            part.write_tensor(name, getattr(self, name))
+
+    @classmethod
+    def read_state(cls, part: StateRecord, n_features: int) -> Statistics:
+        """The statistics that `write_state` wrote."""
+        n_samples, kind = part.read_int("n_samples", 1), part.read_int("kind", 1)
+        if kind not in list(Kind):
+            raise ValueError(f"{part.name}.kind is {kind}")
+        exponent = part.read_array("exponent", n_features)
+        if (np.abs(exponent) > _LARGEST_EXPONENT).any() or (exponent % 1).any():
+            raise ValueError(f"{part.name}.exponent holds values that no float64 has as exponent")
+        statistics = cls(
+            n_samples,
+            part.read_array("mean", n_features),
+            exponent.astype(np.int32),
+            part.read_array("square", n_features),
+            **{n: part.read_array(n, n_features, n_features) for n in _MATRICES[Kind(kind)]},
+        )
+        part.close()
+        return statistics
 
     def _per_scale(self, scale: FloatArray | float) -> FloatArray:
         """Units of the features in `scale`."""

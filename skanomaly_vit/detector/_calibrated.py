@@ -1,7 +1,8 @@
-"""What a detector can do that knows scores of normal images that it has not learned from."""
+"""Thresholds, p-values and drift tests from held-out scores."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -12,91 +13,43 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._utils.compat import _safe_indexing
+from skanomaly_vit._utils.decisions import DecisionMixin
 from skanomaly_vit.calibration import conformal_threshold, drift_test
 from skanomaly_vit.detector._dataframes import p_values_of, score_frame
+from skanomaly_vit.exceptions import ThresholdWarning
 
 
-class CalibratedMixin(OutlierMixin):
+class CalibratedMixin(DecisionMixin, OutlierMixin):
     """Decisions, p-values and tests of an outlier detector with calibration scores.
 
-    A class that has it sets `calibration_scores_` (None if there are none) and `offset_` in `fit`,
+    A subclass sets `calibration_scores_` (None if there are none) and `offset_` in `fit`,
     and has `contamination` and `random_state` among its parameters.
     """
 
     contamination: float
     random_state: int | np.random.RandomState | None
     calibration_scores_: np.ndarray | None
-    offset_: float
     contamination_: float | None
     _contamination_then: float  # the parameter when the threshold was set
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Score of images relative to the threshold.
+    def _check_threshold(self) -> None:
+        if self.contamination == self._contamination_then:
+            return
+        warnings.warn(
+            f"contamination was changed from {self._contamination_then} to {self.contamination} "
+            f"after the threshold was set at a false-alarm rate of {self.contamination_}, which "
+            "is still in use. Call set_threshold(target_fpr=...), or fit again.",
+            ThresholdWarning,
+            stacklevel=3,
+        )
+        self._contamination_then = self.contamination  # once
 
-        Parameters
-        ----------
-        X : images
-            Images of any form that `fit` takes.
-
-        Returns
-        -------
-        decision : ndarray of shape (n_images,), float64
-            ``score_samples(X) - offset_``: negative = anomaly.
-
-        Raises
-        ------
-        ValueError
-            If the images are not as described, or one cannot be read (`on_error`).
-        """
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Tell normal images from anomalies.
-
-        Parameters
-        ----------
-        X : images
-            Images of any form that `fit` takes.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_images,), int
-            +1 for normal, -1 for an anomaly, and for an image that cannot be read.
-
-        Raises
-        ------
-        ValueError
-            If the images are not as described, or one cannot be read (`on_error`).
-        """
-        # Written so that NaN is no normal image.
-        return np.where(self.decision_function(X) >= 0, 1, -1)
-
-    def p_values(self, X: Any) -> np.ndarray:
-        """How normal images are among normal ones.
-
-        Parameters
-        ----------
-        X : images
-            Images of any form that `fit` takes.
-
-        Returns
-        -------
-        p_values : ndarray of shape (n_images,), float64
-            Split-conformal p-values in (0, 1], small = abnormal: of normal images, a share of at
-            most `a` has one up to `a`, on average over held-out images. The smallest there is, is
-            ``1 / (n + 1)`` with n held-out images. NaN for an image that cannot be read.
-
-        Raises
-        ------
-        ValueError
-            If no images were held out, or as `score_samples` does.
-
-        See Also
-        --------
-        skanomaly_vit.calibration.benjamini_hochberg : Flags a batch by its p-values.
-        """
-        known = self._require_calibration()
-        return p_values_of(known, self.score_samples(X))
+    def __repr__(self, **options: Any) -> str:
+        text = super().__repr__(**options)
+        rate = getattr(self, "contamination_", None)
+        if rate is None or rate == self.contamination:
+            return text
+        return f"{text}  # threshold set at a false-alarm rate of {rate}"
 
     def score_dataframe(self, frame: Any, column: str) -> Any:
         """Score a column of images, and add what comes of it to the table.
@@ -248,6 +201,10 @@ class CalibratedMixin(OutlierMixin):
             spread = high - low if high > low else 1.0
             scores[test] = (fitted.score_samples(_safe_indexing(X, test)) - middle) / spread
         return Bunch(scores=scores, order=np.argsort(scores, kind="stable"))
+
+    def _p_values(self, X: Any) -> np.ndarray:
+        known = self._require_calibration()
+        return p_values_of(known, self.score_samples(X))
 
     def _folds(
         self, n_images: int, groups: Any, cv: int

@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 
 from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
+from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import SHARD, FloatArray
 
 #: Bytes of a space that are held in memory; more go to the folder for temporary files.
@@ -99,29 +100,15 @@ class FeatureStore:
         """The chosen rows of all spaces, in float64."""
         return map(in_float64, self.stored(chosen))
 
-    def rows(self, space: str, chosen: np.ndarray) -> StoredRows:
-        """The chosen rows of one space, in float64; see `Rows`."""
-        return StoredRows(self._columns[space], chosen)
+    def rows(self, space: str, chosen: np.ndarray) -> Rows:
+        """The chosen rows of one space, in float64."""
+        columns = self._columns[space]
 
+        def shards() -> Iterator[FloatArray]:
+            for start, of_shard in _shards(chosen):
+                yield columns.read(start, len(of_shard))[of_shard].astype(np.float64)
 
-class StoredRows:
-    """The features of some images in one space; see `Rows`.
-
-    Parameters
-    ----------
-    columns : _Columns
-    chosen : ndarray of bool of shape (n_images,)
-    """
-
-    def __init__(self, columns: _Columns, chosen: np.ndarray) -> None:
-        self._columns = columns
-        self._chosen = chosen
-        self.shape = (int(chosen.sum()), columns.width)
-
-    def __iter__(self) -> Iterator[FloatArray]:
-        """Begin a pass over the rows, some at a time."""
-        for start, of_shard in _shards(self._chosen):
-            yield self._columns.read(start, len(of_shard))[of_shard].astype(np.float64)
+        return Rows((int(chosen.sum()), columns.width), shards)
 
 
 class _Columns:

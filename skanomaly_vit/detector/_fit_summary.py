@@ -11,12 +11,6 @@ from numpy.typing import NDArray
 
 from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
 from skanomaly_vit.density._row_sample import RowSample, draw_keys
-from skanomaly_vit.density._saving import (
-    read_sample,
-    read_statistics,
-    write_sample,
-    write_statistics,
-)
 from skanomaly_vit.density._statistics import SHARD, Statistics
 from skanomaly_vit.detector._feature_store import FeatureStore, in_float64
 from skanomaly_vit.persistence._record import StateRecord
@@ -121,8 +115,9 @@ def write_summary(record: StateRecord, kept: FitSummary | None) -> None:
     part = record.write_part("kept")
     for side, sample in (("learned", kept.learned), ("held_out", kept.held_out)):
         for space, rows in sample.items():
-            write_sample(part.write_part(side).write_part(space), rows)
-    write_statistics(part, kept.statistics)
+            rows.write_state(part.write_part(side).write_part(space))
+    if kept.statistics is not None:
+        kept.statistics.write_state(part.write_part("statistics"))
 
 
 def read_summary(record: StateRecord, n_features: dict[str, int]) -> FitSummary | None:
@@ -133,15 +128,18 @@ def read_summary(record: StateRecord, n_features: dict[str, int]) -> FitSummary 
     learned, held_out = (
         _read_images(part.read_part(side), n_features) for side in ("learned", "held_out")
     )
-    kept = FitSummary(learned, held_out, read_statistics(part, n_features[PRETRAINED]))
+    statistics = None
+    if "statistics" in part.values:
+        statistics = Statistics.read_state(part.read_part("statistics"), n_features[PRETRAINED])
+    kept = FitSummary(learned, held_out, statistics)
     part.close()
     return kept
 
 
 def _read_images(part: StateRecord, n_features: dict[str, int]) -> ImageSample:
     if "n_rows" in part.values:  # format 2 has the features of all spaces side by side
-        return _cut(read_sample(part, sum(n_features.values())), n_features)
-    sample = {s: read_sample(part.read_part(s), n) for s, n in n_features.items() if n}
+        return _cut(RowSample.read_state(part, sum(n_features.values())), n_features)
+    sample = {s: RowSample.read_state(part.read_part(s), n) for s, n in n_features.items() if n}
     part.close()
     if any(not np.array_equal(each.keys, sample[PRETRAINED].keys) for each in sample.values()):
         raise ValueError(f"{part.name} holds other images in each feature space")

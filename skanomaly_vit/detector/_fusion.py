@@ -21,7 +21,7 @@ from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit.calibration import conformal_threshold
 from skanomaly_vit.density._base import MomentDensity, StandardizedDensity
 from skanomaly_vit.density._by_name import DENSITIES
-from skanomaly_vit.density._rows import MappedRows, Rows, gather
+from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
 from skanomaly_vit.density._whitening import axes_of, whiten
 from skanomaly_vit.detector._feature_store import FeatureStore
@@ -193,14 +193,14 @@ def fit_density(
     if isinstance(scorer, MomentDensity):
         scorer._fit_statistics(statistics.projected(axes_of(pca)))
     else:
-        _fit_to_rows(scorer, MappedRows(rows, pca.transform, pca.n_components_))
+        _fit_to_rows(scorer, rows.map(pca.transform, pca.n_components_))
     return Pipeline([("pca", pca), ("density", scorer)])
 
 
 def _fit_to_rows(scorer: Any, rows: Rows) -> Any:
     if isinstance(scorer, StandardizedDensity):
         return scorer._fit_rows(rows)
-    return scorer.fit(gather(rows))
+    return scorer.fit(rows.gather())
 
 
 def _find_pca(statistics: Statistics, variance: float, remember: bool) -> PCA:

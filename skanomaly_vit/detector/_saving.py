@@ -31,13 +31,7 @@ from skanomaly_vit.distillation._saving import (
 from skanomaly_vit.features import ViTFeatures
 from skanomaly_vit.persistence._card import make_card
 from skanomaly_vit.persistence._container import read, refusal, write
-from skanomaly_vit.persistence._record import (
-    StateRecord,
-    name_of,
-    read_dtype,
-    read_parameters,
-    write_parameters,
-)
+from skanomaly_vit.persistence._record import StateRecord, name_of
 
 # What torch and timm make of parameters that no network has is any of these.
 _FAILURES = (
@@ -83,7 +77,7 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     _require_savable(detector)
     target = check_target(path, "model.skanomaly")
     record = StateRecord({}, {}, "detector")
-    write_parameters(record, detector, {"density": describe_density, "student": describe_student})
+    record.write_parameters(detector, {"density": describe_density, "student": describe_student})
     _write_features(record, detector)
     if detector.distillation_ is not None:
         write_distillation(record.write_part("distillation"), detector.distillation_)
@@ -97,7 +91,11 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
         fusion={space: list(map(float, values)) for space, values in detector.fusion_.items()},
         n_samples_fit=int(detector.n_samples_fit_),
         n_held_out=len(detector.validation_indices_),
-        recipe={name: detector.recipe_[name] for name in ("pca_variance", "fusion")},
+        recipe={
+            "pca_variance": detector.recipe_.pca_variance,
+            "fusion": detector.recipe_.fusion,
+            "density": {s: describe_density(d) for s, d in detector.recipe_.density.items()},
+        },
     )
     if detector.contamination_ is not None:
         rates = (detector.contamination_, detector._contamination_then)
@@ -179,8 +177,8 @@ def _require_image_size(estimator: Any) -> None:
 
 
 def _build(detector_class: type[Any], record: StateRecord) -> Any:
-    detector = read_parameters(
-        record, detector_class, {"density": build_density, "student": build_student}
+    detector = record.read_parameters(
+        detector_class, {"density": build_density, "student": build_student}
     )
     if not isinstance(detector.backbone, str):
         raise ValueError("its backbone has no name")
@@ -224,13 +222,16 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
 
 
 def _read_recipe(record: StateRecord, detector: Any) -> Bunch:
-    values = resolve(detector)  # formats 1 and 2 say no more
-    if "recipe" in record.values:
-        part = record.read_part("recipe")
-        fusion, variance = part.read("fusion", str), part.read("pca_variance", (float, type(None)))
-        part.close()
-        values |= {"fusion": fusion, "pca_variance": variance}
-    return describe_recipe(values, detector.density_, detector.distillation_)
+    if "recipe" not in record.values:  # in files of formats 1 and 2
+        return describe_recipe(resolve(detector), detector.density_, detector.distillation_)
+    part = record.read_part("recipe")
+    densities = part.read_part("density")
+    found = {space: build_density(densities.read_part(space)) for space in detector.density_}
+    densities.close()
+    variance, fusion = part.read("pca_variance", (float, type(None))), part.read("fusion", str)
+    part.close()
+    values = {"pca_variance": variance, "fusion": fusion}
+    return describe_recipe(values, found, detector.distillation_)
 
 
 def _read_rates(record: StateRecord, detector: Any) -> tuple[float | None, float]:
@@ -270,7 +271,7 @@ def _read_choosing(record: StateRecord, detector: Any) -> np.ndarray:
 def _write_features(record: StateRecord, detector: Any) -> None:
     features, part = detector.features_, record.write_part("features")
     teacher = features._held_teacher()
-    write_parameters(part, features)
+    part.write_parameters(features)
     part.write(
         n_features_out=int(features._n_features_out),
         teacher_seed=int(features._teacher_seed),
@@ -323,7 +324,7 @@ class _Blueprint:
 
 def _read_features(record: StateRecord) -> tuple[ViTFeatures, _Blueprint]:
     part = record.read_part("features")
-    features = read_parameters(part, ViTFeatures)
+    features = part.read_parameters(ViTFeatures)
     _require_image_size(features)
     features._n_features_out = part.read_int("n_features_out", 1)
     features._teacher_seed = part.read_int("teacher_seed")
@@ -332,7 +333,7 @@ def _read_features(record: StateRecord) -> tuple[ViTFeatures, _Blueprint]:
     blueprint = _Blueprint(features)
     features._teacher, features._positions = None, None
     if "positions" in part.values:
-        shape, dtype = part.read_list("positions", int), read_dtype(part, "positions_dtype")
+        shape, dtype = part.read_list("positions", int), part.read_dtype("positions_dtype")
         features._positions = part.read_tensor("positions", *shape, dtype=dtype)
     if part.read("has_backbone", bool):
         features._teacher = _read_teacher(part.read_part("backbone"), features, preprocessing)

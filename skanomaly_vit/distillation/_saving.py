@@ -10,13 +10,7 @@ import torch
 from skanomaly_vit.distillation._by_name import STUDENTS
 from skanomaly_vit.distillation._distillation import BlockDistillation
 from skanomaly_vit.distillation._student import StorableStudent
-from skanomaly_vit.persistence._record import (
-    StateRecord,
-    name_of,
-    read_dtype,
-    read_parameters,
-    write_parameters,
-)
+from skanomaly_vit.persistence._record import StateRecord, name_of
 
 
 class Blocks(Protocol):
@@ -41,7 +35,7 @@ def describe_student(student: Any) -> dict[str, Any]:
             "it. Use RidgeStudent or BlockStudent, or joblib.dump after reading SECURITY.md."
         )
     record = StateRecord({}, {}, "student")
-    write_parameters(record, student)
+    record.write_parameters(student)
     return {"class": name, **record.values}
 
 
@@ -51,12 +45,12 @@ def build_student(record: StateRecord) -> StorableStudent:
     classes = {student.__name__: student for student in STUDENTS.values()}
     if name not in classes:
         raise ValueError(f"{record.name} is of the unknown class {name!r}")
-    return read_parameters(record, classes[name])
+    return record.read_parameters(classes[name])
 
 
 def write_distillation(record: StateRecord, distillation: BlockDistillation) -> None:
     """Write students, in the type that `student_dtype` says, and the history of their losses."""
-    write_parameters(record, distillation, {"student": describe_student})
+    record.write_parameters(distillation, {"student": describe_student})
     students, student = distillation.students_, distillation._student
     stored = _stored_dtype(distillation)
     record.write(
@@ -76,11 +70,11 @@ def write_distillation(record: StateRecord, distillation: BlockDistillation) -> 
 
 def read_distillation(record: StateRecord, blueprint: Blocks) -> BlockDistillation:
     """The inverse of `write_distillation`, without a backbone."""
-    distillation = read_parameters(record, BlockDistillation, {"student": build_student})
+    distillation = record.read_parameters(BlockDistillation, {"student": build_student})
     blocks = record.read_list("block_indices", int)
     if not blocks or blocks != sorted(set(blocks)) or blocks[0] < 0:
         raise ValueError(f"{record.name}.block_indices is {blocks}")
-    running, stored = (read_dtype(record, name) for name in ("running_dtype", "stored_dtype"))
+    running, stored = (record.read_dtype(name) for name in ("running_dtype", "stored_dtype"))
     student = build_student(record.read_part("fitted_student"))
     dim = 0 if student._copies_blocks else record.read_int("dim", 1)
     students, parts = [], record.read_part("students")

@@ -12,9 +12,9 @@ import numpy as np
 from skanomaly_vit._images.missing import fill_maps, fill_scores
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.source import ImageSource, open_images
+from skanomaly_vit._utils.decisions import DecisionMixin
 from skanomaly_vit.exceptions import UnreadableImageError
 from skanomaly_vit.onnx._file import (
-    DECISION,
     MAP,
     P_VALUE,
     PIXELS,
@@ -95,7 +95,7 @@ def export_onnx(det: Any, path: str | os.PathLike[str], *, map_method: str | Non
     return write_onnx(det, path, map_method)
 
 
-class OnnxDetector:
+class OnnxDetector(DecisionMixin):
     """A detector from an ONNX file, which scores images without torch.
 
     Made by `load`. It needs onnx, onnxruntime, numpy, pillow and joblib, and imports nothing else.
@@ -248,69 +248,6 @@ class OnnxDetector:
             return scores, maps
         return self._run(X, SCORE)[0]
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Score of images relative to the threshold.
-
-        Parameters
-        ----------
-        X : images
-            Images of any form that `TransformalyDetector.fit` takes.
-
-        Returns
-        -------
-        decision : ndarray of shape (n_images,), float64
-            ``score_samples(X) - offset_``: negative = anomaly.
-
-        Raises
-        ------
-        ValueError
-            As `score_samples` does.
-        """
-        return self._run(X, DECISION)[0]
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Tell normal images from anomalies.
-
-        Parameters
-        ----------
-        X : images
-            Images of any form that `TransformalyDetector.fit` takes.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_images,), int
-            +1 for normal, -1 for an anomaly, and for an image that cannot be read.
-
-        Raises
-        ------
-        ValueError
-            As `score_samples` does.
-        """
-        # Written so that NaN is no normal image.
-        return np.where(self.decision_function(X) >= 0, 1, -1)
-
-    def p_values(self, X: Any) -> np.ndarray:
-        """How normal images are among normal ones.
-
-        Parameters
-        ----------
-        X : images
-            Images of any form that `TransformalyDetector.fit` takes.
-
-        Returns
-        -------
-        p_values : ndarray of shape (n_images,), float64
-            Split-conformal p-values in (0, 1], small = abnormal; NaN for an image that cannot be
-            read. See `TransformalyDetector.p_values`.
-
-        Raises
-        ------
-        ValueError
-            If no images were held out when the detector was fitted, or as `score_samples` does.
-        """
-        self._require(P_VALUE)
-        return self._run(X, P_VALUE)[0]
-
     def anomaly_map(self, X: Any) -> Any:
         """Where images are abnormal.
 
@@ -333,6 +270,10 @@ class OnnxDetector:
         """
         self._require(MAP)
         return self._run(X, MAP)[0]
+
+    def _p_values(self, X: Any) -> np.ndarray:
+        self._require(P_VALUE)
+        return self._run(X, P_VALUE)[0]
 
     def _require(self, output: str) -> None:
         if output in self.card["outputs"]:

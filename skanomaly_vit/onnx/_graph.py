@@ -43,6 +43,8 @@ class DetectorGraph(nn.Module):
         What maps are made of; one of ``normal.map_scale``.
     """
 
+    offset: torch.Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -60,7 +62,8 @@ class DetectorGraph(nn.Module):
         self.students = nn.ModuleDict({str(i): _exportable(s) for i, s in students.items()})
         self.densities = nn.ModuleDict({name: density_graph(d) for name, d in densities.items()})
         self._fusion = dict(fusion)
-        self._offset = offset
+        # A buffer: the exporter would write a Python number as float32.
+        self.register_buffer("offset", torch.tensor(offset, dtype=torch.float64))
         self.calibration = None if calibration_scores is None else _Calibration(calibration_scores)
         self.maps = None if normal is None else _Maps(normal, map_method)
         self._calls: list[BlockCall] = []
@@ -87,7 +90,7 @@ class DetectorGraph(nn.Module):
         features = penultimate(self.model, pixels)  # (batch, dim)
         errors = {call.index: self._errors_of(call) for call in self._students_calls()}
         score = self._score(features, errors)  # (batch,)
-        outputs = [score, score - self._offset]
+        outputs = [score, score - self.offset]
         if self.calibration is not None:
             outputs.append(self.calibration(score))
         if self.maps is not None:

@@ -1,21 +1,18 @@
-"""The bytes of a model file: one safetensors file whose header holds a JSON text.
+"""Model files as bytes: one safetensors file whose header holds a JSON text.
 
-Named tensors are stored as safetensors does. Its header, ``__metadata__``, has the single key
-`KEY`: a JSON object with ``format_version``, ``sha256``, ``written_by``, ``n_bytes`` and whatever
-else the caller stores. The digest is that of the whole file with the 64 digits of the digest itself
-set to 0, so that there is no byte which it does not cover. Nothing here imports torch before
-tensors are asked for.
+safetensors stores the named tensors. Its header, ``__metadata__``, has the single key `KEY`: a
+JSON object with ``sha256``, ``format_version``, ``written_by``, ``n_bytes`` (of all tensors) and
+the caller's values. The digest covers all other values, and name, dtype, shape and bytes of every
+tensor. Nothing here imports torch until a caller writes or reads tensors.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
-import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -31,16 +28,10 @@ KEY = "skanomaly_vit"
 
 FORMAT_VERSION = 3
 
-#: Bytes of the header, at most: what claims to have a longer one is refused unread.
+#: Bytes of the header, at most; readers reject longer ones unread.
 HEADER_LIMIT = 32 * 2**20
 
 _LENGTH = 8  # bytes that hold the length of the header
-
-_NO_DIGEST = "0" * 64
-
-_DIGEST = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')  # a JSON text in a JSON text
-
-_BLOCK = 2**20
 
 _EXPECTED = "expected a file that TransformalyDetector.save or `skanomaly fit` wrote"
 
@@ -53,41 +44,37 @@ def write(path: Path, values: Mapping[str, Any], tensors: Mapping[str, torch.Ten
     ValueError
         If the values take more than `HEADER_LIMIT`.
     OSError
-        If the file cannot be written; the one that was there is there still.
+        If the file cannot be written; an older one stays.
     """
     from safetensors.torch import save
 
-    text = json.dumps(
-        {
-            "format_version": FORMAT_VERSION,
-            "sha256": _NO_DIGEST,
-            "written_by": f"skanomaly-vit {__version__}",
-            "n_bytes": sum(tensor.nbytes for tensor in tensors.values()),
-            **values,
-        },
-        allow_nan=False,
-    )
-    content = bytearray(save(dict(tensors), metadata={KEY: text}))
+    signed = {
+        "format_version": FORMAT_VERSION,
+        "written_by": f"skanomaly-vit {__version__}",
+        "n_bytes": sum(tensor.nbytes for tensor in tensors.values()),
+        **values,
+    }
+    digest = _digest(signed, save(dict(tensors)))
+    text = json.dumps({"sha256": digest, **signed}, allow_nan=False)
+    content = save(dict(tensors), metadata={KEY: text})
     body = _LENGTH + int.from_bytes(content[:_LENGTH], "little")
     if body > HEADER_LIMIT:
         raise ValueError(
-            f"what is not in tensors (parameters, names of columns) takes {body} bytes of the "
-            f"file's header; at most {HEADER_LIMIT} fit"
+            f"parameters, names of columns and other values outside tensors take {body} bytes of "
+            f"the file's header; at most {HEADER_LIMIT} fit"
         )
-    start = content.index(_NO_DIGEST.encode())
-    content[start : start + len(_NO_DIGEST)] = hashlib.sha256(content).hexdigest().encode("ascii")
     write_atomically(content, path)
 
 
 def read_values(path: str) -> dict[str, Any]:
-    """The values of a file, after all of the file has been checked.
+    """The values of a file, after a check of the whole file.
 
     Raises
     ------
     ModelFileError
-        If the file is not as `write` left it.
+        If the file is damaged, newer, or of another kind.
     """
-    return _read(path, lambda block: None)[0]
+    return _read(path)[0]
 
 
 def read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], int]:
@@ -96,28 +83,27 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], int]:
     Raises
     ------
     ModelFileError
-        If the file is not as `write` left it.
+        If the file is damaged, newer, or of another kind.
     """
-    blocks: list[bytes] = []
-    values, version = _read(path, blocks.append)
+    values, version, content = _read(path)
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        return values, load(b"".join(blocks)), version
+        return values, load(content), version
     except (SafetensorError, KeyError, ValueError, RuntimeError, MemoryError) as error:
         raise refusal(path, f"its tensors cannot be read ({error})") from error
 
 
 def refusal(path: str, cause: str) -> ModelFileError:
-    """The error for a file that is not taken."""
+    """The error for a file that cannot be loaded."""
     error = ModelFileError(f"{path!r} cannot be loaded as a model: {cause}")
     error.cause = cause
     return error
 
 
 def check_regular(path: str) -> os.stat_result:
-    """Facts about a file. What is none is refused: opening a pipe would wait for a writer."""
+    """Facts about a file; rejects pipes, which would make `open` wait for a writer."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise refusal(path, "it is a directory" if os.path.isdir(path) else "it is no regular file")
@@ -125,7 +111,7 @@ def check_regular(path: str) -> os.stat_result:
 
 
 def check_version(path: str, values: dict[str, Any], newest: int, expected: str) -> int:
-    """Take the version of its format out of what a file says, and refuse one beyond `newest`."""
+    """Remove the version of the format from a file's values; reject one beyond `newest`."""
     version, writer = values.pop("format_version", None), values.pop("written_by", None)
     if type(version) is not int or version < 1:
         raise refusal(path, f"its format_version is {version!r}; {expected}")
@@ -138,20 +124,32 @@ def check_version(path: str, values: dict[str, Any], newest: int, expected: str)
     return version
 
 
-def _read(path: str, keep: Callable[[bytes], None]) -> tuple[dict[str, Any], int]:
-    """Check a file as a whole, handing on its bytes as they were checked."""
+def _read(path: str) -> tuple[dict[str, Any], int, bytes]:
+    """Values, version of the format and bytes of a file, after a check of the whole file."""
+    from safetensors import SafetensorError
+
     try:
         check_regular(path)
         with open(path, "rb") as stream:
             head = _read_head(path, stream)
             values = _parse(path, head)
+            stated = values.pop("sha256", None)
+            signed = dict(values)
             version = check_version(path, values, FORMAT_VERSION, _EXPECTED)
-            keep(head)
-            _check_body(path, stream, head, values, keep)
-    except (OSError, MemoryError) as error:
+            _check_size(path, stream, head, values.pop("n_bytes", None))
+            content = head + stream.read()
+        is_old = version < 3
+        digest = _digest_of_file(content, stated) if is_old else _digest(signed, content)
+    except (OSError, MemoryError, RecursionError, SafetensorError) as error:
         cause = getattr(error, "strerror", None) or str(error) or "it does not fit into memory"
         raise refusal(path, cause) from error
-    return values, version
+    if digest != stated:
+        raise refusal(
+            path,
+            "its content does not have the checksum that it was written with: it was damaged or "
+            "changed since. Copy it again from where it came from.",
+        )
+    return values, version, content
 
 
 def _read_head(path: str, stream: BinaryIO) -> bytes:
@@ -199,34 +197,32 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _check_body(
-    path: str,
-    stream: BinaryIO,
-    head: bytes,
-    values: dict[str, Any],
-    keep: Callable[[bytes], None],
-) -> None:
-    n_bytes, n_there = values.pop("n_bytes", None), os.fstat(stream.fileno()).st_size
-    stated = values.pop("sha256", None)
-    span = _find_digest(head)
-    if type(n_bytes) is not int or span is None or stated != head[slice(*span)].decode("ascii"):
-        raise refusal(path, "its header lacks a size or a checksum; it is damaged")
+def _check_size(path: str, stream: BinaryIO, head: bytes, n_bytes: Any) -> None:
+    """Reject a file that ends before its tensors do, or after them."""
+    if type(n_bytes) is not int:
+        raise refusal(path, "its header lacks a size; it is damaged")
+    n_there = os.fstat(stream.fileno()).st_size
     if n_there != len(head) + n_bytes:
         cut = "cut off" if n_there < len(head) + n_bytes else "too long"
         raise refusal(path, f"it is {cut}: {n_there} bytes in place of {len(head) + n_bytes}")
-    digest = hashlib.sha256(head[: span[0]] + _NO_DIGEST.encode() + head[span[1] :])
-    for block in iter(functools.partial(stream.read, _BLOCK), b""):
-        digest.update(block)
-        keep(block)
-    if digest.hexdigest() != stated:
-        raise refusal(
-            path,
-            "its content does not have the checksum that it was written with: it was damaged or "
-            "changed since. Copy it again from where it came from.",
-        )
 
 
-def _find_digest(head: bytes | bytearray) -> tuple[int, int] | None:
-    """Where the digits of the digest stand."""
-    found = _DIGEST.search(head)  # the first: the key stands in front of what users have named
-    return found.span(1) if found else None
+def _digest(values: Mapping[str, Any], content: bytes) -> str:
+    """SHA-256 of JSON values in their order, and of a file's tensors in the order of their names.
+
+    It depends neither on the order of the tensors in the file nor on the rest of the header.
+    """
+    from safetensors import deserialize
+
+    digest = hashlib.sha256(json.dumps(values).encode("ascii"))
+    for name, tensor in sorted(deserialize(content)):
+        digest.update(json.dumps([name, tensor["dtype"], tensor["shape"]]).encode("ascii"))
+        digest.update(tensor["data"])
+    return digest.hexdigest()
+
+
+def _digest_of_file(content: bytes, stated: Any) -> str:
+    """The digest of formats 1 and 2: of the whole file, with zeros in place of its own digits."""
+    text = '\\"sha256\\": \\"{}\\"'.format  # a JSON text in a JSON text
+    zeros = text("0" * 64).encode("ascii")
+    return hashlib.sha256(content.replace(text(stated).encode(), zeros, 1)).hexdigest()

@@ -129,83 +129,78 @@ class StateRecord:
             raise ValueError(f"{name} holds values that are not finite")
         return tensor
 
+    def write_parameters(
+        self,
+        estimator: BaseEstimator,
+        describe: Mapping[str, Callable[[Any], Any]] | None = None,
+    ) -> None:
+        """Write the parameters of an estimator, without `MACHINE_PARAMETERS`.
+
+        Parameters
+        ----------
+        estimator : estimator
+        describe : mapping of str to callable, or None
+            Parameter -> function that gives JSON for a part, or raises a ValueError.
+
+        Raises
+        ------
+        ValueError
+            If a parameter cannot be written.
+        """
+        owner = type(estimator).__name__
+        values = {
+            name: _plain(f"{owner}({name}=...)", value, (describe or {}).get(name))
+            for name, value in estimator.get_params(deep=False).items()
+            if name not in MACHINE_PARAMETERS
+        }
+        self.write(parameters=values)
+
+    def read_parameters(
+        self,
+        estimator_class: type[Estimator],
+        build: Mapping[str, Callable[[StateRecord], Any]] | None = None,
+    ) -> Estimator:
+        """An estimator with the parameters that `write_parameters` wrote, not fitted.
+
+        Parameters
+        ----------
+        estimator_class : type
+        build : mapping of str to callable, or None
+            Parameter -> function that makes a part of a record, the inverse of `describe`.
+        """
+        written = self.read("parameters", dict)
+        estimator = estimator_class()
+        known = estimator.get_params(deep=False).keys() - set(MACHINE_PARAMETERS)
+        if unknown := written.keys() - known:
+            raise ValueError(f"{estimator_class.__name__} has no parameter {sorted(unknown)[0]!r}")
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in written.items()}
+        for name, make in (build or {}).items():
+            if isinstance(value := values.get(name), dict):
+                values[name] = make(StateRecord(value, self.tensors, f"{self.name}.{name}"))
+        estimator.set_params(**values)
+        validate_parameter_constraints(
+            estimator._parameter_constraints,
+            estimator.get_params(deep=False),
+            caller_name=estimator_class.__name__,
+        )
+        return estimator
+
+    def read_dtype(self, key: str) -> torch.dtype:
+        """The floating type whose name `name_of` gave."""
+        name = self.read(key, str)
+        if name not in ("float16", "bfloat16", "float32", "float64"):
+            raise ValueError(f"{self.name}.{key} is {name!r}")
+        return getattr(torch, name)
+
     def close(self) -> None:
         """Reject values that nothing has read."""
         if self.values:
             raise ValueError(f"{self.name} holds {', '.join(map(repr, self.values))}: unknown here")
 
 
-def write_parameters(
-    record: StateRecord,
-    estimator: BaseEstimator,
-    describe: Mapping[str, Callable[[Any], Any]] | None = None,
-) -> None:
-    """Write the parameters of an estimator, but for those that are about a machine.
-
-    Parameters
-    ----------
-    record : StateRecord
-    estimator : estimator
-    describe : mapping of str to callable, or None
-        Parameter -> function that gives JSON for a part, or raises a ValueError.
-
-    Raises
-    ------
-    ValueError
-        If a parameter cannot be written.
-    """
-    owner = type(estimator).__name__
-    values = {
-        name: _plain(f"{owner}({name}=...)", value, (describe or {}).get(name))
-        for name, value in estimator.get_params(deep=False).items()
-        if name not in MACHINE_PARAMETERS
-    }
-    record.write(parameters=values)
-
-
-def read_parameters(
-    record: StateRecord,
-    estimator_class: type[Estimator],
-    build: Mapping[str, Callable[[StateRecord], Any]] | None = None,
-) -> Estimator:
-    """The estimator that `write_parameters` wrote, not fitted.
-
-    Parameters
-    ----------
-    record : StateRecord
-    estimator_class : type
-    build : mapping of str to callable, or None
-        Parameter -> function that makes a part of a record: the inverse of `describe`.
-    """
-    written = record.read("parameters", dict)
-    estimator = estimator_class()
-    known = estimator.get_params(deep=False).keys() - set(MACHINE_PARAMETERS)
-    if unknown := written.keys() - known:
-        raise ValueError(f"{estimator_class.__name__} has no parameter {sorted(unknown)[0]!r}")
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in written.items()}
-    for name, make in (build or {}).items():
-        if isinstance(value := values.get(name), dict):
-            values[name] = make(StateRecord(value, record.tensors, f"{record.name}.{name}"))
-    estimator.set_params(**values)
-    validate_parameter_constraints(
-        estimator._parameter_constraints,
-        estimator.get_params(deep=False),
-        caller_name=estimator_class.__name__,
-    )
-    return estimator
-
-
 def name_of(dtype: torch.dtype) -> str:
     """A type as JSON has it."""
     return str(dtype).removeprefix("torch.")
-
-
-def read_dtype(record: StateRecord, key: str) -> torch.dtype:
-    """The inverse of `name_of`, for floating types."""
-    name = record.read(key, str)
-    if name not in ("float16", "bfloat16", "float32", "float64"):
-        raise ValueError(f"{record.name}.{key} is {name!r}")
-    return getattr(torch, name)
 
 
 def _plain(name: str, value: Any, describe: Callable[[Any], Any] | None) -> Any:

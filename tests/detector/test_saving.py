@@ -484,6 +484,7 @@ quietly = settings(
 @quietly
 @given(data=st.data())
 def test_no_damage_goes_unseen(data, model, tmp_path):
+    """A flipped bit may leave values and tensors as they are, as in padding; no other passes."""
     content = bytearray(model.read_bytes())
     header = 8 + int.from_bytes(content[:8], "little")
     position = data.draw(st.one_of(st.integers(0, header), st.integers(0, len(content) - 1)))
@@ -492,9 +493,102 @@ def test_no_damage_goes_unseen(data, model, tmp_path):
     else:
         del content[position:]
     (tmp_path / "m").write_bytes(content)
-    for read in (TransformalyDetector.load, model_card):
+    for read in (_container.read, _container.read_values):
+        with contextlib.suppress(ModelFileError):
+            np.testing.assert_equal(read(str(tmp_path / "m")), read(str(model)))
+            assert position < header
+
+
+def cut_header(path):
+    """JSON values of a file, the rest of its header, and the bytes behind it."""
+    content = path.read_bytes()
+    body = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:body])
+    return json.loads(header["__metadata__"].pop("skanomaly_vit")), header, content[body:]
+
+
+def with_header(path, values, header, body):
+    header["__metadata__"]["skanomaly_vit"] = json.dumps(values)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+@pytest.mark.parametrize("version", [3, 2, 1])
+def test_any_changed_value_is_refused(version, model, tmp_path):
+    """Whichever format a damaged file claims to have."""
+    changed = list(places(cut_header(model)[0]))
+    for *parents, key in changed:
+        values, header, body = cut_header(model)
+        values["format_version"] = version
+        part = values
+        for parent in parents:
+            part = part[parent]
+        part[key] = f"{part[key]}x"
+        with_header(tmp_path / "m", values, header, body)
         with pytest.raises(ModelFileError):
-            read(tmp_path / "m")
+            model_card(tmp_path / "m")
+    assert len(changed) > 100
+
+
+@pytest.mark.parametrize("part", ["name", "dtype", "shape", "place", "byte"])
+def test_any_changed_tensor_is_refused(part, model, tmp_path):
+    _, tensors, _ = cut_header(model)
+    for name in tensors.keys() - {"__metadata__"}:
+        values, header, body = cut_header(model)
+        entry = header[name]
+        start, stop = entry["data_offsets"]
+        if part == "name":
+            header[name + "x"] = header.pop(name)
+        elif part == "dtype":
+            entry["dtype"] = {"F32": "I32", "F64": "I64", "I64": "F64"}[entry["dtype"]]
+        elif part == "shape":
+            entry["shape"] = [1, *entry["shape"]]
+        elif part == "byte":
+            body = body[:start] + bytes([body[start] ^ 1]) + body[start + 1 :]
+        else:  # that of another tensor of its size
+            twins = [
+                other
+                for key, other in header.items()
+                if key not in (name, "__metadata__")
+                and other["data_offsets"][1] - other["data_offsets"][0] == stop - start
+                and body[slice(*other["data_offsets"])] != body[start:stop]
+            ]
+            if not twins:
+                continue
+            entry["data_offsets"], twins[0]["data_offsets"] = (
+                twins[0]["data_offsets"],
+                [start, stop],
+            )
+        with_header(tmp_path / "m", values, header, body)
+        with pytest.raises(ModelFileError):
+            model_card(tmp_path / "m")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16,
+                                   torch.bfloat16, torch.float32, torch.float64])  # fmt: skip
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
+def test_tensors_of_any_type_come_back(dtype, shape, tmp_path):
+    tensors = {"b": torch.ones(shape, dtype=dtype), "a": torch.zeros(3)}
+    values = {"é": [1, 0.1, None, {"2": True, "10": "x", "1": -0.0}]}
+    _container.write(tmp_path / "m", values, tensors)
+    found, read, version = _container.read(str(tmp_path / "m"))
+    assert (found, version) == (values, 3)
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
+
+
+@pytest.mark.parametrize("name", ["format-1", "format-2"])
+def test_no_damage_to_an_old_format_goes_unseen(name, tmp_path):
+    content = (DATA / f"{name}.skanomaly").read_bytes()
+    rng = np.random.default_rng(0)
+    header = 8 + int.from_bytes(content[:8], "little")
+    for position in [*rng.integers(0, header, 100), *rng.integers(header, len(content), 30)]:
+        damaged = bytearray(content)
+        damaged[position] ^= int(rng.integers(1, 256))
+        (tmp_path / "m").write_bytes(damaged)
+        with pytest.raises(ModelFileError):
+            model_card(tmp_path / "m")
 
 
 @quietly

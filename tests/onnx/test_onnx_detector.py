@@ -29,7 +29,7 @@ from skanomaly_vit import (
     KNNDensity,
     TransformalyDetector,
 )
-from skanomaly_vit.density._rows import ArrayRows
+from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
 from skanomaly_vit.density._whitening import whiten
 from skanomaly_vit.detector._fusion import fit_density
@@ -113,6 +113,8 @@ def test_scores_of_the_embedded_backbone_are_those_of_torch(tmp_path):
 
 def test_decisions_are_those_of_torch(exported, detector):
     assert_alike_scores(exported.decision_function(NEW), detector.decision_function(NEW))
+    graph = exported._run(NEW, "decision")[0]
+    np.testing.assert_array_equal(exported.decision_function(NEW), graph)
     np.testing.assert_array_equal(exported.predict(NEW), detector.predict(NEW))
     assert set(exported.predict(NEW)) == {1, -1}
     np.testing.assert_allclose(exported.p_values(NEW), detector.p_values(NEW))
@@ -155,7 +157,7 @@ def test_densities_are_those_of_numpy(density, pca_variance, seed, scale):
     rng = np.random.default_rng(seed)
     features = scale * (rng.normal(size=(60, 6)) @ rng.normal(size=(6, 6)) + 3)
     new = np.concatenate([features, scale * rng.normal(0, 30, (20, 6))])
-    rows, statistics, pca = ArrayRows(features), None, None
+    rows, statistics, pca = Rows.of(features), None, None
     if pca_variance is not None:
         statistics = Statistics.of_shards(rows, Kind.COVARIANCE)
         pca = whiten(statistics, pca_variance)
