@@ -20,7 +20,7 @@ from skanomaly_vit.calibration import (
     conformal_threshold,
     drift_test,
 )
-from skanomaly_vit.exceptions import CalibrationWarning, UnreadableImageWarning
+from skanomaly_vit.exceptions import CalibrationWarning, ThresholdWarning, UnreadableImageWarning
 
 finite = st.floats(-1e6, 1e6)
 scores_of = st.lists(finite, min_size=1, max_size=40)
@@ -347,3 +347,38 @@ class TestGroups:
     def test_of_another_number_are_refused_though_none_is_held_out(self, make_detector, images):
         with pytest.raises(ValueError, match=r"groups has shape \(2,\)"):
             make_detector(validation_fraction=0).fit(images, groups=["a", "b"])
+
+
+# --- contamination after fit
+
+
+def test_contamination_changed_after_the_fit_is_told_once(make_detector, images):
+    detector = make_detector(contamination=0.2).fit(images)
+    assert detector.contamination_ == 0.2
+    labels = detector.predict(images)
+    detector.set_params(contamination=0.5)
+    with pytest.warns(ThresholdWarning, match=r"from 0\.2 to 0\.5 .*rate of 0\.2, which is still"):
+        np.testing.assert_array_equal(detector.predict(images), labels)
+    detector.predict(images)  # warnings are errors here: the second time there is none
+    assert repr(detector).endswith("# threshold set at a false-alarm rate of 0.2")
+
+
+def test_a_threshold_that_was_set_is_no_surprise(make_detector, images):
+    detector = make_detector(contamination=0.2).fit(images).set_threshold(target_fpr=0.4)
+    assert detector.contamination_ == 0.4
+    detector.predict(images)
+    assert repr(detector).endswith("# threshold set at a false-alarm rate of 0.4")
+    assert "rate of" not in repr(make_detector())
+
+
+def test_a_model_file_knows_the_rate_of_its_threshold(images, tmp_path):
+    detector = TransformalyDetector(
+        backbone="skanomaly_tiny", pretrained=False, image_size=32, n_blocks=1, random_state=0,
+        contamination=0.2,
+    ).fit(images).set_threshold(target_fpr=0.3)  # fmt: skip
+    detector.set_params(contamination=0.5).save(tmp_path / "m")
+    loaded = TransformalyDetector.load(tmp_path / "m")
+    assert (loaded.contamination, loaded.contamination_) == (0.5, 0.3)
+    with pytest.warns(ThresholdWarning, match=r"from 0\.2 to 0\.5 .*rate of 0\.3"):
+        loaded.predict(images)
+    assert model_card(tmp_path / "m")["false_alarm_rate"] == 0.3

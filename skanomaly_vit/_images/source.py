@@ -90,6 +90,7 @@ class ImageSource:
             names=self._names,
             image_shape=self._image_shape,
             max_pixels=self._max_pixels,
+            skips_unreadable=self.skips_unreadable,
         )
 
     def subset(self, positions: Array) -> ImageSource:

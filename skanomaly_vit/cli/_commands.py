@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 # Maps are as large as the images: fewer at a time than a pass of the backbone can take.
 _MAPS_AT_ONCE = 8
 
-# Batches of a pass: a device waits for the first one of each.
-_BATCHES_AT_ONCE = 16
 
 # Two to see a spread, one to hold out.
 _FEWEST = 3
@@ -224,10 +222,8 @@ def _score(
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
     detector = load(model, on_error="nan", **options)
-    from skanomaly_vit.cli._scoring import score_batches
-
     # Paths that still come are not waited for.
-    at_once = detector.batch_size * (1 if STDIN in images else _BATCHES_AT_ONCE)
+    chunk_size = detector.batch_size if STDIN in images else None
     n_scored = n_flagged = 0
     with ExitStack() as stack:
         table = stack.enter_context(open_table(open_output(output, stack), kind))
@@ -235,14 +231,17 @@ def _score(
         shown = output is not None or not sys.stdout.isatty()
         bar = stack.enter_context(progress_bar("scoring", count_inputs(images), shown=shown))
         try:
-            batches = score_batches(detector, paths, at_once, unreadable)
-            for n_images, scored in stack.enter_context(closing(batches)):
-                rows = [_row(detector, path, score) for path, score in scored]
+            scores = detector.iter_scores(paths, chunk_size=chunk_size)
+            for image in stack.enter_context(closing(scores)):
+                bar.update()
+                if image.cause is not None:
+                    unreadable(str(image.path), image.cause)
+                    continue
+                row = _row(detector, str(image.path), image.score)
                 with uninterrupted():
-                    table.add(rows)
-                    n_scored += len(rows)
-                n_flagged += sum(row.flag for row in rows)
-                bar.update(n_images)
+                    table.add([row])
+                    n_scored += 1
+                n_flagged += row.flag
         except KeyboardInterrupt:
             tell(f"Stopped after {n_scored} images, whose rows are complete.")
             raise

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import joblib
-import numpy as np
 
 from skanomaly_vit._images.source import open_images
 from skanomaly_vit.cli._terminal import progress_bar
@@ -48,45 +47,6 @@ def compute_readable(
             on_unreadable(paths[image.index], image.cause)
     pairs = enumerate(zip(paths, results, strict=True))
     return [pair for index, pair in pairs if index not in gaps]
-
-
-def score_batches(
-    detector: TransformalyDetector,
-    paths: Iterable[str],
-    at_once: int,
-    on_unreadable: OnUnreadable,
-) -> Generator[tuple[int, list[tuple[str, float]]], None, None]:
-    """Scores of images, each batch as soon as it is done.
-
-    Parameters
-    ----------
-    detector : TransformalyDetector
-        Fitted, with ``on_error="nan"``.
-    paths : iterable of str
-    at_once : int
-        Images of a pass, in which the next batches are read while a device works. None is worked
-        on before so many paths have come.
-    on_unreadable : callable
-
-    Yields
-    ------
-    n_images : int
-        That were looked at, those that cannot be read among them.
-    scored : list of (str, float)
-        Those that can be, each with its score.
-    """
-    for chunk in chunked(paths, at_once):
-        source = detector._open(chunk, reset=False, on_error=detector.on_error)
-        n_seen = n_scored = 0
-        # Behind the last image that has a score, there may be more that cannot be read.
-        for scores in itertools.chain(detector._score_batches(source), [np.empty(0)]):
-            places = source.readable()[n_scored : n_scored + len(scores)].tolist()
-            stop = places[-1] + 1 if places else len(chunk)
-            for place in range(n_seen, stop):
-                if place in source.unreadable:
-                    on_unreadable(chunk[place], source.unreadable[place].cause)
-            yield stop - n_seen, list(zip([chunk[i] for i in places], scores.tolist(), strict=True))
-            n_seen, n_scored = stop, n_scored + len(scores)
 
 
 def select_readable(

@@ -33,10 +33,11 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
     _contamination_then: float  # the parameter when the threshold was set
 
     def _check_threshold(self) -> None:
-        if self.contamination == self._contamination_then:
+        then = getattr(self, "_contamination_then", self.contamination)
+        if self.contamination == then:
             return
         warnings.warn(
-            f"contamination was changed from {self._contamination_then} to {self.contamination} "
+            f"contamination was changed from {then} to {self.contamination} "
             f"after the threshold was set at a false-alarm rate of {self.contamination_}, which "
             "is still in use. Call set_threshold(target_fpr=...), or fit again.",
             ThresholdWarning,

@@ -28,6 +28,7 @@ from skanomaly_vit._backbone.patches import METHODS, PatchSample, layout_of
 from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
+from skanomaly_vit._images.score_stream import ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions, _fit_context
@@ -55,7 +56,7 @@ SPACES = {
 }
 
 
-class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator):
+class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMixin, ImageEstimator):
     """Find images that differ in meaning from a set of normal ones.
 
     Transformaly [1]_ looks at an image in two feature spaces of one frozen Vision Transformer:
@@ -456,8 +457,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
             If the images are not as described, one cannot be decoded, `method` needs students
             that were not trained, or the backbone does not tell the size of its patches.
         """
-        check_is_fitted(self)
-        source = self._open(X, reset=False, on_error=self.on_error)
+        source = self._open_images(X, on_error=self.on_error)
         collector = self._map_collector(method)
         passes = self._passes(self._held_teacher(), source)
         students: dict[int, torch.nn.Module] = {}
@@ -487,8 +487,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         ValueError
             If the images are not as described, or one cannot be read (`on_error`).
         """
-        check_is_fitted(self)
-        source = self._open(X, reset=False, on_error=self.on_error)
+        source = self._open_images(X, on_error=self.on_error)
         passes, students = self._scoring_passes(source)
         scores = self._score(passes.stream(np.arange(len(source)), students))
         return Bunch(**fill_scores(scores, source.readable(), source))
@@ -551,8 +550,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
         return load_detector(cls, path)
 
     def _score_and_map(self, X: Any) -> tuple[np.ndarray, Any]:
-        check_is_fitted(self)
-        source = self._open(X, reset=False, on_error=self.on_error)
+        source = self._open_images(X, on_error=self.on_error)
         collector = self._map_collector(None)
         passes, students = self._scoring_passes(source)
         scores = self._score(passes.stream(np.arange(len(source)), students, collector))
@@ -589,6 +587,10 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ImageEstimator
     def _held_teacher(self) -> Teacher:
         self.features_.set_params(device=self.device)  # which may be another one since `fit`
         return self.features_._held_teacher()
+
+    def _open_images(self, X: Any, *, on_error: str) -> ImageSource:
+        check_is_fitted(self)
+        return self._open(X, reset=False, on_error=on_error)
 
     def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
         """Scores of the readable images of a source, a batch as soon as it is done."""

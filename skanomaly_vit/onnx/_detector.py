@@ -11,6 +11,7 @@ import numpy as np
 
 from skanomaly_vit._images.missing import fill_maps, fill_scores
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
+from skanomaly_vit._images.score_stream import ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource, open_images
 from skanomaly_vit._utils.decisions import DecisionMixin
 from skanomaly_vit.exceptions import UnreadableImageError
@@ -95,7 +96,7 @@ def export_onnx(det: Any, path: str | os.PathLike[str], *, map_method: str | Non
     return write_onnx(det, path, map_method)
 
 
-class OnnxDetector(DecisionMixin):
+class OnnxDetector(DecisionMixin, ScoreStreamMixin):
     """A detector from an ONNX file, which scores images without torch.
 
     Made by `load`. It needs onnx, onnxruntime, numpy, pillow and joblib, and imports nothing else.
@@ -291,9 +292,7 @@ class OnnxDetector(DecisionMixin):
 
     def _run(self, X: Any, *names: str) -> list[Any]:
         """Outputs of the graph for all images, with gaps for those that cannot be read."""
-        source = open_images(
-            X, image_shape=self.image_shape, max_pixels=self.max_pixels, on_error=self.on_error
-        )
+        source = self._open_images(X, on_error=self.on_error)
         batches = list(self._batches(source, names))
         positions = np.array([position for batch, _ in batches for position in batch], dtype=int)
         columns = {n: np.array([row for _, rows in batches for row in rows[n]]) for n in names}
@@ -301,6 +300,14 @@ class OnnxDetector(DecisionMixin):
         filled = {} if maps is None else {MAP: fill_maps(maps, positions, source, enlarge)}
         filled |= fill_scores(columns, positions, source)
         return [filled[name] for name in names]
+
+    def _open_images(self, X: Any, *, on_error: str) -> ImageSource:
+        return open_images(
+            X, image_shape=self.image_shape, max_pixels=self.max_pixels, on_error=on_error
+        )
+
+    def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
+        return (outputs[SCORE] for _, outputs in self._batches(source, [SCORE]))
 
     def _batches(
         self, source: ImageSource, names: Sequence[str]
