@@ -14,6 +14,7 @@ from sklearn import config_context
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from skanomaly_vit import TransformalyDetector
 from skanomaly_vit.calibration import (
     benjamini_hochberg,
     conformal_p_values,
@@ -21,6 +22,7 @@ from skanomaly_vit.calibration import (
     drift_test,
 )
 from skanomaly_vit.exceptions import CalibrationWarning, ThresholdWarning, UnreadableImageWarning
+from skanomaly_vit.persistence import model_card
 
 finite = st.floats(-1e6, 1e6)
 scores_of = st.lists(finite, min_size=1, max_size=40)

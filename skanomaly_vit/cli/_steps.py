@@ -86,6 +86,7 @@ def summarize(described: dict[str, Any]) -> str:
         ", ".join(f"{name} {version}" for name, version in described[key].items())
         for key in ("versions", "versions_here")
     )
+    rate = described["false_alarm_rate"]
     lines = {
         "file": f"{described['path']} ({described['file_size'] / 2**20:.1f} MiB)",
         "written": described["created"],
@@ -96,6 +97,7 @@ def summarize(described: dict[str, Any]) -> str:
         "images": f"{described['n_images']} "
         f"({described['n_images_held_out']} of them held out for the threshold)",
         "threshold": f"{described['threshold']:.6g} (a lower score is an anomaly)",
+        "false alarms": "not recorded" if rate is None else f"{rate:g} of normal images accepted",
         "parameters": ", ".join(f"{name}={parameters.get(name)!r}" for name in changed)
         or "all default",
         "versions": written,

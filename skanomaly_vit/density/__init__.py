@@ -1,8 +1,8 @@
 """Density estimators that score feature vectors by log-density.
 
-Each one standardises the features, models the standardised values and reports the log-density in
-the units of the input: discrepancy features of different transformer blocks differ by orders of
-magnitude, and no model here should care.
+Every density standardizes the features, models the standardized values and reports the log-density
+in the units of the input. Discrepancy features of different transformer blocks differ by orders of
+magnitude; standardizing removes those units.
 """
 
 from skanomaly_vit.density._excess import ExcessDensity

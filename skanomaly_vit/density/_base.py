@@ -1,8 +1,4 @@
-"""What the density estimators share: validation, standardisation and the change of units.
-
-Discrepancy features of different transformer blocks differ by orders of magnitude, and no density
-should care.
-"""
+"""Base classes of the densities: validation, standardization and the change of units."""
 
 from __future__ import annotations
 
@@ -25,12 +21,12 @@ if TYPE_CHECKING:
 # A covariance holds squares and sums of them; below this bound they cannot overflow.
 _LARGEST_VALUE = 1e140
 
-# In standard deviations. Farther out, squares would overflow, and nothing is left to tell apart.
+# In standard deviations. Squares of larger values would overflow.
 _FARTHEST = 1e100
 
 
 def _check_values(X: FloatArray, caller: str) -> None:
-    """Refuse values whose squares overflow."""
+    """Reject values whose squares overflow."""
     row, column = np.unravel_index(np.abs(X).argmax(), X.shape)
     if abs(X[row, column]) > _LARGEST_VALUE:
         raise ValueError(
@@ -40,7 +36,7 @@ def _check_values(X: FloatArray, caller: str) -> None:
 
 
 def check_at_most_n_samples(name: str, value: int, n_samples: int, caller: str) -> None:
-    """Refuse a parameter that asks for more samples than there are."""
+    """Reject a parameter that needs more samples than `X` has."""
     if value > n_samples:
         raise ValueError(
             f"{caller} found {name}={value} but n_samples={n_samples} in X. "
@@ -56,11 +52,11 @@ def standardize(X: FloatArray, location: FloatArray, scale: FloatArray) -> Float
 
 
 class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
-    """Base of the density estimators, which model standardised features.
+    """Base of the density estimators, which model standardized features.
 
-    A subclass learns from rows in `_fit_rows(rows)`, which sets `location_` and `scale_` by
-    `_set_units` once nothing can fail any more, and models standardised features in
-    `_log_density(Z)`, Z of shape (n_samples, n_features).
+    A subclass learns in `_fit_rows(rows)`, which calls `_set_units` once nothing can fail any more.
+    `_log_density(Z)` scores standardized features of shape (n_samples, n_features). `_write_state`
+    and `_read_state` save and load further fitted attributes.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]]
@@ -69,7 +65,7 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
 
     @abstractmethod
     def _fit_rows(self, rows: Rows) -> Self:
-        """Fit to rows that need not be held at once: at least two, finite, up to 1e140."""
+        """Fit to at least two rows of finite values up to 1e140, shard by shard."""
 
     @abstractmethod
     def _log_density(self, Z: FloatArray) -> FloatArray: ...
@@ -165,26 +161,26 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
 
 
 class UpdatableDensity(StandardizedDensity):
-    """Base of the densities that learn from more samples without those that they have seen.
+    """Base of the densities that learn incrementally, from new samples alone.
 
-    A subclass does so in `_update_rows(rows)`.
+    A subclass learns from them in `_update_rows(rows)`.
     """
 
-    # None where it was read from a file that holds none.
+    # None if the density comes from a file of format 1, which has no statistics.
     _statistics: Statistics | None
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: object = None) -> Self:
-        """Learn from normal samples in addition to those seen so far.
+        """Update the density with more normal samples.
 
-        The result is that of a `fit` to all of them, up to rounding, whatever their order and
-        parts.
+        Up to rounding, the result equals a `fit` to all samples. It depends neither on their order
+        nor on the batches in which they come.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Feature vectors of normal samples, converted to float64. At least two the first time,
-            when it is a `fit`.
+            Feature vectors of normal samples, converted to float64. At least two in the
+            first call, which is a `fit`.
         y : object, default=None
             Ignored; present for the API's sake.
 
@@ -196,8 +192,8 @@ class UpdatableDensity(StandardizedDensity):
         Raises
         ------
         ValueError
-            If `X` is not as described, or what was kept of earlier samples does not suffice: it
-            was read from a file of an older version, or parameters were changed since.
+            If `X` is not as described, the density comes from a file of an older version, which
+            has no statistics, or its parameters have changed since the fit.
         """
         if not hasattr(self, "scale_"):
             return self.fit(X)
@@ -207,13 +203,13 @@ class UpdatableDensity(StandardizedDensity):
         return self._update_rows(Rows.of(samples))
 
     def _require_updatable(self) -> Statistics:
-        """What is known of the samples so far, if more can be added to it."""
+        """Statistics of all samples so far; a ValueError if they cannot be updated."""
         if not hasattr(self, "scale_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet")
         if self._statistics is None:
             raise ValueError(
-                f"this {type(self).__name__} was saved by a version that kept no statistics, so "
-                "that nothing can be added to it. Fit again."
+                f"this {type(self).__name__} was saved by a version that kept no statistics, "
+                "so it cannot be updated. Fit again."
             )
         return self._statistics
 
@@ -232,13 +228,13 @@ class UpdatableDensity(StandardizedDensity):
 
     @abstractmethod
     def _update_rows(self, rows: Rows) -> Self:
-        """As `partial_fit`, to rows that need not be held at once."""
+        """Update with rows, shard by shard, as `partial_fit` does."""
 
 
 class MomentDensity(UpdatableDensity):
-    """Base of the densities that need nothing but statistics of samples.
+    """Base of the densities that learn from statistics of samples alone.
 
-    A subclass says of which kind in `_kind`, and is fitted to them by `_fit_statistics`.
+    A subclass chooses their kind in `_kind` and learns from them in `_fit_statistics`.
     """
 
     def _fit_rows(self, rows: Rows) -> Self:
@@ -250,8 +246,8 @@ class MomentDensity(UpdatableDensity):
 
     @abstractmethod
     def _kind(self, n_samples: int, n_features: int) -> Kind:
-        """What statistics of so many samples have to tell."""
+        """Kind of statistics that a fit to this number of samples needs."""
 
     @abstractmethod
     def _fit_statistics(self, statistics: Statistics) -> Self:
-        """Fit to samples of which only statistics are known."""
+        """Fit to statistics of samples."""

@@ -1,4 +1,4 @@
-"""A density for features of which only large values speak of anomalies."""
+"""Excess density: one-sided, for errors, where only large values are anomalies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _HALF_GAUSSIAN = np.sqrt(np.pi / 2)
 class ExcessDensity(MomentDensity):
     """Log-density of errors: flat from zero to the mean, half a Gaussian beyond.
 
-    An image that the students imitate better than they do normal ones is no anomaly, though a
-    Gaussian finds it improbable. Here only what exceeds the mean counts, feature by feature; the
-    features are independent.
+    Students may imitate an image better than they imitate normal ones. A Gaussian finds such an
+    image improbable, yet it is no anomaly. This density penalizes only values above the mean, and
+    treats features as independent.
 
     Attributes
     ----------
@@ -35,8 +35,8 @@ class ExcessDensity(MomentDensity):
     -----
     With z = (x - location) / scale, the log-density of a feature x >= 0 is
     ``-max(z, 0)^2 / 2 - log(location + scale * sqrt(pi / 2))``; a negative x counts as 0, and a
-    negative location, in the last term, too. It is not from a paper;
-    docs/explanation/benchmarks.md says what it brings.
+    negative location, in the last term, too. It comes from no
+    paper; docs/explanation/benchmarks.md reports its gain.
 
     Examples
     --------

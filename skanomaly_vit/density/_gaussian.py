@@ -1,4 +1,4 @@
-"""One multivariate Gaussian as density."""
+"""Gaussian density with shrunk covariance."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class GaussianDensity(MomentDensity):
     Parameters
     ----------
     shrinkage : {"auto", "ledoit_wolf"} or float, default="auto"
-        How far correlations are pulled towards zero, from 0 (the maximum-likelihood covariance)
-        to 1 (independent features). "ledoit_wolf" estimates the amount from the data [2]_.
+        Pull of correlations towards zero, from 0 (the maximum-likelihood covariance) to 1
+        (independent features). "ledoit_wolf" estimates the amount from the data [2]_.
         "auto" is 0 where `n_samples >= 5 * n_features` and "ledoit_wolf" otherwise.
     regularization : float, default=1e-6
-        Non-negative number added to the variance of each standardised feature. Keeps the
+        Non-negative number added to the variance of each standardized feature. Keeps the
         covariance invertible where features are constant, duplicated or more than samples.
 
     Attributes
@@ -39,7 +39,7 @@ class GaussianDensity(MomentDensity):
     covariance_ : ndarray of shape (n_features, n_features), dtype float64
         Covariance in the units of `X`, shrinkage and regularization included.
     cholesky_ : ndarray of shape (n_features, n_features), dtype float64
-        Lower Cholesky factor of the covariance of the standardised features.
+        Lower Cholesky factor of the covariance of the standardized features.
     shrinkage_ : float
         The amount of shrinkage used.
     n_features_in_ : int
@@ -53,8 +53,8 @@ class GaussianDensity(MomentDensity):
 
     Notes
     -----
-    Features are standardised first; shrinkage is a convex step from the covariance to its own
-    diagonal, the identity for standardised features. Hence units change scores by a constant
+    Features are standardized first; shrinkage is a convex step from the covariance to its own
+    diagonal, the identity for standardized features. Hence units change scores by a constant
     only. A constant feature has no unit: a deviation of 1 from it counts as
     ``1 / sqrt(regularization)`` standard deviations.
 
@@ -112,7 +112,7 @@ class GaussianDensity(MomentDensity):
         if known.kind < self._kind(known.n_samples, len(known.mean)):
             raise ValueError(
                 f"this GaussianDensity was fitted with another shrinkage than {self.shrinkage!r}, "
-                "and what it keeps of its samples does not tell how far to shrink. Fit again."
+                "and its statistics do not suffice to estimate the shrinkage. Fit again."
             )
         return known
 
@@ -157,16 +157,16 @@ class GaussianDensity(MomentDensity):
             raise ValueError(f"{record.name}.cholesky has a diagonal that is not positive")
 
 
-#: Mean square by which a covariance of standardised features differs from the identity where it
-#: differs by rounding. That of samples differs by about 1 / n_samples.
+#: A covariance of standardized features whose mean squared difference from the identity is at most
+#: this differs from it by rounding alone. Sampling alone gives about 1 / n_samples.
 _ROUNDING = 1e-16
 
 
 def shrinkage_of(statistics: Statistics, scale: FloatArray, covariance: FloatArray) -> float:
-    """The amount of shrinkage that Ledoit and Wolf estimate for standardised features.
+    """Ledoit-Wolf shrinkage of standardized features, from statistics.
 
-    What `sklearn.covariance.ledoit_wolf_shrinkage` gives for all rows (O. Ledoit and M. Wolf,
-    Journal of Multivariate Analysis 88(2), 2004).
+    Equals `sklearn.covariance.ledoit_wolf_shrinkage` of all rows (O. Ledoit and M. Wolf, Journal of
+    Multivariate Analysis 88(2), 2004).
 
     Parameters
     ----------
@@ -177,8 +177,8 @@ def shrinkage_of(statistics: Statistics, scale: FloatArray, covariance: FloatArr
     covariance : ndarray of shape (n_features, n_features)
         Of the features divided by `scale`.
     """
-    # Constant features have no correlations to shrink and would lower the mean variance, which
-    # the target is made of. Standardised variances are either 0 or 1.
+    # Constant features have no correlations to shrink, and would lower the mean variance, the
+    # diagonal of the target. Standardized variances are either 0 or 1.
     varying = covariance.diagonal() > 0.5
     n_features = int(varying.sum())
     if n_features < 2:

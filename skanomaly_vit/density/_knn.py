@@ -1,4 +1,4 @@
-"""A density that knows of no shape: how far away the nearest normal samples are."""
+"""Nearest-neighbour density, and the greedy coreset that bounds its memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from skanomaly_vit.persistence._record import StateRecord
 
 # In units of sqrt(n_features), the root mean square distance of a sample from the mean. Thirty
-# times what rounding makes of the distance between two equal points (about sqrt(machine epsilon)).
+# times the distance that rounding gives two equal points (about sqrt(machine epsilon)).
 SMALLEST_RADIUS = 1e-6
 
-#: Samples that are drawn for each that a greedy coreset takes.
+#: Samples drawn for each one that a greedy coreset takes.
 _POOL = 10
 
 
@@ -36,30 +36,31 @@ def _salt(seed: int) -> bytes:
 class KNNDensity(UpdatableDensity):
     """Log-density estimated from the distance to the k-th nearest neighbour.
 
-    Assumes no shape. Ranks samples by the radius of the smallest ball around them that holds
-    `n_neighbors` normal samples.
+    Assumes no shape of the density. Ranks samples by the radius of the smallest ball around them
+    that holds `n_neighbors` normal samples.
 
     Parameters
     ----------
     n_neighbors : int, default=5
-        Which neighbour's distance counts; at most `n_samples`.
+        Rank of the neighbour whose distance gives the density; at most `n_samples`.
     max_samples : int or None, default=None
-        Samples that are searched, at most: a *coreset* of those of the fit. ``None`` is all.
+        Largest number of samples to search: a *coreset* of the training samples. ``None`` searches
+        all.
     subsampling : {"random", "greedy"}, default="random"
-        Which ones. ``"random"`` draws them, so that they lie as densely as all do. ``"greedy"``
-        draws ten times as many and takes of them, one by one, the one farthest from those taken
-        before (k-center greedy, as PatchCore does [3]_): few samples then reach everywhere, and
-        lie equally dense everywhere.
+        Choice of the coreset. ``"random"`` draws it, so it has the density of all samples.
+        ``"greedy"`` draws ten times as many, then repeatedly takes the one farthest from all taken
+        before (k-center greedy, as in PatchCore [3]_): few samples then cover the whole space, at
+        a uniform density.
     n_jobs : int or None, default=None
         Number of parallel jobs of the search, as in scikit-learn.
     random_state : int, RandomState instance or None, default=None
-        Seed of the coreset; pass an int for results that repeat. Samples are drawn by what is in
-        them: neither their order nor that they come in parts matters.
+        Seed of the coreset; pass an int for results that repeat. The draw depends on the values of
+        the samples, neither on their order nor on the batches in which they come.
 
     Attributes
     ----------
     neighbors_ : sklearn.neighbors.NearestNeighbors
-        The search, fitted to the standardised features.
+        The search, fitted to the standardized features.
     location_, scale_ : ndarray of shape (n_features,), dtype float64
         Mean and standard deviation of each feature; 1 for the latter where it is constant.
     n_features_in_ : int
@@ -77,8 +78,8 @@ class KNNDensity(UpdatableDensity):
     neighbours and r the Euclidean distance to the k-th one, the estimate [1]_ is
     ``log k - log n - log V - d log r``. Its tails are too heavy to integrate to 1. DN2 [2]_ ranks
     by the mean of such distances. A training sample is its own nearest neighbour, so it scores
-    higher than a new one; far too high with `n_neighbors=1`. Radii below
-    ``1e-6 * sqrt(n_features)`` count as that much, so duplicates have a finite score.
+    higher than a new one; far too high with `n_neighbors=1`. Radii are
+    at least ``1e-6 * sqrt(n_features)``, so duplicates have a finite score.
 
     References
     ----------
@@ -145,13 +146,13 @@ class KNNDensity(UpdatableDensity):
         fitted_with = None if self._pool is None else self._pool.limit
         if self._limit() != fitted_with:
             raise ValueError(
-                "max_samples or subsampling of this KNNDensity was changed since it was fitted, "
-                "with a coreset of another size. Fit again."
+                "max_samples or subsampling of this KNNDensity was changed since the fit, which "
+                "drew a coreset of another size. Fit again."
             )
         return known
 
     def _limit(self) -> int | None:
-        """Samples that are kept; None is all."""
+        """Number of samples to keep; None is all."""
         if self.max_samples is None:
             return None
         return self.max_samples * (_POOL if self.subsampling == "greedy" else 1)
@@ -204,17 +205,17 @@ class KNNDensity(UpdatableDensity):
             self._pool = RowSample.read_state(record.read_part("pool"), self.n_features_in_)
 
 
-#: Dimensions beyond which distances are compared in a random projection to so many: they keep to
-#: within some 10 %, and cost a fraction.
+#: Rows of more dimensions are projected to this number at random. Distances change by some 10 %
+#: and cost a fraction.
 N_PROJECTED = 128
 
 
 def greedy_k_center(rows: FloatArray, n_chosen: int, seed: int) -> NDArray[np.intp]:
     """Choose rows, each as far as possible from those chosen before it.
 
-    The largest distance from any row to its nearest chosen one is at most twice the smallest that
-    so many rows can reach (T. F. Gonzalez, Theoretical Computer Science 38, 1985), but for what the
-    projection changes. It is how PatchCore (Roth et al., CVPR 2022, section 3.2) fills its memory.
+    Without a projection, the largest distance from any row to its nearest chosen one is at most
+    twice the optimum for `n_chosen` rows (T. F. Gonzalez, Theoretical Computer Science 38, 1985).
+    PatchCore (Roth et al., CVPR 2022, section 3.2) fills its memory in the same way.
 
     Parameters
     ----------
@@ -241,6 +242,6 @@ def greedy_k_center(rows: FloatArray, n_chosen: int, seed: int) -> NDArray[np.in
         last = chosen[i - 1]
         distances = squares - 2 * (points @ points[last]) + squares[last]
         np.minimum(nearest, np.maximum(distances, 0), out=nearest)
-        nearest[last] = -1  # nor chosen again where it has equals
+        nearest[last] = -1  # never chosen again, even if other rows equal it
         chosen[i] = nearest.argmax()
     return chosen

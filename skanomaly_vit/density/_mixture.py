@@ -1,4 +1,4 @@
-"""A mixture of Gaussians as density."""
+"""Gaussian mixture density."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ _ARRAYS = ("covariances", "precisions", "precisions_cholesky")
 class GaussianMixtureDensity(StandardizedDensity):
     """Log-density under a mixture of Gaussians.
 
-    For normal samples of several classes, whose features one Gaussian would cover together with
-    the empty space between them.
+    For normal samples of several classes: one Gaussian would also cover the empty space between
+    them.
 
     Parameters
     ----------
     n_components : int, default=2
         Number of Gaussians; at most `n_samples`.
     covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
-        What the covariances may be: one of its own per component, one for all, diagonal, or one
+        Form of the covariances: one per component, one for all components, diagonal, or one
         variance per component.
     regularization : float, default=1e-6
-        Non-negative number added to the variances of the standardised features.
+        Non-negative number added to the variances of the standardized features.
     n_init : int, default=1
-        Number of starts, of which the best is kept.
+        Number of starts; `fit` keeps the best.
     max_iter : int, default=100
-        Number of expectation-maximisation steps per start.
+        Number of expectation-maximization steps per start.
     random_state : int, RandomState instance or None, default=None
         Source of the starting points; pass an int for results that repeat.
 
     Attributes
     ----------
     mixture_ : sklearn.mixture.GaussianMixture
-        The mixture, fitted to the standardised features.
+        The mixture, fitted to the standardized features.
     location_, scale_ : ndarray of shape (n_features,), dtype float64
         Mean and standard deviation of each feature; 1 for the latter where it is constant.
     n_features_in_ : int
@@ -62,7 +62,7 @@ class GaussianMixtureDensity(StandardizedDensity):
 
     Notes
     -----
-    Expectation-maximisation [1]_ finds a local optimum: raise `n_init` if scores depend on
+    Expectation-maximization [1]_ finds a local optimum: raise `n_init` if scores depend on
     `random_state`. With fewer than several times `n_features` samples per component, "tied" or
     "diag" is safer than "full". A `sklearn.exceptions.ConvergenceWarning` means that `max_iter` was
     too small or that `X` has fewer distinct samples than components.
@@ -127,7 +127,7 @@ class GaussianMixtureDensity(StandardizedDensity):
         try:
             return mixture.fit(Z)
         except ValueError as error:
-            # scikit-learn's own message advises on `reg_covar`, which is no parameter here.
+            # scikit-learn's message names `reg_covar`, which is no parameter here.
             raise ValueError(
                 f"GaussianMixtureDensity could not fit n_components={self.n_components} to X of "
                 f"shape {Z.shape} with regularization={self.regularization}: a component has a "

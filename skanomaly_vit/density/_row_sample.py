@@ -1,4 +1,4 @@
-"""A bounded sample of any number of rows, which does not depend on their order or parts."""
+"""Bounded random samples of rows, independent of the order and batches in which rows come."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def draw_keys(rows: FloatArray, salt: bytes) -> NDArray[np.uint64]:
-    """A number for each row, uniform over all 64 bits, that its content and `salt` determine."""
+    """A uniform 64-bit number for each row, which depends on its values and `salt` alone."""
     contents = np.ascontiguousarray(rows + 0.0)  # -0.0 becomes 0.0
     digests = (hashlib.blake2b(row, digest_size=8, key=salt).digest() for row in contents)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
@@ -28,8 +28,8 @@ def draw_keys(rows: FloatArray, salt: bytes) -> NDArray[np.uint64]:
 class RowSample:
     """The rows with the smallest keys, at most `limit` of them.
 
-    Every row is as likely to be among them as any other, whenever it came: those of parts, merged,
-    are those of the whole, whatever the order. Rows that are the same come in together.
+    Every row has the same chance. Merged samples of parts equal the sample of the whole, in any
+    order. Equal rows have equal keys.
 
     Attributes
     ----------
@@ -50,16 +50,16 @@ class RowSample:
 
     @classmethod
     def of_shards(cls, shards: Iterable[FloatArray], limit: int, salt: bytes) -> RowSample:
-        """Sample rows that come shard by shard, of which there is at least one."""
+        """Sample rows that come in one shard or more."""
         return functools.reduce(cls.merge, (cls.of(shard, limit, salt) for shard in shards))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def merge(self, other: RowSample) -> RowSample:
-        """Sample of the rows of both, which are to have one limit and one salt."""
+        """Sample of the rows of both, which must have the same limit and salt."""
         if len(self) == self.limit and not (other.keys < self.keys[-1]).any():
-            return self  # as most parts of many rows, without copying any
+            return self  # without a copy: the usual case after many rows
         rows = np.concatenate([self.rows, other.rows])
         return self.smallest(rows, np.concatenate([self.keys, other.keys]), self.limit)
 

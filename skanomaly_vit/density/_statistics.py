@@ -1,9 +1,9 @@
-"""What a density has to know of any number of rows, in a size that does not grow with them.
+"""Mergeable moments of rows (mean to fourth powers), of a size independent of their number.
 
-Statistics of parts of the rows add up to those of all. They hold deviations from their own mean,
-so that no reference point has to be agreed on beforehand, each feature in a unit of its own, a
-power of two that its largest deviation fits into: what large values, small units or constant
-features would do to fourth powers does not happen.
+Statistics of batches add up to statistics of all rows. They hold deviations from their own mean, so
+no common reference point is needed. Each feature has its own unit, the power of two above its
+largest deviation. Fourth powers of large values, small units or constant features thus neither
+overflow nor vanish.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 FloatArray: TypeAlias = NDArray[np.float64]
 
-#: Rows that are summed up in one go. Which rows these are decides how sums round: whoever wants
-#: the same bits cuts at multiples of this, and merges in the order of the rows.
+#: Rows of one sum. Rounding depends on the boundaries of the sums: for the same bits, cut at
+#: multiples of this number, and merge in the order of the rows.
 SHARD = 1024
 
 _EPS = np.finfo(np.float64).eps
 
-# Of the unit of a feature that has not deviated: below any that has.
+# Of the unit of a constant feature: below that of any other.
 _NO_EXPONENT = -2000
 
 
 class Kind(enum.IntEnum):
-    """How much statistics tell; each tells what those before it do."""
+    """Moments that statistics hold; each kind includes those before it."""
 
     VARIANCE = 1
     COVARIANCE = 2
-    #: What the amount of shrinkage of Ledoit and Wolf is estimated from, too.
+    #: Includes the third and fourth powers that Ledoit-Wolf shrinkage needs.
     SHRINKAGE = 3
 
 
@@ -57,8 +57,7 @@ _LARGEST_EXPONENT = 2048
 class Statistics:
     """Count, mean and sums of products of deviations from it.
 
-    With u the deviations of a row from the mean, those of feature j in the unit
-    ``2 ** exponent[j]``:
+    Let u be the deviations of a row from the mean, u_j in the unit ``2 ** exponent[j]``.
 
     Attributes
     ----------
@@ -75,8 +74,7 @@ class Statistics:
 
     Notes
     -----
-    The formulas by which sums move to another mean are those of [1]_, for products of up to
-    four deviations.
+    Sums move to another mean by the formulas of [1]_, for products of up to four deviations.
 
     References
     ----------
@@ -94,12 +92,12 @@ class Statistics:
 
     @classmethod
     def empty(cls, n_features: int, kind: Kind = Kind.SHRINKAGE) -> Statistics:
-        """Statistics of no rows, which change nothing that they are merged with."""
+        """Statistics of no rows, the neutral element of `merge`."""
         return cls.of(np.empty((0, n_features)), kind)
 
     @classmethod
     def of(cls, rows: ArrayLike, kind: Kind = Kind.SHRINKAGE) -> Statistics:
-        """Statistics of some rows, summed up in one go.
+        """Statistics of some rows, in one sum.
 
         Parameters
         ----------
@@ -111,7 +109,7 @@ class Statistics:
         mean = np.zeros(values.shape[1])
         if len(values):
             mean += values.mean(axis=0)
-            # Again, since a mean rounds: of a constant, nothing is left this way.
+            # Twice, since a mean rounds: deviations of a constant feature become exactly 0.
             mean += (values - mean).mean(axis=0)
         deviations = values - mean
         exponent = _exponent(np.abs(deviations).max(axis=0, initial=0.0))
@@ -126,18 +124,18 @@ class Statistics:
 
     @classmethod
     def of_shards(cls, shards: Iterable[ArrayLike], kind: Kind = Kind.SHRINKAGE) -> Statistics:
-        """Statistics of rows that come shard by shard, of which there is at least one."""
+        """Statistics of rows that come in one shard or more."""
         return functools.reduce(cls.merge, (cls.of(shard, kind) for shard in shards))
 
     @property
     def kind(self) -> Kind:
-        """How much they tell."""
+        """Moments that they hold."""
         if self.scatter is None:
             return Kind.VARIANCE
         return Kind.COVARIANCE if self.fourths is None else Kind.SHRINKAGE
 
     def reduced(self, kind: Kind) -> Statistics:
-        """The same statistics, without what only kinds beyond `kind` tell."""
+        """The same statistics, without the moments of kinds beyond `kind`."""
         return dataclasses.replace(
             self,
             scatter=self.scatter if kind >= Kind.COVARIANCE else None,
@@ -146,9 +144,9 @@ class Statistics:
         )
 
     def merge(self, other: Statistics) -> Statistics:
-        """Statistics of the rows of both; of the lesser kind, if they are of two.
+        """Statistics of the rows of both, of the lesser kind of the two.
 
-        The order of merging moves results by rounding alone, some 1e-15 of them.
+        The order of merging changes results by rounding alone, some 1e-15 of their size.
         """
         n_samples = self.n_samples + other.n_samples
         if not self.n_samples or not other.n_samples:
@@ -174,24 +172,24 @@ class Statistics:
         deviation = np.sqrt(self.square / self.n_samples)
         with np.errstate(over="ignore"):
             scale = np.ldexp(deviation, self.exponent)
-        # A deviation that rounding alone explains is no deviation: dividing by it would blow noise
-        # up to the size of a real feature.
+        # Below this, a deviation is rounding error. Dividing by it would make noise as large as a
+        # real feature.
         rounding = self.n_samples * _EPS * np.abs(self.mean)
-        # Rounding exceeds 1 only for constants beyond about 1e12, which would look far from their
-        # own mean if they were measured in units of 1.
+        # Rounding exceeds 1 only for constants beyond about 1e12. In units of 1, they seem far
+        # from their own mean.
         return self.mean, np.where(scale <= rounding, np.maximum(rounding, 1.0), scale)
 
     def covariance(self, scale: FloatArray | float = 1.0) -> FloatArray:
-        """Covariance of features that are divided by `scale`, the maximum-likelihood one."""
+        """Maximum-likelihood covariance of the features divided by `scale`."""
         if self.scatter is None:
             raise ValueError(f"statistics of the kind {self.kind.name} hold no covariance")
         weight = self._per_scale(scale)
         return self.scatter / self.n_samples * weight[:, np.newaxis] * weight
 
     def mean_fourth_power(self, scale: FloatArray, chosen: NDArray[np.bool_]) -> float:
-        """Mean over rows of the fourth power of their length, of the `chosen` features.
+        """Mean fourth power of the length of rows, in the `chosen` features.
 
-        Features are centred, and divided by `scale`.
+        Features are centered and divided by `scale`.
         """
         if self.fourths is None:
             raise ValueError(f"statistics of the kind {self.kind.name} hold no fourth powers")
@@ -240,14 +238,14 @@ class Statistics:
         return statistics
 
     def _per_scale(self, scale: FloatArray | float) -> FloatArray:
-        """Units of the features in `scale`."""
+        """Units of the features, divided by `scale`."""
         with np.errstate(over="ignore"):
             return 1.0 / np.ldexp(np.broadcast_to(scale, self.mean.shape), -self.exponent)
 
     def _about(
         self, shift: FloatArray, exponent: NDArray[np.int32]
     ) -> tuple[FloatArray, FloatArray | None, FloatArray | None, FloatArray | None]:
-        """The sums, had every deviation been larger by `shift`, in other units."""
+        """The sums for deviations that are larger by `shift`, in other units."""
         n, down = self.n_samples, np.ldexp(1.0, self.exponent - exponent)
         a = np.ldexp(shift, -exponent)
         down2, a2 = down**2, a**2
@@ -258,7 +256,7 @@ class Statistics:
         if scatter is not None and cubes is not None and fourths is not None:
             cubes = cubes * np.outer(down2, down)
             fourths = fourths * np.outer(down2, down2)
-            # The deviations add up to nothing, so that no sum of theirs alone comes in.
+            # Deviations add up to 0, so no term of their first power remains.
             mixed = 2 * cubes * a + np.outer(square, a2)
             fourths += mixed + mixed.T + 4 * np.outer(a, a) * scatter + n * np.outer(a2, a2)
             cubes += np.outer(square, a) + 2 * a[:, np.newaxis] * scatter + n * np.outer(a2, a)
@@ -268,6 +266,6 @@ class Statistics:
 
 
 def _exponent(largest: FloatArray) -> NDArray[np.int32]:
-    """The smallest power of two that each number is below."""
+    """Exponent of the smallest power of two above each number."""
     exponent = np.frexp(largest)[1]
     return np.where(largest > 0, exponent, _NO_EXPONENT).astype(np.int32)

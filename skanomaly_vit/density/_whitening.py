@@ -1,4 +1,4 @@
-"""The whitening PCA, of statistics alone."""
+"""Whitening PCA from statistics."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from skanomaly_vit.density._statistics import FloatArray, Statistics
 
 
 def make_pca(variance: float) -> PCA:
-    """A whitening PCA that keeps a share of the variance, not fitted."""
+    """A whitening PCA, not fitted, that keeps this share of the variance."""
     return PCA(variance, whiten=True, svd_solver="full")
 
 
 def whiten(statistics: Statistics, variance: float) -> PCA:
-    """The PCA that `make_pca(variance).fit` gives of all rows.
+    """A fitted PCA, equal to `make_pca(variance).fit` on all rows.
 
     Parameters
     ----------
     statistics : Statistics
         Of the kind `Kind.COVARIANCE` at least.
     variance : float
-        Share in (0, 1) of the variance that it keeps.
+        Share in (0, 1) of the variance to keep.
     """
     n, d = statistics.n_samples, len(statistics.mean)
     variances, axes = np.linalg.eigh(statistics.covariance() * (n / (n - 1)))
@@ -45,5 +45,5 @@ def whiten(statistics: Statistics, variance: float) -> PCA:
 
 
 def axes_of(pca: PCA) -> FloatArray:
-    """The map from centred rows to what `pca.transform` makes of them, (n_features, n_axes)."""
+    """The matrix (n_features, n_axes) that `pca.transform` applies to centered rows."""
     return pca.components_.T / np.sqrt(pca.explained_variance_)

@@ -1,8 +1,8 @@
-"""Detectors that score without torch: one ONNX file, and what reads it.
+"""ONNX export, and a detector that scores without torch.
 
-`export_onnx` writes a fitted `TransformalyDetector` as one graph, `OnnxDetector` scores images with
-it through ONNX Runtime. Needs ``pip install 'skanomaly-vit[onnx]'``; docs/how_to/onnx.md tells what
-a graph takes and gives, how to call it from other languages, and what it costs.
+`export_onnx` writes a fitted `TransformalyDetector` as one graph. `OnnxDetector` scores images with
+it through ONNX Runtime. Both need ``pip install 'skanomaly-vit[onnx]'``. docs/how_to/onnx.md
+describes inputs and outputs of a graph, calls from other languages, and speed.
 """
 
 from skanomaly_vit.onnx._detector import OnnxDetector, export_onnx

@@ -1,4 +1,4 @@
-"""Fitted densities as networks in float64, which can be exported."""
+"""ONNX graphs of densities: fitted densities as networks in float64."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from skanomaly_vit.density._whitening import axes_of
 
 
 def density_graph(scorer: Any) -> nn.Module:
-    """A scorer as `fit_density` makes it, PCA and all: (batch, n_features) -> (batch,), float64.
+    """Network of a scorer from `fit_density`: (batch, n_features) -> (batch,), float64.
 
     Raises
     ------
     ValueError
-        If the density is none of ours.
+        If the class of the density has no graph in `_GRAPHS`.
     """
     if type(scorer) is Pipeline and [type(step) for _, step in scorer.steps[:-1]] == [PCA]:
         return nn.Sequential(_Whitening(scorer[0]), density_graph(scorer[-1]))
     if type(scorer) not in _GRAPHS:
         raise ValueError(
-            f"density={type(scorer).__name__} cannot be exported to ONNX; use one of "
+            f"density={type(scorer).__name__} cannot be exported to ONNX, which has no graph "
+            "for it; use one of "
             f"{', '.join(cls.__name__ for cls in _GRAPHS)}"
         )
     return nn.Sequential(_Standardized(scorer), _GRAPHS[type(scorer)](scorer))
@@ -63,9 +64,9 @@ class _Whitening(_Constants):
 
 
 class _Standardized(_Constants):
-    """What all of our densities do to features first.
+    """Standardization of features, the first step of every density.
 
-    Without the bound on what is far: features of float32 do not reach it.
+    `standardize` also clips; features of float32 never reach its bound.
     """
 
     location: torch.Tensor
@@ -80,7 +81,7 @@ class _Standardized(_Constants):
 
 
 def _units(density: StandardizedDensity) -> float:
-    """What is added to a log-density of standardised features for one of features."""
+    """Log-density in the units of the features, minus that of standardized features."""
     return -float(np.log(density.scale_).sum())
 
 
@@ -102,7 +103,7 @@ class _Gaussian(_Constants):
 class _Excess(_Constants):
     def __init__(self, density: ExcessDensity) -> None:
         super().__init__()
-        # Of features that exceed nothing.
+        # Log-density of features up to the mean.
         flat = density._log_density(np.zeros((1, density.n_features_in_)))[0]
         self._constant = float(flat) + _units(density)
 
@@ -136,7 +137,7 @@ class _Mixture(_Constants):
 
 
 def _as_matrices(mixture: Any) -> np.ndarray:
-    """Factors of the precisions of all components, whatever `covariance_type` is."""
+    """Factors of the precisions, a matrix a component, for every `covariance_type`."""
     factors, n_features = mixture.precisions_cholesky_, mixture.means_.shape[1]
     if mixture.covariance_type == "full":
         return factors
@@ -169,6 +170,7 @@ class _Neighbors(_Constants):
         return self._constant - self._n_features * radius.log()
 
 
+#: Class of a density -> its network. A new density can be exported once it has a line here.
 _GRAPHS: dict[type, Callable[[Any], nn.Module]] = {
     GaussianDensity: _Gaussian,
     GaussianMixtureDensity: _Mixture,

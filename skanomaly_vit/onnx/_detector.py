@@ -1,4 +1,4 @@
-"""The detector that scores by an ONNX file, and the export into one."""
+"""ONNX detector, and the export of a detector to ONNX."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from skanomaly_vit.persistence._container import refusal
 
 
 def export_onnx(det: Any, path: str | os.PathLike[str], *, map_method: str | None = None) -> Path:
-    """Write a fitted detector as one ONNX graph: from normalised pixels to score, p-value and map.
+    """Write a fitted detector as one ONNX graph: from normalized pixels to score, p-value and map.
 
-    All that scores are made of is in the graph: backbone, students, PCA, densities, fusion,
-    threshold and calibration scores. The backbone and students compute in their own type, as a
-    rule float32, what comes after them in float64. The graph is run in ONNX Runtime before the
-    file is written, and refused if its scores are not those of torch.
+    The graph holds backbone, students, PCA, densities, fusion, threshold and calibration scores.
+    Backbone and students compute in their own type, usually float32; all later steps compute in
+    float64. `export_onnx` runs the graph in ONNX Runtime first, and raises if its scores differ
+    from those of torch.
 
     Parameters
     ----------
     det : TransformalyDetector
-        Fitted. Its densities are ours: `GaussianDensity`, `GaussianMixtureDensity`,
+        Fitted, with densities of these classes: `GaussianDensity`, `GaussianMixtureDensity`,
         `KNNDensity`, `ExcessDensity`.
     path : str or path-like
-        The file, in a folder that exists. An older one is replaced, in one step, once the
-        new one is whole.
+        The file, in a folder that exists. `export_onnx` replaces an older one in one step, once
+        the new one is complete.
     map_method : {"discrepancy", "features", "both"} or None, default=None
-        What maps are made of, as `TransformalyDetector.anomaly_map` takes it as `method`.
-        ``None`` is what the score is made of.
+        Source of the anomaly maps, as `method` of `TransformalyDetector.anomaly_map`. ``None``
+        takes the feature spaces of the score.
 
     Returns
     -------
     path : pathlib.Path
-        Where the file is.
+        Path of the file.
 
     Raises
     ------
     ValueError
-        If `det` is no fitted detector (NotFittedError), a density is none of ours, the backbone
+        If `det` is no fitted detector (NotFittedError), a density is of another class, the backbone
         cannot be exported, or the weights take more than 2 GiB.
     ImportError
         If onnx, onnxscript or onnxruntime is not installed.
@@ -71,18 +71,18 @@ def export_onnx(det: Any, path: str | os.PathLike[str], *, map_method: str | Non
     Notes
     -----
     The graph takes ``pixels``, float32 of shape (n, 3, height, width), any n: images resized to the
-    backbone's input, ``(x - mean) / std`` with x in [0, 1]. It gives
+    backbone's input, ``(x - mean) / std`` with x in [0, 1]. It returns
 
     - ``score``: float64 (n,), `score_samples`, higher = more normal;
     - ``decision``: float64 (n,), score - threshold, negative = anomaly;
-    - ``p_value``: float64 (n,), unless no images were held out;
+    - ``p_value``: float64 (n,); absent if no images were held out;
     - ``anomaly_map``: float32 (n, rows, columns), a value for each patch of the backbone, higher =
-      more abnormal; unless the backbone does not tell the size of its patches. Linearly
-      interpolated to the size of the image it is what `anomaly_map` gives.
+      more abnormal; absent if the size of the patches is unknown. Linear interpolation to the size
+      of the image gives the maps of `anomaly_map`.
 
     Size, mean, standard deviation and interpolation, threshold, versions and fingerprint of the
     backbone are in the model's metadata, a JSON text under the key ``skanomaly_vit``. With
-    `KNNDensity` the features of the training images are in the file.
+    `KNNDensity` the file holds the features of the training images.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def export_onnx(det: Any, path: str | os.PathLike[str], *, map_method: str | Non
 class OnnxDetector(DecisionMixin, ScoreStreamMixin):
     """A detector from an ONNX file, which scores images without torch.
 
-    Made by `load`. It needs onnx, onnxruntime, numpy, pillow and joblib, and imports nothing else.
+    `load` makes one. It needs onnx, onnxruntime, numpy, pillow and joblib, and no other package.
 
     Parameters
     ----------
@@ -110,12 +110,12 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
     image_shape : tuple of (int, int, int) or None, default=None
         Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
     max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are refused before they are decoded. ``None`` is no
+        Files and PIL images of more pixels raise an error before they are decoded. ``None`` is no
         limit.
     on_error : {"raise", "nan"}, default="raise"
-        What is done about images that cannot be read, as in `TransformalyDetector`.
+        Treatment of unreadable images, as in `TransformalyDetector`.
     batch_size : int, default=32
-        Images that are decoded and go through the graph at once.
+        Images that are decoded and scored at once.
     n_jobs : int or None, default=None
         Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
 
@@ -124,7 +124,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
     card : dict
         ``created``, ``versions``, ``backbone``, ``backbone_fingerprint``, ``preprocessing``,
         ``image_shape``, ``threshold``, ``n_calibrating``, ``map_method`` and ``outputs`` (name ->
-        what it is).
+        description).
     offset_ : float
         The threshold: ``decision_function = score_samples - offset_``.
 
@@ -134,9 +134,9 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
 
     Notes
     -----
-    Scores are those of the detector that was exported up to rounding, less than 1e-4 of their
-    spread. Pixels are resized by Pillow in place of torch, which differs by less than 3e-5 of
-    white. An image whose score *is* the threshold, one of those held out, may fall to either side.
+    Scores equal those of the exported detector up to rounding, less than 1e-4 of their spread.
+    Pillow resizes pixels in place of torch; results differ by less than 3e-5 of white. The held-out
+    image whose score *is* the threshold may fall to either side.
 
     Examples
     --------
@@ -185,14 +185,13 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         Parameters
         ----------
         path : str or path-like
-            The file. All of it is checked, and it runs no code but the operators of ONNX.
+            The file. `load` checks the whole file. It runs no code except the operators of ONNX.
         n_threads : int or None, default=None
-            Threads in which the graph computes. ``None`` is one for each core.
+            Threads of the graph. ``None`` is one for each core.
         providers : sequence of str or (str, dict), default=("CPUExecutionProvider",)
-            Where the graph runs, as ``onnxruntime.InferenceSession`` takes it. They have to know
-            float64.
+            Execution providers, as in ``onnxruntime.InferenceSession``. They must support float64.
         **options : dict
-            `image_shape` (the file's own, unless given), `max_pixels`, `on_error`, `batch_size` and
+            `image_shape` (by default, that of the file), `max_pixels`, `on_error`, `batch_size` and
             `n_jobs` of `OnnxDetector`.
 
         Returns
@@ -204,7 +203,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         ------
         ModelFileError
             If the file is missing, cut off, damaged, of another program or of a newer format, or
-            wants to read other files (a ValueError).
+            refers to other files (a ValueError).
         ImportError
             If onnx or onnxruntime is not installed.
         """
@@ -215,14 +214,14 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         settings.intra_op_num_threads = n_threads or 0
         try:
             session = runtime.InferenceSession(content, settings, providers=list(providers))
-        except Exception as error:  # the runtime has a type for each of its reasons
+        except Exception as error:  # the runtime has an error class for each cause
             raise refusal(name, f"ONNX Runtime does not take it ({error})") from error
         shape = card["image_shape"]
         own = {"image_shape": None if shape is None else tuple(shape)}
         return cls(session, card, **own | options)
 
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
-        """Normality of images.
+        """Compute the normality score of each image.
 
         Parameters
         ----------
@@ -234,9 +233,9 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         Returns
         -------
         scores : ndarray of shape (n_images,), float64
-            Higher = more normal; NaN for an image that cannot be read.
+            Higher = more normal; NaN for an unreadable image.
         maps : ndarray of shape (n_images, height, width), float32, or list
-            Only with `return_map`: what `anomaly_map` gives. Higher = more abnormal.
+            Only with `return_map`: the maps of `anomaly_map`. Higher = more abnormal.
 
         Raises
         ------
@@ -250,7 +249,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         return self._run(X, SCORE)[0]
 
     def anomaly_map(self, X: Any) -> Any:
-        """Where images are abnormal.
+        """Compute the anomaly map of each image.
 
         Parameters
         ----------
@@ -260,9 +259,9 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         Returns
         -------
         maps : ndarray of shape (n_images, height, width), float32, or list
-            At the images' own sizes; a list of arrays (height, width) where those differ, or
-            where images cannot be read, whose map has the shape (0, 0). Made by the `map_method` of
-            `export_onnx`. Higher = more abnormal.
+            At the images' own sizes, by the `map_method` of `export_onnx`. Higher = more abnormal.
+            A list of arrays (height, width) if sizes differ or images are unreadable; the map of an
+            unreadable image has the shape (0, 0).
 
         Raises
         ------
@@ -286,12 +285,12 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
                 "validation_fraction > 0 and export again."
             )
         raise ValueError(
-            "There are no anomaly maps in this file: its backbone does not tell the size of its "
-            "patches. Fit with a ViT of timm, and export again."
+            "There are no anomaly maps in this file: the patch size of its backbone is unknown. "
+            "Fit with a ViT of timm, and export again."
         )
 
     def _run(self, X: Any, *names: str) -> list[Any]:
-        """Outputs of the graph for all images, with gaps for those that cannot be read."""
+        """Outputs of the graph for all images, with gaps for unreadable ones."""
         source = self._open_images(X, on_error=self.on_error)
         batches = list(self._batches(source, names))
         positions = np.array([position for batch, _ in batches for position in batch], dtype=int)
@@ -312,7 +311,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
     def _batches(
         self, source: ImageSource, names: Sequence[str]
     ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-        """Positions of the images of each batch that can be read, and what the graph gives."""
+        """Positions of the readable images of each batch, and the outputs of the graph."""
         everything = source.readable()
         for start in range(0, len(everything), self.batch_size):
             batch = everything[start : start + self.batch_size].tolist()

@@ -1,4 +1,4 @@
-"""A fitted detector -> an ONNX file."""
+"""Export of a fitted detector to an ONNX file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from skanomaly_vit.detector import TransformalyDetector
 from skanomaly_vit.onnx._file import LARGEST_FILE, MAP, PIXELS, require, write
 from skanomaly_vit.onnx._graph import DetectorGraph
 
-# The lowest in which the exporter of every torch that we take writes: runtimes since 2023 read it.
+# The lowest that the exporters of all supported torch versions write; runtimes since 2023 read it.
 _OPSET = 18
 
-#: Largest difference to torch, relative to the score, that an export may have.
+#: Largest accepted difference from torch, relative to the score.
 _TOLERANCE = 1e-4
 
 _MEANING = {
@@ -42,8 +42,8 @@ def write_onnx(detector: Any, path: str | os.PathLike[str], map_method: str | No
     """Write a fitted detector into an ONNX file; see `skanomaly_vit.onnx.export_onnx`."""
     if not isinstance(detector, TransformalyDetector):
         raise ValueError(
-            f"only a TransformalyDetector can be exported, not a {type(detector).__name__}; of a "
-            "pipeline or a search, pass the detector in it"
+            f"only a TransformalyDetector can be exported, not a {type(detector).__name__}; pass "
+            "the detector inside a pipeline or a search"
         )
     check_is_fitted(detector)
     for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -54,7 +54,7 @@ def write_onnx(detector: Any, path: str | os.PathLike[str], map_method: str | No
     graph = _graph_of(detector, teacher, method)
     _require_size(graph)
     height, width = teacher.preprocessing.image_size
-    # Of noise: what is the same for all images would tell the exporter that it always is.
+    # Noise, since the exporter may take values that all images share for constants.
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(3, 3, height, width, generator=generator)
     proto = _export(graph, example[:2])
@@ -64,7 +64,7 @@ def write_onnx(detector: Any, path: str | os.PathLike[str], map_method: str | No
 
 
 def _map_method(detector: Any, method: str | None) -> str | None:
-    """What maps are made of; None if the detector gives none and none were asked for."""
+    """Source of the maps; None if the detector has no maps and the caller asked for none."""
     if method not in (None, *METHODS):
         raise ValueError(f"map_method={method!r} is not one of {METHODS}, or None")
     if detector._normal_patches is None and method is None:
@@ -75,8 +75,8 @@ def _map_method(detector: Any, method: str | None) -> str | None:
 def _graph_of(detector: Any, teacher: Teacher, method: str | None) -> DetectorGraph:
     if teacher.dtype != torch.float32:
         raise ValueError(
-            f"the backbone is of {teacher.dtype}, in which ONNX Runtime has no convolution on a "
-            "CPU; fit with one of torch.float32"
+            f"the backbone is of {teacher.dtype}, for which ONNX Runtime has no convolution on "
+            "a CPU; fit with one of torch.float32"
         )
     students = {}
     if detector.distillation_ is not None:
@@ -97,7 +97,7 @@ def _graph_of(detector: Any, teacher: Teacher, method: str | None) -> DetectorGr
 
 def _require_size(graph: nn.Module) -> None:
     n_bytes = sum(value.nbytes for value in graph.state_dict().values())
-    if n_bytes > LARGEST_FILE - 2**24:  # and some for the graph itself
+    if n_bytes > LARGEST_FILE - 2**24:  # leaves room for the graph itself
         raise ValueError(
             f"the model has {n_bytes} bytes of weights; an ONNX file of one piece holds 2 GiB. "
             "Fit with a smaller backbone."
@@ -106,7 +106,7 @@ def _require_size(graph: nn.Module) -> None:
 
 def _export(graph: DetectorGraph, example: torch.Tensor) -> Any:
     try:
-        # Warnings of the exporter are about its own insides.
+        # The exporter warns of its own internals.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
@@ -128,7 +128,7 @@ def _export(graph: DetectorGraph, example: torch.Tensor) -> Any:
 
 @torch.inference_mode()
 def _verify(proto: Any, graph: DetectorGraph, images: torch.Tensor) -> None:
-    """Compare what was exported with torch, on a batch of another size than the exporter saw."""
+    """Compare the export with torch, on a batch of another size than the exporter traced."""
     expected = graph(images)[0].numpy()
     name = type(graph.model).__name__
     try:
@@ -136,22 +136,22 @@ def _verify(proto: Any, graph: DetectorGraph, images: torch.Tensor) -> None:
             proto.SerializeToString(), providers=["CPUExecutionProvider"]
         )
         found = session.run(["score"], {PIXELS: images.numpy()})[0]
-    except Exception as error:  # the runtime has a type for each of its reasons
+    except Exception as error:  # the runtime has an error class for each cause
         raise ValueError(
             f"the backbone {name} cannot be run once it is exported to ONNX: {error}"
         ) from error
     if not np.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
         raise ValueError(
             f"the backbone {name} gives other scores once it is exported to ONNX: "
-            f"{found.tolist()} in place of {expected.tolist()}. What it does hangs on the values "
-            "or the number of its images in a way that the exporter does not see."
+            f"{found.tolist()} in place of {expected.tolist()}. Its output depends on pixel values "
+            "or batch size in a way the exporter cannot trace."
         )
 
 
 def _values(
     detector: Any, teacher: Teacher, graph: DetectorGraph, method: str | None
 ) -> dict[str, Any]:
-    """What goes into the file's metadata."""
+    """The metadata of the file."""
     backbone, known = detector.backbone, detector.calibration_scores_
     layout = detector._normal_patches.layout if method is not None else None
     shape: Sequence[int] | None = detector.image_shape

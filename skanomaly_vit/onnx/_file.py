@@ -1,7 +1,7 @@
-"""The bytes of an ONNX model of ours: a graph, and a JSON text among its metadata.
+"""ONNX files as bytes: a graph, and a JSON text in its metadata.
 
-The text, under the key `KEY`, says what a caller has to know beside the graph. Its ``sha256`` is
-that of the whole file in which its own 64 digits are zeros. Nothing here imports torch.
+The text, under the key `KEY`, describes preprocessing, threshold and outputs. Its ``sha256`` is the
+digest of the whole file with zeros in place of its own 64 digits. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ KEY = "skanomaly_vit"
 
 FORMAT_VERSION = 1
 
-#: Name of the graph's input, and of all outputs that one may have.
+#: Names of the graph's input and of all its possible outputs.
 PIXELS = "pixels"
 
 SCORE, DECISION, P_VALUE, MAP = "score", "decision", "p_value", "anomaly_map"
 
 OUTPUTS = (SCORE, DECISION, P_VALUE, MAP)
 
-#: Bytes of a file, at most: what the format's protocol buffers hold.
+#: Bytes of a file, at most: the limit of protocol buffers.
 LARGEST_FILE = 2**31 - 1
 
-#: Pixels of a side, at most: a forged size is not to take all memory for images.
+#: Pixels of a side, at most, so that a forged size cannot exhaust memory.
 _LARGEST_SIDE = 8192
 
 _NO_DIGEST = "0" * 64
@@ -43,7 +43,7 @@ _DIGEST = re.compile(rb'"sha256": "([0-9a-f]{64})"')
 
 _EXPECTED = "expected a file that skanomaly_vit.onnx.export_onnx or `skanomaly export` wrote"
 
-#: Key -> type of what the text holds.
+#: Key -> type of each entry of the text.
 _CONTENT: dict[str, type | tuple[type, ...]] = {
     "created": str,
     "versions": dict,
@@ -59,7 +59,7 @@ _CONTENT: dict[str, type | tuple[type, ...]] = {
 
 
 def require(package: str) -> Any:
-    """A package of the extra ``onnx``, or an ImportError that says how to get it."""
+    """A package of the extra ``onnx``; an ImportError names the command that installs it."""
     try:
         return import_module(package)
     except ImportError as error:
@@ -89,29 +89,31 @@ def write(path: Path, proto: Any, values: Mapping[str, Any]) -> None:
 
 
 def read(path: str) -> tuple[bytes, dict[str, Any]]:
-    """A file's bytes, and the values in its metadata, after all of it has been checked.
+    """A file's bytes, and the values in its metadata, after a check of the whole file.
 
     Raises
     ------
     ModelFileError
-        If the file is not as `write` left it, or wants to read other files.
+        If the file is damaged, newer, of another kind, or refers to other files.
     """
     content = _read_bytes(path)
     proto = _parse(path, content)
-    values = _take_values(path, proto)
+    values = _read_values(path, proto)
     _check_digest(path, content, values)
     for message in _messages(proto):
         if message.DESCRIPTOR.name == "TensorProto" and (
             message.data_location or message.external_data
         ):
-            raise refusal(path, "it wants to read weights from another file, which is refused")
+            raise refusal(
+                path, "it refers to weights in another file; pass one file that holds all"
+            )
     _check_values(path, values)
     _check_ends(path, proto.graph, values)
     return content, values
 
 
 def preprocessing_of(values: Mapping[str, Any]) -> Preprocessing:
-    """The format of the pixels; a ValueError, TypeError or KeyError if it is none."""
+    """The format of the pixels; a ValueError, TypeError or KeyError if there is no valid one."""
     found = values["preprocessing"]
     height, width = found["image_size"]
     mean, std = ([float(value) for value in found[name]] for name in ("mean", "std"))
@@ -150,7 +152,7 @@ def _parse(path: str, content: bytes) -> Any:
         ) from error
 
 
-def _take_values(path: str, proto: Any) -> dict[str, Any]:
+def _read_values(path: str, proto: Any) -> dict[str, Any]:
     texts = [entry.value for entry in proto.metadata_props if entry.key == KEY]
     if len(texts) != 1:
         what = "an ONNX model of another program" if proto.graph.node else "another kind of file"
@@ -166,7 +168,7 @@ def _take_values(path: str, proto: Any) -> dict[str, Any]:
 
 
 def _digest_span(content: bytes | bytearray) -> tuple[int, int]:
-    """Where the digits of the digest stand: the metadata is behind the graph."""
+    """Span of the digits of the digest. The last match, since metadata follow the graph."""
     spans = [found.span(1) for found in _DIGEST.finditer(content)]
     return spans[-1] if spans else (0, 0)
 
@@ -185,7 +187,7 @@ def _check_digest(path: str, content: bytes, values: dict[str, Any]) -> None:
 
 
 def _messages(message: Any) -> Iterator[Any]:
-    """A protocol buffer and all that are in it, those of nested graphs too."""
+    """A protocol buffer and all buffers inside it, nested graphs included."""
     stack = [message]
     while stack:
         found = stack.pop()
@@ -208,7 +210,7 @@ def _check_values(path: str, values: dict[str, Any]) -> None:
 
 
 def _check_ends(path: str, graph: Any, values: dict[str, Any]) -> None:
-    """Whether a graph takes the pixels and gives the outputs that the metadata promises."""
+    """Reject a graph whose input or outputs differ from the metadata."""
     outputs = [output.name for output in graph.output]
     promised = list(values["outputs"])
     if outputs != promised or not {SCORE, DECISION} <= set(outputs) <= set(OUTPUTS):

@@ -1,4 +1,4 @@
-"""A fitted detector as one network, from normalised pixels to score, p-value and map."""
+"""ONNX graph of a detector: from normalized pixels to score, decision, p-value and map."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from skanomaly_vit.onnx._density_graphs import density_graph
 
 
 class DetectorGraph(nn.Module):
-    """All that scores and maps are made of, in a form that can be exported.
+    """A fitted detector as one exportable network.
 
     Parameters
     ----------
     model : nn.Module
-        The backbone, on the CPU. Hooks are put on its blocks.
+        The backbone, on the CPU. The graph registers hooks on its blocks.
     students : mapping of int to nn.Module
-        The student of each block that counts.
+        Student of each block in the discrepancy space.
     densities, fusion : dict
-        As `TransformalyDetector` has them.
+        `density_` and `fusion_` of `TransformalyDetector`.
     offset : float
     calibration_scores : ndarray or None
-        Without them there are no p-values.
+        None gives a graph without p-values.
     normal : NormalPatches or None
-        Without them there are no maps.
+        None gives a graph without maps.
     map_method : str
-        What maps are made of; one of ``normal.map_scale``.
+        Source of the maps; a key of ``normal.map_scale``.
     """
 
     offset: torch.Tensor
@@ -79,13 +79,13 @@ class DetectorGraph(nn.Module):
         return hook
 
     def output_names(self) -> list[str]:
-        """Names of what `forward` gives."""
+        """Names of the outputs of `forward`."""
         names = ["score", "decision"]
         names += ["p_value"] if self.calibration is not None else []
         return names + (["anomaly_map"] if self.maps is not None else [])
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Normalised pixels (batch, 3, height, width) -> as `output_names` says."""
+        """Normalized pixels (batch, 3, height, width) -> the outputs of `output_names`."""
         self._calls.clear()
         features = penultimate(self.model, pixels)  # (batch, dim)
         errors = {call.index: self._errors_of(call) for call in self._students_calls()}
@@ -117,7 +117,7 @@ class DetectorGraph(nn.Module):
 
 
 class _LinearStudent(nn.Module):
-    """A `RidgeModule` without a copy of its weights for each image of a batch."""
+    """A `RidgeModule` that does not copy its weights for each image of a batch."""
 
     token_weight: torch.Tensor
     mean_weight: torch.Tensor
@@ -139,7 +139,7 @@ def _exportable(student: nn.Module) -> nn.Module:
 
 
 class _Calibration(nn.Module):
-    """P-values by counting, as `conformal_p_values` has them."""
+    """The p-values of `conformal_p_values`, by counting."""
 
     known: torch.Tensor
 
@@ -153,7 +153,7 @@ class _Calibration(nn.Module):
 
 
 class _Maps(nn.Module):
-    """Maps of patches, as `MapCollector` makes them."""
+    """The maps of `MapCollector`, patch by patch."""
 
     center: torch.Tensor
     whitening: torch.Tensor
@@ -175,14 +175,14 @@ class _Maps(nn.Module):
         parts = []
         if self._method != FEATURES:
             columns = [
-                self._standardise(column, self._layout.patches(errors[index]))
+                self._standardize(column, self._layout.patches(errors[index]))
                 for column, index in enumerate(self._students)
             ]
             mean = torch.stack(columns).mean(dim=0)  # (batch, patches)
             parts.append(mean / self._scale[DISCREPANCY])
         if self._method != DISCREPANCY:
             (call,) = (call for call in calls if call.index == self._layout.block)
-            parts.append(self._standardise(-1, self._distances(call)) / self._scale[FEATURES])
+            parts.append(self._standardize(-1, self._distances(call)) / self._scale[FEATURES])
         combined = parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / self._scale[BOTH]
         return combined.unflatten(1, (self._layout.rows, self._layout.columns)).float()
 
@@ -191,6 +191,6 @@ class _Maps(nn.Module):
         center, whitening = self.center.to(tokens), self.whitening.to(tokens)
         return ((tokens - center) @ whitening).square().mean(dim=2)
 
-    def _standardise(self, column: int, values: torch.Tensor) -> torch.Tensor:
+    def _standardize(self, column: int, values: torch.Tensor) -> torch.Tensor:
         logarithms = values.double().clamp(min=SMALLEST_ERROR).log()
         return (logarithms - self._location[column]) / self._deviation[column]

@@ -1,7 +1,7 @@
-"""What a network gets and gives, resized with Pillow and numpy: for where there is no torch.
+"""Resizing of images and maps with Pillow and numpy, without torch.
 
-Pillow's filters are those that torch took over from it. What differs is rounding: pixels by less
-than 3e-5 of white, 1e-6 on average, maps by that of float32.
+torch took its filters from Pillow. Rounding differs: pixels by less than 3e-5 of white and 1e-6 on
+average, maps by the rounding of float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 
 
 def prepare(pixels: Array, preprocessing: Preprocessing) -> Array:
-    """Pixels (h, w, 3) of any type -> (3, height, width) float32, resized and normalised."""
+    """Pixels (h, w, 3) of any type -> (3, height, width) float32, resized and normalized."""
     planes = [
         _resize(np.ascontiguousarray(plane), preprocessing)
         for plane in as_unit(pixels).transpose(2, 0, 1)
@@ -38,7 +38,7 @@ def _resize(plane: Array, preprocessing: Preprocessing) -> Array:
     if plane.shape == size:
         return plane
     if preprocessing.interpolation == "nearest":
-        # Not Pillow's: it takes the pixel under the centre of the new one, torch that at its edge.
+        # Pillow takes the pixel under the center of the new one, torch the pixel at its edge.
         rows, columns = (
             _nearest(n_old, n_new) for n_old, n_new in zip(plane.shape, size, strict=True)
         )
@@ -56,7 +56,7 @@ def _nearest(n_old: int, n_new: int) -> Array:
 def enlarge(maps: Array, sizes: Sequence[tuple[int, int]]) -> Array | list[Array]:
     """Interpolate maps (n, rows, columns) to the sizes of their images: (n, height, width).
 
-    Those of different sizes come as a list.
+    Maps of different sizes come as a list.
     """
     enlarged = [_interpolate(plane, size) for plane, size in zip(maps, sizes, strict=True)]
     return np.stack(enlarged) if len(set(sizes)) == 1 else enlarged
@@ -71,7 +71,7 @@ def _interpolate(plane: Array, size: tuple[int, int]) -> Array:
 
 
 def _neighbors(n_old: int, n_new: int) -> tuple[Array, Array, Array]:
-    """For each new position the two old ones around it, and the weight of the second."""
+    """The two old positions around each new one, and the weight of the second."""
     scale = np.float32(n_old) / np.float32(n_new)
     centers = np.maximum((np.arange(n_new, dtype=np.float32) + np.float32(0.5)) * scale - 0.5, 0)
     first = np.minimum(centers.astype(np.intp), n_old - 1)

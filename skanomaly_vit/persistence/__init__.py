@@ -1,7 +1,7 @@
 """Model files: fitted detectors that run no code when loaded.
 
-`TransformalyDetector.save` writes one and `TransformalyDetector.load` reads it;
-docs/how_to/saving.md tells how, and what is in a file.
+`TransformalyDetector.save` writes them, `TransformalyDetector.load` reads them.
+docs/how_to/saving.md describes both, and the file format.
 """
 
 from skanomaly_vit.persistence._card import model_card

@@ -1,4 +1,4 @@
-"""What a model file says of itself, for people: read without torch."""
+"""Model cards: summaries of model files, read without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from skanomaly_vit._utils.provenance import versions
 from skanomaly_vit.persistence._container import read_values, refusal
 
-#: Key -> type of what is in a card.
+#: Key -> type of each entry of a card.
 _CONTENT: dict[str, type | tuple[type, ...]] = {
     "created": str,
     "versions": dict,
@@ -33,7 +33,7 @@ _CONTENT: dict[str, type | tuple[type, ...]] = {
 
 
 def make_card(detector: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The card of a detector, out of the values that a file holds of it."""
+    """The card of a detector, from the values that its file will hold."""
     features, parameters = values["features"], values["parameters"]
     distillation = values.get("distillation", {})
     defaults = type(detector)().get_params(deep=False)
@@ -61,27 +61,28 @@ def make_card(detector: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a model is, from its file alone: the backbone is not looked for, nor is torch loaded.
+    """Read the card of a model file, without torch and without its backbone.
 
     Parameters
     ----------
     path : str or path-like
-        A file that `TransformalyDetector.save` wrote. All of it is checked.
+        A file that `TransformalyDetector.save` wrote. `model_card` checks the whole file.
 
     Returns
     -------
     card : dict
-        In values that JSON has: ``path``, ``file_size`` (bytes), ``created`` (ISO 8601),
-        ``versions`` (of the packages when it was written), ``backbone``,
+        Values that JSON has: ``path``, ``file_size`` (bytes), ``created`` (ISO 8601),
+        ``versions`` (of the packages that wrote it), ``backbone``,
         ``backbone_fingerprint``, ``has_backbone``, ``preprocessing``, ``n_images``,
-        ``n_images_held_out``, ``threshold``, ``spaces``, ``densities``, ``blocks``,
-        ``student``, ``history`` (losses; null once a student has stopped), ``parameters`` and
-        ``changed_parameters``, which differ from the defaults.
+        ``n_images_held_out``, ``threshold``,
+        ``false_alarm_rate`` (of the threshold; None in formats 1 and 2), ``spaces``, ``densities``, ``blocks``,
+        ``student``, ``history`` (losses; null after a student has stopped), ``parameters`` and
+        ``changed_parameters`` (names of those that differ from their defaults).
 
     Raises
     ------
     ModelFileError
-        If the file is no model, or not a whole one.
+        If the file is damaged, newer, or of another kind.
     """
     name = os.path.expanduser(os.fsdecode(path))
     values = read_values(name)
@@ -93,5 +94,5 @@ def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "path": name,
         "file_size": os.path.getsize(name),
-        **{key: card[key] for key in _CONTENT},
+        **{key: card.get(key) for key in _CONTENT},
     }

@@ -1,4 +1,4 @@
-"""What is fitted, taken apart into JSON values and named tensors, and read back with checks."""
+"""Records of fitted state: JSON values and named tensors, checked when read."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ Tensors: TypeAlias = dict[str, torch.Tensor]
 
 Estimator = TypeVar("Estimator", bound=BaseEstimator)
 
-#: Parameters that are about a machine, not about what was learned.
+#: Parameters that describe a machine, not the learned state.
 MACHINE_PARAMETERS = ("device", "n_jobs", "memory", "checkpoint_dir", "verbose")
 
-# An array stored by columns; products round by layout, and scores are to be the same to the bit.
+# Ends the name of an array stored by columns. Rounding of products depends on the layout, and
+# scores must come back to the bit.
 _TRANSPOSED = ".T"
 
 _LARGEST_INT = 2**53  # beyond, other programs read a JSON number as a float
 
 
 class StateRecord:
-    """A part of a model: JSON values, and tensors whose names start with that of the part.
+    """A part of a model: JSON values, and tensors whose names start with the name of the part.
 
     `write`, `write_tensor` and `write_part` fill it. The methods that start with ``read`` empty it,
     and raise a ValueError if a value is missing or of another type or shape than expected.
@@ -58,7 +59,7 @@ class StateRecord:
         tensor, name = tensor.detach().cpu(), f"{self.name}.{key}"
         if tensor.ndim == 2 and not tensor.is_contiguous() and tensor.T.is_contiguous():
             tensor, name = tensor.T, name + _TRANSPOSED
-        # Of its own: safetensors refuses tensors that share memory.
+        # A copy: safetensors rejects tensors that share memory.
         self.tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
 
     def write_part(self, key: str) -> StateRecord:
@@ -80,7 +81,7 @@ class StateRecord:
         return StateRecord(self.read(key, dict), self.tensors, f"{self.name}.{key}")
 
     def read_int(self, key: str, lowest: int = 0) -> int:
-        """An integer from `lowest` on, of a size that any program reads."""
+        """An integer from `lowest` to 2**53."""
         value = self.read(key, int)
         if not lowest <= value <= _LARGEST_INT:
             raise ValueError(f"{self.name}.{key} is {value}")
@@ -199,7 +200,7 @@ class StateRecord:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """A type as JSON has it."""
+    """Name of a type, for JSON."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -217,8 +218,8 @@ def _plain(name: str, value: Any, describe: Callable[[Any], Any] | None) -> Any:
         return [_plain(name, item, describe) for item in value]
     if isinstance(value, np.random.RandomState):
         raise ValueError(
-            f"{name} is a RandomState, which cannot be saved. It has done its work: replace it, "
-            "with set_params(random_state=None) or a number."
+            f"{name} is a RandomState, which cannot be saved. Scores no longer depend on it: "
+            "replace it by set_params(random_state=None) or a number."
         )
     if describe is not None:
         return describe(value)

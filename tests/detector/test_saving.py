@@ -797,7 +797,7 @@ def test_format_1_has_nothing_that_more_images_could_be_added_to():
 def test_format_2_goes_on_with_more_images():
     expected = json.loads((DATA / "format-2.json").read_text())
     detector = TransformalyDetector.load(DATA / "format-2.skanomaly")
-    # Which new images are held out hangs on the bits of their features, which differ elsewhere.
+    # Which new images are held out depends on the bits of their features, which differ elsewhere.
     detector.set_params(validation_fraction=0.0).partial_fit(drawn(160)[40:80])
     scores = detector.score_samples(drawn(expected["n_images"]))
     np.testing.assert_allclose(scores, expected["scores_after_more"], rtol=1e-4, atol=1e-4)

@@ -497,7 +497,7 @@ def test_weights_in_another_file_are_refused(path, tmp_path, monkeypatch):
         weight.ClearField("raw_data")
 
     monkeypatch.chdir(tmp_path)
-    refused(rewritten(path, move), tmp_path, "it wants to read weights from another file")
+    refused(rewritten(path, move), tmp_path, "it refers to weights in another file")
 
 
 def test_weights_in_another_file_are_found_in_nested_graphs(path, tmp_path):
@@ -507,7 +507,7 @@ def test_weights_in_another_file_are_found_in_nested_graphs(path, tmp_path):
         graph = onnx.helper.make_graph([], "g", [], [], [inner])
         proto.graph.node[0].attribute.append(onnx.helper.make_attribute("then_branch", graph))
 
-    refused(rewritten(path, hide), tmp_path, "it wants to read weights from another file")
+    refused(rewritten(path, hide), tmp_path, "it refers to weights in another file")
 
 
 CHANGES = {
