@@ -75,8 +75,8 @@ def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``versions`` (of the packages that wrote it), ``backbone``,
         ``backbone_fingerprint``, ``has_backbone``, ``preprocessing``, ``n_images``,
         ``n_images_held_out``, ``threshold``,
-        ``false_alarm_rate`` (of the threshold; None in formats 1 and 2), ``spaces``, ``densities``, ``blocks``,
-        ``student``, ``history`` (losses; null after a student has stopped), ``parameters`` and
+        ``false_alarm_rate`` (of the threshold; None in formats 1 and 2), ``spaces``,
+        ``densities``, ``blocks``, ``student``, ``history`` (losses; null after a student has stopped), ``parameters`` and
         ``changed_parameters`` (names of those that differ from their defaults).
 
     Raises
