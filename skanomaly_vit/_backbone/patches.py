@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from sklearn.covariance import ledoit_wolf
 
 from skanomaly_vit._backbone.teacher import BlockCall, Teacher, to_numpy
+from skanomaly_vit._caching.memory import Tensors
 from skanomaly_vit._utils.hashing import combine
 
 #: Patches of normal images that are looked at, at most: enough for a covariance of their tokens.
@@ -22,8 +23,6 @@ SMALLEST_ERROR = float(np.finfo(np.float32).tiny)
 
 #: What a map may show.
 METHODS = DISCREPANCY, FEATURES, BOTH = "discrepancy", "features", "both"
-
-Tensors: TypeAlias = dict[str, torch.Tensor]
 
 
 class Observer(Protocol):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from skanomaly_vit._utils.shared_context import Shared
+from skanomaly_vit._utils.shared_context import SharedContext
 
 #: Default limit of pixels: more than nearly all cameras have. Decoding such an image takes some
 #: 3 GB of memory.
@@ -77,7 +77,7 @@ class _OwnLimits:
     """
 
     def __init__(self) -> None:
-        self._rules = Shared(_own_rules)
+        self._rules = SharedContext(_own_rules)
         self._lock = threading.Lock()
         self._limits: list[int | None] = []
 

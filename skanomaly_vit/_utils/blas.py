@@ -10,7 +10,7 @@ from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
-from skanomaly_vit._utils.shared_context import Shared
+from skanomaly_vit._utils.shared_context import SharedContext
 
 #: Below this number of values in a matrix, BLAS gets one thread.
 _SMALL = 2**22
@@ -40,7 +40,7 @@ def _limit_blas() -> Iterator[None]:
 
 
 #: One limit for the whole process: several of its threads may score at once.
-_limited_blas = Shared(_limit_blas)
+_limited_blas = SharedContext(_limit_blas)
 
 
 @functools.cache

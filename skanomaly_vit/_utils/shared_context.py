@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 
-class Shared:
+class SharedContext:
     """A context that the first thread enters and the last thread leaves.
 
     If each thread restored the setting that it found, the second would restore that of the first,

@@ -76,8 +76,9 @@ def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``backbone_fingerprint``, ``has_backbone``, ``preprocessing``, ``n_images``,
         ``n_images_held_out``, ``threshold``,
         ``false_alarm_rate`` (of the threshold; None in formats 1 and 2), ``spaces``,
-        ``densities``, ``blocks``, ``student``, ``history`` (losses; null after a student has stopped), ``parameters`` and
-        ``changed_parameters`` (names of those that differ from their defaults).
+        ``densities``, ``blocks``, ``student``, ``history`` (losses; null after a student has
+        stopped), ``parameters`` and ``changed_parameters`` (names of those that differ from
+        their defaults).
 
     Raises
     ------

@@ -31,6 +31,7 @@ from students import with_student
 
 from skanomaly_vit import GaussianDensity, GaussianMixtureDensity, KNNDensity, TransformalyDetector
 from skanomaly_vit._backbone import loading as _backbones
+from skanomaly_vit.distillation import RidgeStudent
 from skanomaly_vit.exceptions import ModelFileError
 from skanomaly_vit.persistence import _container as _container
 from skanomaly_vit.persistence import model_card
@@ -773,7 +774,7 @@ def test_a_file_is_safetensors_to_others(model):
 # For ever
 
 
-@pytest.mark.parametrize("name", ["format-1", "format-2"])
+@pytest.mark.parametrize("name", ["format-1", "format-2", "format-3"])
 def test_a_format_loads_for_ever(name):
     """The files were written by 0.1.0, as tests/data/README.md says; they are never replaced."""
     expected = json.loads((DATA / f"{name}.json").read_text())
@@ -788,15 +789,27 @@ def test_a_format_loads_for_ever(name):
     assert model_card(DATA / f"{name}.skanomaly")["versions"]["skanomaly-vit"] == "0.1.0"
 
 
+@pytest.mark.parametrize(
+    ("name", "alpha", "rate"), [("format-1", 0.01, 0.05), ("format-3", 0.1, 0.3)]
+)
+def test_students_and_rates_of_every_format_come_back(name, alpha, rate):
+    detector = TransformalyDetector.load(DATA / f"{name}.skanomaly")
+    assert isinstance(detector.recipe_.student, RidgeStudent)
+    assert detector.recipe_.student.alpha == alpha
+    assert detector.contamination_ == rate
+    assert detector.recipe_.fusion == "standardized"
+
+
 def test_format_1_has_nothing_that_more_images_could_be_added_to():
     detector = TransformalyDetector.load(DATA / "format-1.skanomaly")
     with pytest.raises(ValueError, match=r"saved by a version that kept no statistics.*Fit again"):
         detector.partial_fit(["no such file"])
 
 
-def test_format_2_goes_on_with_more_images():
-    expected = json.loads((DATA / "format-2.json").read_text())
-    detector = TransformalyDetector.load(DATA / "format-2.skanomaly")
+@pytest.mark.parametrize("name", ["format-2", "format-3"])
+def test_later_formats_go_on_with_more_images(name):
+    expected = json.loads((DATA / f"{name}.json").read_text())
+    detector = TransformalyDetector.load(DATA / f"{name}.skanomaly")
     # Which new images are held out depends on the bits of their features, which differ elsewhere.
     detector.set_params(validation_fraction=0.0).partial_fit(drawn(160)[40:80])
     scores = detector.score_samples(drawn(expected["n_images"]))
