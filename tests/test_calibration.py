@@ -20,6 +20,7 @@ from skanomaly_vit.calibration import (
     conformal_p_values,
     conformal_threshold,
     drift_test,
+    false_alarm_bound,
 )
 from skanomaly_vit.exceptions import CalibrationWarning, ThresholdWarning, UnreadableImageWarning
 from skanomaly_vit.persistence import model_card
@@ -384,3 +385,98 @@ def test_a_model_file_knows_the_rate_of_its_threshold(images, tmp_path):
     with pytest.warns(ThresholdWarning, match=r"from 0\.2 to 0\.5 .*rate of 0\.3"):
         loaded.predict(images)
     assert model_card(tmp_path / "m")["false_alarm_rate"] == 0.3
+
+
+# --- ties, groups as units, certificates
+
+
+@pytest.mark.parametrize("kind", ["continuous", "4 levels", "one decimal", "one bad frame"])
+def test_drift_is_valid_with_ties(kind):
+    rng = np.random.default_rng(0)
+    draw = {
+        "continuous": lambda n: rng.normal(size=n),
+        "4 levels": lambda n: rng.integers(0, 4, n),
+        "one decimal": lambda n: rng.normal(size=n).round(1),
+        "one bad frame": lambda n: np.where(rng.random(n) < 0.1, -3.0, rng.normal(size=n)),
+    }[kind]
+    found = [drift_test(draw(400), draw(400)).p_value <= 0.05 for _ in range(300)]
+    assert binomtest(sum(found), 300, 0.05, alternative="greater").pvalue > 1e-3
+
+
+def test_drift_is_found_among_ties():
+    rng = np.random.default_rng(0)
+    assert drift_test(rng.integers(0, 4, 400), rng.integers(0, 3, 400)).p_value < 1e-3
+
+
+def test_groups_are_the_units_of_p_values_and_thresholds():
+    """With an effect of each group, an image of a new one keeps its rate by groups alone."""
+    rng = np.random.default_rng(0)
+    groups, alarms = np.repeat(np.arange(19), 30), []
+    for _ in range(2000):
+        scores = rng.normal(size=(20, 1)) + rng.normal(size=(20, 30))
+        known, new = scores[:19].ravel(), scores[19, :1]
+        p = conformal_p_values(known, new, groups=groups)[0]
+        by_image = conformal_p_values(known, new)[0]
+        flagged = new[0] < conformal_threshold(known, 0.05, groups=groups)
+        assert flagged == (p <= 0.05 + 1e-12)
+        alarms.append((p <= 0.05, by_image <= 0.05))
+    by_group, by_image = np.mean(alarms, axis=0)
+    assert by_group <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
+    assert by_image > by_group
+
+
+def test_groups_of_one_image_are_images():
+    scores = np.random.default_rng(0).normal(size=59)
+    new = np.linspace(-3, 3, 50)
+    np.testing.assert_allclose(
+        conformal_p_values(scores, new, groups=np.arange(59)), conformal_p_values(scores, new)
+    )
+    expected = conformal_threshold(scores, 0.1)
+    assert conformal_threshold(scores, 0.1, groups=np.arange(59)) == expected
+
+
+def test_too_few_groups_are_counted_as_groups():
+    with pytest.warns(CalibrationWarning, match=r"^4 calibration group\(s\) are too few .* 19 are"):
+        conformal_threshold(np.arange(400.0), 0.05, groups=np.repeat(np.arange(4), 100))
+
+
+@pytest.mark.parametrize("groups", [[1, 2], [[1], [2], [3]]])
+def test_groups_have_the_length_of_the_scores(groups):
+    with pytest.raises(ValueError, match=r"pass the group of each of 3 calibration scores"):
+        conformal_p_values([1.0, 2.0, 3.0], [1.0], groups=groups)
+
+
+@pytest.mark.parametrize(("n", "level"), [(299, 0.01), (1000, 0.05)])
+def test_a_certified_threshold_holds_in_most_deployments(n, level):
+    """Of 1,000 calibration sets, at least 95 % (less noise) have a true rate of at most `level`."""
+    rng = np.random.default_rng(0)
+    held = [
+        conformal_threshold(rng.random(n), level, confidence=0.95) <= level for _ in range(1000)
+    ]
+    assert binomtest(sum(held), 1000, 0.95, alternative="less").pvalue > 1e-3
+    average = [conformal_threshold(rng.random(n), level) <= level for _ in range(1000)]
+    assert np.mean(average) < 0.9
+
+
+def test_a_certificate_says_how_many_images_it_takes():
+    conformal_threshold(np.arange(299.0), 0.01, confidence=0.95)
+    with pytest.raises(ValueError, match=r"at least 299 calibration image\(s\), and there are 298"):
+        conformal_threshold(np.arange(298.0), 0.01, confidence=0.95)
+
+
+@pytest.mark.parametrize("n", [20, 300])
+def test_all_bounds_hold_together(n):
+    rng = np.random.default_rng(1)
+    held = []
+    for _ in range(1000):
+        curve = false_alarm_bound(rng.random(n))
+        held.append((curve.threshold <= curve.bound).all())
+    assert binomtest(sum(held), 1000, 0.95, alternative="less").pvalue > 1e-3
+    assert np.mean(held) < 0.985  # nor is it much wider than it has to be
+    assert (curve.bound > curve.estimate).all()
+
+
+def test_bounds_of_groups_are_those_of_their_lowest_scores():
+    scores = np.random.default_rng(0).normal(size=60)
+    curve = false_alarm_bound(scores, groups=np.repeat(np.arange(20), 3))
+    np.testing.assert_array_equal(curve.threshold, np.sort(scores.reshape(20, 3).min(axis=1)))
