@@ -824,7 +824,7 @@ def test_a_fit_that_was_stopped_goes_on(normal, tmp_path, caplog):
     assert os.listdir(tmp_path) == ["checkpoints"]
     with caplog.at_level(logging.INFO, "skanomaly_vit"):
         assert run(*arguments).exit_code == 0
-    assert "going on after step" in caplog.text
+    assert "resuming after step" in caplog.text
     assert "epoch 30/30" in caplog.text
     assert "epoch 1/30" not in caplog.text
     assert os.listdir(folder) == []
