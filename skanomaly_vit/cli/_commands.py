@@ -1,7 +1,7 @@
 """The command line ``skanomaly``: fit, score, map, report, export and info.
 
-What takes long to import (torch, scikit-learn) is imported by the commands that need it, so that
-``--help`` and wrong usage are answered at once.
+Commands import slow packages (torch, scikit-learn) only when they need them, so that ``--help`` and
+usage errors answer at once.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
     from skanomaly_vit.detector import TransformalyDetector
 
 
-# Maps are as large as the images: fewer at a time than a pass of the backbone can take.
+# Maps are as large as the images: fewer fit into memory than a pass of the backbone takes.
 _MAPS_AT_ONCE = 8
 
 
-# Two to see a spread, one to hold out.
+# Two to learn a spread from, one to hold out.
 _FEWEST = 3
 
-_FIT_NOTE = "Exit code 2: some images are unreadable, all of which were listed; nothing was fitted."
+_FIT_NOTE = "Exit code 2: some images are unreadable; the command lists them all and fits nothing."
 
 
 @click.group(
@@ -66,7 +66,7 @@ _FIT_NOTE = "Exit code 2: some images are unreadable, all of which were listed; 
 )
 @click.version_option(__version__, prog_name="skanomaly")
 def main() -> None:
-    """Find the images that do not belong, knowing only what normal ones look like."""
+    """Find the images that do not belong, knowing only normal ones."""
 
 
 @main.command(
@@ -82,7 +82,7 @@ def main() -> None:
 )
 @click.option("--backbone", metavar="NAME", help="A timm model.  [default: embedded]")
 @click.option(
-    "--pretrained", type=EXISTING_FILE, metavar="FILE", help="A checkpoint for the backbone."
+    "--pretrained", type=EXISTING_FILE, metavar="FILE", help="Checkpoint of the backbone."
 )
 @click.option(
     "--image-size",
@@ -100,12 +100,12 @@ def main() -> None:
     "--n-blocks",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How many of the last blocks get a student.  [default: 10]",
+    help="Number of last blocks that get a student.  [default: 10]",
 )
 @click.option(
     "--recipe",
     type=click.Choice(["default", "paper"]),
-    help="The values of what is not given.  [default: default]",
+    help="Values of students, PCA, densities and fusion.  [default: default]",
 )
 @click.option(
     "--seed",
@@ -119,15 +119,15 @@ def main() -> None:
     "--memory",
     type=click.Path(file_okay=False),
     metavar="FOLDER",
-    help="A cache, for fits with other options on the same images.",
+    help="Cache for fits with other options on the same images.",
 )
 @click.option(
     "--checkpoint",
     type=click.Path(file_okay=False),
     metavar="FOLDER",
-    help="The same command goes on from there if it was stopped.",
+    help="Checkpoints; after an interruption, the same command resumes from them.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Log what is being done, in place of bars.")
+@click.option("-v", "--verbose", is_flag=True, help="Log progress instead of showing bars.")
 @device_option
 @jobs_option
 @batch_size_option
@@ -135,9 +135,9 @@ def main() -> None:
 def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> None:
     """Learn from normal IMAGES: files, and folders with all images below them.
 
-    Every image is decoded first: if some cannot be, all of them are listed and nothing is
-    fitted. What is about this machine (--device, --jobs, --memory, --checkpoint) is not kept in
-    the model.
+    The command decodes every image first: if some are unreadable, it lists all of them and fits
+    nothing. The model does not keep options about this machine (--device, --jobs, --memory,
+    --checkpoint).
     """
     unreadable = Unreadable()
     paths = list(list_inputs(images, unreadable))
@@ -158,7 +158,7 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
         if unreadable.count:
             finish(unreadable, f"nothing was fitted to the {len(paths)} images")
         show_fitting(detector)
-        # A model that cannot be written is not to have cost the fit.
+        # A failure to write the model must not cost the fit.
         with kept_checkpoints():
             with told_warnings():
                 detector.fit(paths)
@@ -175,9 +175,9 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
 
 def _how_to_go_on(detector: TransformalyDetector) -> str:
     if detector.checkpoint_dir is None:
-        return "Stopped; nothing is kept. With --checkpoint FOLDER, a fit can go on where it was."
+        return "Stopped; nothing is kept. With --checkpoint FOLDER, a fit can resume."
     folder = os.fspath(detector.checkpoint_dir)
-    return f"Stopped. The same command goes on from the last checkpoint in {folder!r}."
+    return f"Stopped. The same command resumes from the last checkpoint in {folder!r}."
 
 
 @main.command(
@@ -198,7 +198,12 @@ def _how_to_go_on(detector: TransformalyDetector) -> str:
     callback=check_output,
     help="A .csv, .jsonl or .parquet file.  [default: csv on standard output]",
 )
-@click.option("--format", "kind", type=click.Choice(FORMATS), help="In place of what FILE ends in.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(FORMATS),
+    help="Format of the table.  [default: the suffix of FILE]",
+)
 @null_option
 @device_option
 @jobs_option
@@ -215,19 +220,19 @@ def _score(
     """Score IMAGES: files, folders with all images below them, or - for paths on standard input.
 
     The table has the columns path, score (higher = more normal), decision (score - threshold)
-    and flag (true for an anomaly: a negative decision). Rows come as batches are done. An image
-    that cannot be read is named on standard error and has no row.
+    and flag (true for an anomaly: a negative decision). The command writes rows batch by batch.
+    It reports unreadable images on standard error and gives them no row.
     """
     kind = check_format(output, kind)
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
     detector = load(model, on_error="nan", **options)
-    # Paths that still come are not waited for.
+    # Do not wait for paths that are still to come.
     chunk_size = detector.batch_size if STDIN in images else None
     n_scored = n_flagged = 0
     with ExitStack() as stack:
         table = stack.enter_context(open_table(open_output(output, stack), kind))
-        # On a terminal the rows themselves are the progress.
+        # On a terminal, the rows themselves show the progress.
         shown = output is not None or not sys.stdout.isatty()
         bar = stack.enter_context(progress_bar("scoring", count_inputs(images), shown=shown))
         try:
@@ -270,7 +275,7 @@ def _row(detector: TransformalyDetector, path: str, score: float) -> Row:
     required=True,
     type=click.Path(file_okay=False),
     metavar="FOLDER",
-    help="Where the files go; created if need be.",
+    help="Folder for the files; created if missing.",
 )
 @click.option(
     "--format",
@@ -278,12 +283,12 @@ def _row(detector: TransformalyDetector, path: str, score: float) -> Row:
     type=click.Choice(["png", "npy", "both"]),
     default="png",
     show_default=True,
-    help="Pictures with the map laid over them, raw maps of float32, or both.",
+    help="Pictures with the map overlaid, raw float32 maps, or both.",
 )
 @click.option(
     "--method",
     type=click.Choice(["discrepancy", "features", "both"]),
-    help="What the map is made of.  [default: what the score is made of]",
+    help="Source of the map.  [default: the spaces of the score]",
 )
 @click.option(
     "--top",
@@ -291,7 +296,7 @@ def _row(detector: TransformalyDetector, path: str, score: float) -> Row:
     default=8.0,
     show_default=True,
     metavar="SD",
-    help="Value that gets the brightest colour, in standard deviations of normal patches.",
+    help="Value that gets the brightest color, in standard deviations of normal patches.",
 )
 @null_option
 @device_option
@@ -312,13 +317,13 @@ def _map(
     """Write anomaly maps of IMAGES: files, folders, or - for paths on standard input.
 
     The map of some/where/1.jpg is FOLDER/some/where/1.jpg.png (or .npy), so that images of the
-    same name do not meet. Maps have the size of their image, and higher is more abnormal.
+    same name do not collide. A map has the size of its image; higher is more abnormal.
     """
     if kind != "npy":
-        require("matplotlib", "pictures", "--format npy writes maps without it")
+        require("matplotlib", f"--format {kind}", "--format npy does without it")
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
-    # Maps are as large as the images: fewer at a time than a pass of the backbone can take.
+    # Maps are as large as the images: fewer fit into memory than a pass of the backbone takes.
     batch_size = batch_size or _MAPS_AT_ONCE
     detector = load(model, on_error="nan", batch_size=batch_size, **options)
     from skanomaly_vit.cli._map_files import TargetNames, save_map, save_overlay
@@ -345,7 +350,7 @@ def _map(
 
 @main.command(
     "report",
-    short_help="Write a page to look at.",
+    short_help="Write an HTML report.",
     epilog=epilog("skanomaly report parts.skanomaly parts/new -o report.html", note=HARMLESS),
 )
 @model_argument
@@ -359,17 +364,17 @@ def _map(
 @batch_size_option
 @max_pixels_option
 def _report(model: str, images: tuple[str, ...], output: str, null: bool, **options: Any) -> None:
-    """Write a page on IMAGES, to look at and hand on: files, folders, or - for standard input.
+    """Write an HTML report on IMAGES: files, folders, or - for paths on standard input.
 
-    One HTML file with scores, pictures and maps, which needs no network. Images that cannot be
-    read are named on standard error and left out.
+    The report is one file to look at and hand on, with scores, pictures and maps; it needs no
+    network. The command reports unreadable images on standard error and leaves them out.
     """
     if not output.lower().endswith((".html", ".htm")):
-        raise click.UsageError(f"{output!r} does not end in .html, which a report is.")
+        raise click.UsageError(f"{output!r} does not end in .html, as a report must.")
     try:
         render = import_module("skanomaly_vit.report").write_report
     except ImportError as error:
-        raise click.ClickException(f"A report cannot be made: {error}") from error
+        raise click.ClickException(f"The report cannot be written: {error}") from error
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
     detector = load(model, **options)
@@ -395,17 +400,18 @@ def _report(model: str, images: tuple[str, ...], output: str, null: bool, **opti
 @click.option(
     "--map-method",
     type=click.Choice(["discrepancy", "features", "both"]),
-    help="What maps are made of.  [default: what the score is made of]",
+    help="Source of the maps.  [default: the spaces of the score]",
 )
 def _export(model: str, output: str, map_method: str | None) -> None:
-    """Write a model as one ONNX graph: from normalised pixels to score, p-value and map.
+    """Write a model as one ONNX graph: from normalized pixels to score, p-value and map.
 
-    It is run once in ONNX Runtime, and written only if its scores are those of the model.
+    The command runs the graph once in ONNX Runtime, and writes it only if its scores match the
+    model's.
     """
     if not output.lower().endswith(".onnx"):
-        raise click.UsageError(f"{output!r} does not end in .onnx, which an ONNX file does.")
+        raise click.UsageError(f"{output!r} does not end in .onnx, as an ONNX file must.")
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package, "an export", "pip install 'skanomaly-vit[onnx]' has all that it takes")
+        require(package, "export", "pip install 'skanomaly-vit[onnx]' installs all of them")
     detector = load(model, device="cpu")
     from skanomaly_vit.onnx import export_onnx
 
@@ -418,13 +424,13 @@ def _export(model: str, output: str, map_method: str | None) -> None:
 
 @main.command(
     "info",
-    short_help="Say what a model is.",
+    short_help="Describe a model.",
     epilog=epilog("skanomaly info parts.skanomaly", note=HARMLESS),
 )
 @model_argument
-@click.option("--json", "as_json", is_flag=True, help="All of it as a JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def _info(model: str, as_json: bool) -> None:
-    """Say what a model is, without looking for its backbone."""
+    """Describe a model, without loading its backbone."""
     described = describe(model)
     if as_json:
         click.echo(json.dumps(described, indent=2))

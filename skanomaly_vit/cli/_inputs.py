@@ -1,4 +1,4 @@
-"""Images that a command was given: files, folders, and paths on standard input."""
+"""Input images of a command: files, folders, and paths on standard input."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ STDIN = "-"
 
 
 def list_inputs(images: Sequence[str], unreadable: Unreadable, null: bool = False) -> Iterator[str]:
-    """Paths of all images, one after the other; a folder without any is refused at once."""
+    """Iterate over the paths of all images; reject a folder without images at once."""
     for path in images:
         if _is_folder(path):
             _require_images(path)
     if null and STDIN not in images:
-        raise click.UsageError("--null is about paths on standard input: add - to read them.")
+        raise click.UsageError("--null applies to paths on standard input: add - to read them.")
     return _generate(images, unreadable, b"\0" if null else b"\n")
 
 
 def count_inputs(images: Sequence[str]) -> int | None:
-    """How many images there are, as far as a bar on a terminal wants to know."""
+    """Number of images for a bar on a terminal; None if unknown or without a terminal."""
     if STDIN in images or not sys.stderr.isatty():
         return None
     return sum(
@@ -65,6 +65,6 @@ def _require_images(folder: str) -> None:
 
     if next(walk_images(folder, refuse), None) is None:
         raise click.UsageError(
-            f"the folder {folder!r} and those below it hold no images, which are files that end in "
+            f"the folder {folder!r} and its subfolders hold no images, that is, files that end in "
             f"{', '.join(sorted(SUFFIXES))}."
         )

@@ -1,4 +1,4 @@
-"""Bring a detector to a machine: its device, its backbone."""
+"""Device and backbone of a detector on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class MachineError(RuntimeError):
 
 
 def set_machine(detector: TransformalyDetector, **values: Any) -> None:
-    """Set parameters that are about a machine, on a fitted detector and its fitted parts."""
+    """Set the machine parameters of a fitted detector and its fitted parts."""
     for part in (detector, detector.features_, detector.distillation_):
         if part is not None:
             known = part.get_params(deep=False).keys()
@@ -22,14 +22,14 @@ def set_machine(detector: TransformalyDetector, **values: Any) -> None:
 
 
 def try_backbone(detector: TransformalyDetector) -> None:
-    """See that the backbone of a detector to be fitted can be had, and fits its parameters.
+    """Check, before a fit, that the backbone is available and suits the parameters.
 
     Raises
     ------
     MachineError
-        If the weights or the device are not there.
+        If the weights or the device are unavailable.
     ValueError
-        If a parameter does not fit.
+        If a parameter does not suit the backbone.
     """
     try:
         resolve_device(detector.device)
@@ -42,15 +42,15 @@ def try_backbone(detector: TransformalyDetector) -> None:
 
 
 def bring_to_machine(detector: TransformalyDetector) -> None:
-    """Find the backbone, and move it to the device, before any image is read.
+    """Load the backbone onto the device, before any image is read.
 
     Raises
     ------
     MachineError
-        If that cannot be done here.
+        If this machine cannot do that.
     """
     try:
         detector._held_teacher()
     except (OSError, ValueError, RuntimeError, AssertionError) as error:
-        # torch asserts that it was compiled for a device, and has RuntimeErrors for missing ones.
+        # torch asserts that it is compiled for a device, and raises RuntimeError for a missing one.
         raise MachineError(str(error)) from error

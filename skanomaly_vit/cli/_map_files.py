@@ -1,4 +1,4 @@
-"""Anomaly maps as files: a name for each, a picture with the map laid over it."""
+"""Anomaly maps as files: unique names, raw maps, pictures with the map overlaid."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from skanomaly_vit.display._overlay import Scale, overlay
 
 
 class TargetNames:
-    """Names of files to write, below one folder, no two of different images alike.
+    """Names of files to write below one folder, unique for each image.
 
     Parameters
     ----------
     folder : str
-        Where they go.
+        Folder of all files.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        # Keyed without regard to case, which some file systems have none of.
+        # Keys ignore case, as some file systems do.
         self._taken: dict[str, str] = {}
 
     def name(self, path: str) -> str:
-        """Where to write what is made of an image, suffix to come: its own path, below the folder.
+        """Path for the output of an image, without suffix: its own path, below the folder.
 
-        The folders of the path are kept, but for what leads upwards; where that makes two alike,
-        the second gets a number.
+        Keeps the folders of the image's path, except ".."; if two paths then collide, the second
+        gets a number.
         """
         source = os.path.abspath(path)
         parts = os.path.splitdrive(os.path.normpath(path))[1].split(os.sep)
@@ -52,7 +52,7 @@ def save_map(target: str, anomaly_map: np.ndarray) -> str:
 def save_overlay(
     target: str, image_path: str, anomaly_map: np.ndarray, top: float, max_pixels: int | None
 ) -> str:
-    """Write an image with its map over it as a PNG; `top` gets the brightest colour."""
+    """Write an image with its map over it as a PNG; `top` gets the brightest color."""
     path = f"{target}.png"
     image = Image.fromarray(as_uint8(open_images([image_path], max_pixels=max_pixels)[0]))
     overlay(image, anomaly_map, Scale(0, top)).save(path)

@@ -1,4 +1,4 @@
-"""What the commands have in common: exit codes, options, and checks before work starts."""
+"""Exit codes, options and early checks of all commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HARMLESS = "A model is numbers and text; reading it runs no code."
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 wrong usage or a file that cannot be read or written, 2 some images "
-    "are unreadable, 3 model and machine do not fit, 130 interrupted, 143 terminated."
+    "are unreadable, 3 model and machine do not match, 130 interrupted, 143 terminated."
 )
 
 
@@ -45,9 +45,9 @@ class Program(click.Group):
         try:
             super().invoke(ctx)
         except BrokenPipeError:
-            # Whoever read the output has seen enough. What Python still flushes goes nowhere.
+            # Whoever read the output has seen enough. Python's last flush goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except (OSError, MemoryError) as error:  # no space left, a folder that has gone...
+        except (OSError, MemoryError) as error:  # no space left, a vanished folder...
             raise click.ClickException(str(error)) from error
         return DONE
 
@@ -57,12 +57,12 @@ class MachineMismatch(click.ClickException):
 
 
 def epilog(*examples: str, note: str) -> str:
-    """Example lines, which click is to leave as they are, and a note."""
+    """Example lines, which click must leave as they are, and a note."""
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in examples), "", note])
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """Parameters of a detector from options that the user gave; "auto" is a detector's None."""
+    """Convert the options that the user gave to parameters; device "auto" becomes None."""
     names = {"jobs": "n_jobs", "checkpoint": "checkpoint_dir"}
     return {
         names.get(name, name): None if name == "device" and value == "auto" else value
@@ -77,17 +77,17 @@ def check_format(output: str | None, kind: str | None) -> str:
     if kind is None:
         raise click.UsageError(
             f"{output!r} does not end in {', '.join(f'.{kind}' for kind in FORMATS)}; rename it, "
-            "or say what it is to hold with --format."
+            "or choose a format with --format."
         )
     if kind == "parquet":
         if output is None:
-            raise click.UsageError("parquet is for files: add -o FILE, or take csv or jsonl.")
-        require("pyarrow", "parquet", "csv and jsonl need nothing more")
+            raise click.UsageError("parquet is for files: add -o FILE, or choose csv or jsonl.")
+        require("pyarrow", "parquet", "csv and jsonl do without it")
     return kind
 
 
 def require(package: str, purpose: str, way_out: str) -> None:
-    """Raise if a package that only some options need is not there."""
+    """Raise if an optional package is missing."""
     if find_spec(package) is None:
         raise click.UsageError(
             f"{purpose} needs {package}, which is not installed: pip install {package}; {way_out}."
@@ -107,7 +107,7 @@ def _check_jobs(ctx: click.Context, parameter: click.Parameter, value: int | Non
 
 
 def check_output(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Refuse what cannot be written, before any work is done."""
+    """Reject an output that cannot be written, before any work."""
     if value is None:
         return None
     folder = os.path.dirname(os.path.realpath(value))
@@ -134,7 +134,7 @@ device_option = click.option(
     "--device",
     metavar="NAME",
     callback=_check_device,
-    help="Where networks run: cpu, cuda, cuda:1, mps, or auto for the best there is.",
+    help="Device of the networks: cpu, cuda, cuda:1, mps, or auto for the best one.",
 )
 
 jobs_option = click.option(
@@ -142,21 +142,21 @@ jobs_option = click.option(
     type=int,
     metavar="N",
     callback=_check_jobs,
-    help="Threads that decode; -1: a core each.",
+    help="Threads that decode images; -1 uses all cores.",
 )
 
 batch_size_option = click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Images that are worked on at once.",
+    help="Images to process at once.",
 )
 
 max_pixels_option = click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Images of more pixels, which fill the memory, are refused.  [default: the model's; 2^27]",
+    help="Reject images of more pixels, which fill the memory.  [default: the model's; 2^27]",
 )
 
 null_option = click.option(

@@ -1,4 +1,4 @@
-"""Working through images of which some cannot be read, and more than fit in memory."""
+"""Chunks of images, some of them unreadable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-#: Called with the path of what cannot be read, and why.
+#: Called with the path of an unreadable image, and the cause.
 OnUnreadable = Callable[[str, str], None]
 
 
@@ -28,9 +28,9 @@ def compute_readable(
     paths: list[str],
     on_unreadable: OnUnreadable,
 ) -> list[tuple[str, Result]]:
-    """The readable ones of some images, each with what a detector's `compute` gives for it.
+    """Pair each readable image with the result of a detector's `compute`.
 
-    The detector has ``on_error="nan"``; its warning is passed on image by image.
+    The detector has ``on_error="nan"``; each image of its warning goes to `on_unreadable`.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UnreadableImageWarning)
@@ -52,7 +52,7 @@ def compute_readable(
 def select_readable(
     paths: list[str], detector: TransformalyDetector, on_unreadable: OnUnreadable
 ) -> list[str]:
-    """Decode every image once, and keep the paths of those that the detector can read."""
+    """Decode every image once; return the paths of those that the detector can read."""
     parallel = joblib.Parallel(detector.n_jobs, prefer="threads", return_as="generator")
     causes = parallel(joblib.delayed(find_cause)(path, detector.max_pixels) for path in paths)
     readable = []
@@ -67,7 +67,7 @@ def select_readable(
 
 
 def find_cause(path: str, max_pixels: int | None) -> str | None:
-    """Why an image cannot be decoded, on one line; None if it can be."""
+    """Cause why an image cannot be decoded, on one line; None if it can."""
     try:
         open_images([path], max_pixels=max_pixels)[0]
     except UnreadableImageError as error:

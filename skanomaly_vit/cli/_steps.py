@@ -1,4 +1,4 @@
-"""Steps that commands share: load a model, open what is written, show progress, end."""
+"""Steps that commands share: load a model, open the output, show progress, finish."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load(model: str, **options: Any) -> TransformalyDetector:
-    """The detector, ready to work here as the options say."""
+    """Load a detector onto this machine, with parameters from the options."""
     from skanomaly_vit.cli._machine import MachineError, bring_to_machine, set_machine
     from skanomaly_vit.detector import TransformalyDetector
     from skanomaly_vit.exceptions import ModelFileError
@@ -35,7 +35,7 @@ def load(model: str, **options: Any) -> TransformalyDetector:
 
 
 def describe(model: str) -> dict[str, Any]:
-    """What a model says of itself, and the versions of packages here."""
+    """Read the model card, and add the versions of packages here."""
     from skanomaly_vit._utils.provenance import versions
     from skanomaly_vit.exceptions import ModelFileError
     from skanomaly_vit.persistence import model_card
@@ -47,7 +47,7 @@ def describe(model: str) -> dict[str, Any]:
 
 
 def show_fitting(detector: TransformalyDetector) -> None:
-    """Have bars drawn on stderr while a detector is fitted, on a terminal."""
+    """Show bars on stderr while a detector is fitted, on a terminal."""
     if not sys.stderr.isatty() or detector.verbose:
         return
     if find_spec("rich") is None:
@@ -61,14 +61,14 @@ def show_fitting(detector: TransformalyDetector) -> None:
 
 
 def open_output(output: str | None, stack: ExitStack) -> BinaryIO:
-    """The stream that a table goes to: a file, closed with the stack, or standard output."""
+    """Open the stream of a table: a file, closed with the stack, or standard output."""
     if output is None:
         return sys.stdout.buffer
     return stack.enter_context(open(output, "wb"))
 
 
 def finish(unreadable: Unreadable, summary: str) -> None:
-    """End a command: say what was done, on a terminal or if some images were unreadable."""
+    """End a command with a summary, on a terminal or if some images were unreadable."""
     if unreadable.count:
         tell(f"{summary}; unreadable: {unreadable.count}")
         click.get_current_context().exit(UNREADABLE)
@@ -77,7 +77,7 @@ def finish(unreadable: Unreadable, summary: str) -> None:
 
 
 def summarize(described: dict[str, Any]) -> str:
-    """What `describe` says, for people."""
+    """Format the result of `describe` for people."""
     from skanomaly_vit._utils.provenance import printable
 
     parameters, changed = described["parameters"], described["changed_parameters"]
@@ -103,5 +103,5 @@ def summarize(described: dict[str, Any]) -> str:
         "versions": written,
         "versions here": here,
     }
-    # A file may come from anyone; what it says is not to steer the terminal.
+    # A file may come from anyone; its text must not steer the terminal.
     return "\n".join(f"{name + ':':<16}{printable(value)}" for name, value in lines.items())

@@ -18,12 +18,12 @@ COLUMNS = ("path", "score", "decision", "flag")
 
 FORMATS = ("csv", "jsonl", "parquet")
 
-# Rows of a group in a Parquet file: few groups read fast, and this many take a few MB.
+# Rows per group of a Parquet file: few groups read fast, and one of this size takes a few MB.
 _GROUP_ROWS = 10_000
 
 
 class Row(NamedTuple):
-    """What is known of an image: its score, ``score - offset_``, and whether that is negative."""
+    """Result of an image: its score, ``score - offset_``, and a flag if that is negative."""
 
     path: str
     score: float
@@ -45,10 +45,10 @@ class Table(ABC):
 
     @abstractmethod
     def add(self, rows: Sequence[Row]) -> None:
-        """Take some rows; those of a text format are out when this returns."""
+        """Add rows; a text format writes them before this returns."""
 
     def close(self) -> None:  # noqa: B027, most hold nothing back
-        """Write what is still held back."""
+        """Write the rows still held back."""
 
     def __enter__(self) -> Table:
         return self
@@ -79,14 +79,14 @@ class CsvTable(Table):
 
     def _add_rows(self, rows: Sequence[Sequence[Any]]) -> None:
         text = io.StringIO(newline="")
-        # All strings are quoted: left to itself, csv leaves a lone "\r" in a path bare.
+        # Quote all strings: left to itself, csv leaves a lone "\r" in a path bare.
         writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         writer.writerows(rows)
         self._write(text.getvalue(), "surrogateescape")
 
 
 class JsonLinesTable(Table):
-    r"""An object a line; bytes of a file name that are not UTF-8 become escapes like ``\udcff``."""
+    r"""An object per line; non-UTF-8 bytes of a file name become escapes like ``\udcff``."""
 
     def add(self, rows: Sequence[Row]) -> None:
         lines = (json.dumps(_without_infinities(row), ensure_ascii=False) for row in rows)
@@ -95,7 +95,7 @@ class JsonLinesTable(Table):
 
 
 def _without_infinities(row: Row) -> dict[str, Any]:
-    """The row's fields, null for what JSON has no number for (a kernel density may give -inf)."""
+    """The row's fields, null for numbers that JSON lacks (a kernel density may give -inf)."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row._asdict().items()
@@ -133,7 +133,7 @@ class ParquetTable(Table):
         if not rows:
             return
         paths, *numbers = zip(*rows, strict=True)
-        # Arrow's strings are UTF-8: what is not is escaped, as in JSON.
+        # Arrow's strings are UTF-8: escape other bytes, as in JSON.
         texts = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
         self._writer.write_table(pyarrow.table([texts, *numbers], schema=self._schema))
 
@@ -149,6 +149,6 @@ def open_table(stream: BinaryIO, kind: str) -> Table:
 
 
 def format_of(path: str) -> str | None:
-    """The format that a file's suffix stands for; None if it stands for none."""
+    """Format of a file by its suffix; None for any other suffix."""
     kind = os.path.splitext(path)[1].lower().removeprefix(".")
     return kind if kind in FORMATS else None

@@ -1,4 +1,4 @@
-"""What the command line shows and hears: bars and messages on stderr, signals to stop."""
+"""Terminal of the command line: bars and messages on stderr, signals to stop."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 
 def progress_bar(description: str, total: int | None = None, *, shown: bool = True) -> Any:
-    """A bar on stderr, if it is to be shown and there is a terminal; to be used with `with`."""
+    """Bar on stderr for a `with` statement, visible on a terminal if `shown`."""
     # tqdm takes None for "only on a terminal".
     disable = None if shown else True
     return tqdm(total=total, desc=description, unit=" images", disable=disable, file=sys.stderr)
 
 
 class Unreadable:
-    """Tells, as they are met, what cannot be read, and counts it."""
+    """Reports unreadable images as they come, and counts them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -33,13 +33,13 @@ class Unreadable:
 
 
 def tell(message: str) -> None:
-    """Say something on stderr, above a bar if there is one."""
+    """Write a message to stderr, above a bar if there is one."""
     tqdm.write(message, file=sys.stderr)
 
 
 @contextmanager
 def told_warnings() -> Iterator[None]:
-    """Say what a fit warns of in a line, without the place in our code."""
+    """Show each warning of a fit on one line, without the place in our code."""
     from skanomaly_vit.exceptions import CalibrationWarning, CheckpointWarning, OutOfMemoryWarning
 
     def show(message: Warning | str, *ignored: Any, **options: Any) -> None:
@@ -75,7 +75,7 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold signals to stop back until what is being written is complete; a second gets through."""
+    """Hold back signals to stop until the current write is complete; a second one gets through."""
     held: list[tuple[int, FrameType | None]] = []
 
     def hold(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The detector: two feature spaces, a density in each, one score, a threshold."""
+"""Transformaly detector: two feature spaces, a density in each, one score, one threshold."""
 
 from skanomaly_vit.detector._detector import TransformalyDetector
 

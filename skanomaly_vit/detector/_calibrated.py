@@ -20,10 +20,10 @@ from skanomaly_vit.exceptions import ThresholdWarning
 
 
 class CalibratedMixin(DecisionMixin, OutlierMixin):
-    """Decisions, p-values and tests of an outlier detector with calibration scores.
+    """Decisions, p-values and drift tests of an outlier detector with calibration scores.
 
-    A subclass sets `calibration_scores_` (None if there are none) and `offset_` in `fit`,
-    and has `contamination` and `random_state` among its parameters.
+    A subclass sets `calibration_scores_` (None if there are none) and `offset_` in `fit`, and takes
+    the parameters `contamination` and `random_state`.
     """
 
     contamination: float
@@ -53,42 +53,42 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         return f"{text}  # threshold set at a false-alarm rate of {rate}"
 
     def score_dataframe(self, frame: Any, column: str) -> Any:
-        """Score a column of images, and add what comes of it to the table.
+        """Score a column of images and add the results to the table.
 
         Parameters
         ----------
         frame : DataFrame, or table of Arrow
-            Of pandas, Polars or Dask; or a Table, RecordBatch, RecordBatchReader or Dataset of
-            Arrow.
+            A DataFrame of pandas, Polars or Dask; or a Table, RecordBatch, RecordBatchReader or
+            Dataset of Arrow.
         column : str
-            The column that holds the images, as paths, as what is in image files (bytes), or in
-            another form that an image of a list may have.
+            The column that holds the images: paths, contents of image files (bytes), or any other
+            form that a list of images may have.
 
         Returns
         -------
         scored : same as `frame`, or RecordBatchReader for a Dataset
-            With the columns ``score`` (float64, higher = more normal), ``decision`` (float64,
-            negative = anomaly), ``flag`` (bool, anomaly), and where images were held out
-            ``p_value`` (float64, small = abnormal). Partition by partition, and computed as it is
-            read if the frame is Dask's, a reader or a dataset.
+            The table with the new columns ``score`` (float64, higher = more normal), ``decision``
+            (float64, negative = anomaly), ``flag`` (bool, anomaly) and, if images were held out,
+            ``p_value`` (float64, small = abnormal). A frame of Dask, a reader or a dataset is
+            scored lazily, part by part.
 
         Raises
         ------
         ValueError
-            If there is no such column, one of those that are added is there already, or as
-            `score_samples` does. A missing value (None, NaN, NA) is an image that cannot be read:
-            with ``on_error="nan"`` its row has NaN and is flagged.
+            If `frame` lacks the column or already has one of the new ones, or as `score_samples`
+            does. A missing value (None, NaN, NA) counts as an unreadable image: with
+            ``on_error="nan"`` its row gets NaN and is flagged.
         TypeError
-            If `frame` is no such table.
+            If `frame` is none of these tables.
 
         See Also
         --------
-        score_samples : Takes a column alone.
+        score_samples : Scores a column alone.
 
         Notes
         -----
-        Dask's workers get the detector without its backbone, which each of their processes loads
-        once (`store_backbone`).
+        Dask sends the detector to its workers without the backbone, which each process loads once
+        (see `store_backbone`).
 
         Examples
         --------
@@ -107,12 +107,12 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         Parameters
         ----------
         target_fpr : float
-            In (0, 1): share of normal images that may be flagged.
+            Share of normal images, in (0, 1), that may be flagged.
 
         Returns
         -------
         self : estimator
-            With another `offset_` and `contamination_`; parameters stay.
+            With a new `offset_` and `contamination_`, and the same parameters.
 
         Raises
         ------
@@ -132,16 +132,16 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         return self
 
     def drift(self, X: Any, *, anomaly_share: float | None = None) -> Bunch:
-        """Whether a batch of mostly normal images has moved away from the training data.
+        """Test whether a batch of mostly normal images has drifted from the training data.
 
         Parameters
         ----------
         X : images
-            A batch, taken without regard to scores, of any form that `fit` takes. Those that cannot
-            be read are left out, if `on_error` allows for them.
+            Images of any form that `fit` takes, chosen without regard to their scores. `drift`
+            ignores unreadable ones if `on_error` allows them.
         anomaly_share : float or None, default=None
-            Share in [0, 1) of the lowest scores that is left out of the comparison, lest a few
-            anomalies pass for drift. ``None`` is `contamination`.
+            Share in [0, 1) of the lowest scores that `drift` ignores, so that a few anomalies do
+            not pass for drift. ``None`` is `contamination`.
 
         Returns
         -------
@@ -162,36 +162,36 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
     def audit(self, X: Any, *, groups: Any = None, cv: int = 5) -> Bunch:
         """Look for mistakes among the training images.
 
-        Each image is scored by a detector that was fitted without it, with the same parameters.
-        Images that the detector has learned from look more normal to it than they are.
+        A detector with the same parameters, fitted without the image, scores each image: images
+        that a detector has learned from look more normal to it than they are.
 
         Parameters
         ----------
         X : images
-            The images of `fit`, or others that are meant to be normal.
+            The images of `fit`, or others that should be normal.
         groups : array-like of shape (n_images,) or None, default=None
-            Images of one group (camera, lot, day) are scored by a detector that has seen none of
-            it.
+            Group of each image (camera, lot, day). A detector scores only groups that it has not
+            seen.
         cv : int, default=5
-            Number of fits, each without an equal share of the images.
+            Number of fits; each leaves out an equal share of the images.
 
         Returns
         -------
         audit : Bunch
             - ``scores``: ndarray of shape (n_images,), float64, low = suspicious: distance from
-              the median of held-out images, in their quartile distances, so that the detectors of
-              different folds can be compared.
+              the median score of held-out images, in interquartile ranges, which makes the
+              detectors of different folds comparable.
             - ``order``: ndarray of shape (n_images,), int, positions in `X`, most suspicious first.
 
         Raises
         ------
         ValueError
-            If there are fewer images, or groups, than `cv`, or as `fit` does.
+            If `cv` exceeds the number of images or groups, or as `fit` does.
 
         Notes
         -----
-        The detector itself stays as it is, and need not be fitted. With `memory`, images pass
-        through the backbone once and not in every fold.
+        `audit` does not change the detector, which need not be fitted. With `memory`, images pass
+        through the backbone once, not once per fold.
         """
         scores = np.empty(len(X))
         for train, test in self._folds(len(X), groups, cv):
@@ -211,7 +211,7 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         self, n_images: int, groups: Any, cv: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         kind = KFold if groups is None else GroupKFold
-        # A RandomState would be drawn from, and `fit` of the clones would see another state.
+        # Drawing from a RandomState would change the state that `fit` of the clones sees.
         seed = self.random_state if isinstance(self.random_state, int) else 0
         folds = kind(cv, shuffle=True, random_state=seed)
         return folds.split(np.empty(n_images), groups=groups)
@@ -220,7 +220,7 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         check_is_fitted(self)
         if self.calibration_scores_ is None:
             raise ValueError(
-                f"{type(self).__name__} was fitted with validation_fraction=0, so there are no "
-                "scores of images that it has not learned from. Fit with validation_fraction > 0."
+                f"{type(self).__name__} was fitted with validation_fraction=0, so it has no "
+                "scores of held-out images. Fit with validation_fraction > 0."
             )
         return self.calibration_scores_

@@ -11,7 +11,7 @@ import numpy as np
 from skanomaly_vit._utils.compat import is_missing
 from skanomaly_vit.calibration import conformal_p_values
 
-#: Rows of an Arrow dataset to read at once; Arrow's default is too many where rows hold images.
+#: Rows of an Arrow dataset to read at once; Arrow's default is too many for rows of images.
 _ROWS = 512
 
 _ACCEPTED = (
@@ -31,7 +31,7 @@ class Scorer(Protocol):
 
 
 def p_values_of(known: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Conformal p-values among known scores; NaN for the scores that are NaN."""
+    """Conformal p-values of `scores` among `known` ones; NaN where a score is NaN."""
     scored = ~np.isnan(scores)
     p_values = np.full(len(scores), np.nan)
     p_values[scored] = conformal_p_values(known, scores[scored])
@@ -65,14 +65,14 @@ def _check_columns(detector: Scorer, columns: Sequence[str], column: str) -> Non
 
 
 def _dtypes(detector: Scorer) -> dict[str, str]:
-    """The columns to add."""
+    """Types of the columns to add."""
     dtypes = {"score": "float64", "decision": "float64", "flag": "bool"}
     return dtypes if detector.calibration_scores_ is None else dtypes | {"p_value": "float64"}
 
 
 def _score(detector: Scorer, images: Iterable[Any]) -> dict[str, np.ndarray]:
     """Score the images of some rows; return the columns to add."""
-    # No bytes stand for a missing image: the detector cannot read them either.
+    # Empty bytes stand for a missing image; the detector cannot read them either.
     items = [b"" if is_missing(image) else image for image in images]
     scores = detector.score_samples(items) if items else np.empty(0)
     decision = scores - detector.offset_
@@ -102,7 +102,7 @@ def _score_dask(detector: Scorer, frame: Any, column: str) -> Any:
     from dask import delayed
 
     new = {name: np.empty(0, dtype) for name, dtype in _dtypes(detector).items()}
-    # One node of the graph, which Dask sends to each worker once.
+    # Dask sends a node of its graph to each worker once.
     shared = delayed(detector, pure=False)
     return frame.map_partitions(_score_eager, shared, column, meta=_append(frame._meta, new))
 

@@ -1,4 +1,4 @@
-"""The detector: two feature spaces, a density in each, one score, a threshold."""
+"""Transformaly detector: two feature spaces, a density in each, one score, one threshold."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ SPACES = {
 
 
 class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMixin, ImageEstimator):
-    """Find images that differ in meaning from a set of normal ones.
+    """Find images that differ in meaning from normal ones.
 
-    Transformaly [1]_ looks at an image in two feature spaces of one frozen Vision Transformer:
-    its pooled output, and how badly students that learned from normal images only imitate its
-    last blocks. A density is fitted in each space; the score of an image is the sum of its two
-    log-likelihoods, each on the scale of the normal images.
+    Transformaly [1]_ describes an image in two feature spaces of one frozen Vision Transformer:
+    its pooled output, and the errors of students that imitate its last blocks and have learned
+    from normal images only. The detector fits a density in each space. The score of an image is
+    the sum of its two log-likelihoods, each on the scale of the normal images.
 
-    The parameters come in five groups: what to look for (`backbone` to `contamination`, those that
-    most users touch), backbone and images (`pretrained` to `on_error`), students (`student` to
+    The parameters come in five groups: basics (`backbone` to `contamination`; most users change
+    no others), backbone and images (`pretrained` to `on_error`), students (`student` to
     `activation_cache`), score and threshold (`recipe` to `validation_fraction`), machine
     (`batch_size` to `verbose`).
 
@@ -81,80 +81,81 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Number of last blocks that get a student. ``None`` is all blocks.
     pca_variance : float, None or "auto", default="auto"
         Share in (0, 1) of the variance of the pre-trained features that a whitening PCA keeps.
-        ``None`` leaves them as they are. ``"auto"`` is ``None``; in the paper's recipe 0.9.
+        ``None`` applies no PCA. ``"auto"`` is ``None``; in the paper's recipe 0.9.
     contamination : float, default=0.05
         Accepted share in (0, 0.5] of *false alarms*: normal images that may be flagged. `offset_`
-        is the score at which the p-value, among held-out images, reaches it; that takes at least
-        ``1 / contamination - 1`` held-out images. Changed after `fit`, it does not move the
-        threshold, and `predict` warns once: call `set_threshold`, or fit again.
+        is the score whose p-value among held-out images reaches this share. At least
+        ``1 / contamination - 1`` held-out images are needed. A change after `fit` does not move
+        the threshold, and `predict` warns once: call `set_threshold`, or fit again.
     pretrained : bool, str or path-like, default=True
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
         draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
         read as tensors only. Ignored if `backbone` is a network.
     store_backbone : bool, default=False
-        Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
-        as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
+        Whether a pickle holds the backbone. If not, the unpickled estimator loads it, as
+        `backbone` and `pretrained` say, and rejects it unless it is the same to the bit.
     image_shape : tuple of (int, int, int) or None, default=None
-        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+        Height, width and channels of an image, if `X` is a 2-D array of flattened images.
     max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are refused before they are decoded, so that a small
-        file cannot fill the memory. ``None`` is no limit.
+        Largest number of pixels of a file or PIL image. Larger ones count as unreadable and are
+        not decoded, so that a small file cannot fill the memory. ``None`` is no limit.
     on_error : {"raise", "nan"}, default="raise"
-        What scoring does about unreadable images. ``"raise"`` raises an error that names them.
+        Treatment of unreadable images in scoring. ``"raise"`` raises an error that lists them.
         ``"nan"`` warns of them (`UnreadableImageWarning`): their score is NaN, their label -1,
-        their map empty; all others get what they get without them. `fit` always raises.
+        their map empty; the others score as they do without them. `fit` always raises.
     student : {"ridge", "block", "auto"} or estimator, default="auto"
-        The imitation of a block: `RidgeStudent`, `BlockStudent` (a name stands for its default
+        Imitation of a block: `RidgeStudent`, `BlockStudent` (a name stands for its default
         parameters), or any estimator with ``fit(batches)`` and ``predict(tokens)``, cloned for
-        each block. ``"auto"`` is ``RidgeStudent()``; in the paper's recipe ``BlockStudent(
+        each block; see `RidgeStudent.fit`. A ``random_state`` of ``None`` in it follows
+        `random_state`. ``"auto"`` is ``RidgeStudent()``; in the paper's recipe ``BlockStudent(
         max_epochs=30, learning_rate=1e-4, learning_rate_schedule="constant", patience=30)``.
     student_dtype : {"float16", "bfloat16"} or None, default=None
-        Type that students are rounded to, and stored in by pickles. ``None`` is the backbone's.
+        Type to which `fit` rounds students, and in which pickles store them. ``None`` is the
+        backbone's.
     activation_cache : int, default=2**30
         Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
-        that they pass through it once and not in every epoch. The result does not depend on it.
+        that images pass through the backbone once, not in every epoch. Results do not depend on it.
     recipe : {"default", "paper"}, default="default"
-        Values of the parameters that are ``"auto"``: those that were most accurate on the data
-        that we measured, or those of the paper. `recipe_` holds them after `fit`.
+        Values of the parameters that are ``"auto"``: the most accurate ones in our benchmarks, or
+        those of the paper. `recipe_` holds them after `fit`.
     feature_spaces : {"both", "pretrained", "discrepancy"}, default="both"
-        The spaces that count. With ``"pretrained"`` no students are trained.
+        Feature spaces that make up the score. With ``"pretrained"``, `fit` trains no students.
     density : {"gaussian", "gmm", "knn", "excess", "auto"} or estimator, default="auto"
-        The density scorer, cloned for each space: `GaussianDensity`, `GaussianMixtureDensity`,
+        Density scorer, cloned for each space: `GaussianDensity`, `GaussianMixtureDensity`,
         `KNNDensity`, `ExcessDensity`, or any estimator with ``fit`` and ``score_samples`` (higher
-        = more normal). A ``random_state`` of it that is ``None`` follows the detector's.
+        = more normal). A ``random_state`` of ``None`` in it follows `random_state`.
         ``"auto"`` is a Gaussian with a Ledoit-Wolf covariance in the pre-trained space and
         `ExcessDensity` in the discrepancy space; in the paper's recipe a Gaussian in each.
     fusion : {"product", "standardized", "auto"}, default="auto"
-        How the scores of both spaces become one. ``"product"`` adds log-likelihoods.
-        ``"standardized"`` first brings each to mean 0 and standard deviation 1 on the training
+        Combination of both spaces' scores. ``"product"`` adds log-likelihoods.
+        ``"standardized"`` first scales each to mean 0 and standard deviation 1 on the training
         images, so that both weigh alike. ``"auto"`` is ``"standardized"``; in the paper's recipe
         ``"product"``.
     validation_fraction : float, default=0.2
-        Share of the images in [0, 1) that neither students nor densities learn from. They set
-        the threshold and choose each block student's best epoch. With 0 the threshold comes
-        from the training images, on which scores are too high, and the last epoch counts.
+        Share of the images in [0, 1) that neither students nor densities learn from. These images
+        set the threshold and choose each block student's best epoch. With 0, the threshold comes
+        from the training images, whose scores are too high, and block students keep the last epoch.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
     device : str, torch.device or None, default=None
-        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU; under torchrun
-        each rank's own GPU.
+        Device of the networks. ``None`` is CUDA or MPS if there is one, else the CPU; under
+        torchrun each rank's own GPU.
     n_jobs : int or None, default=None
-        Threads that decode and resize images. ``None`` is one, ``-1`` all cores. Workers beyond
-        this process are those of ``joblib.parallel_config`` or of
-        `skanomaly_vit.distributed.torchrun`.
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores. Add
+        workers by ``joblib.parallel_config`` or `skanomaly_vit.distributed.torchrun`.
     memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
-        Where features and students are kept for other fits: a folder, a `DiskCache`, or
-        an object such as `joblib.Memory`. The keys are the contents of images, the weights of the
-        backbone and the parameters that matter. Results are the same with or without.
+        Cache of features and students for other fits: a folder, a `DiskCache`, or an object such
+        as `joblib.Memory`. Its keys are the contents of images, the weights of the backbone and
+        the parameters that results depend on. Results are the same with or without it.
     checkpoint_dir : str, path-like or None, default=None
-        A folder for checkpoints. A `fit` that was stopped and is started again with the same
-        images and parameters resumes after the last epoch, or the last minute of the pass for
-        ridge students, and ends with the same result to the bit. Checkpoints of other images or
-        parameters are left alone, with a warning; `fit` removes its own when it ends well. Needs
-        a `random_state`, and a student of this package.
+        Folder for checkpoints. After an interruption, `fit` with the same images and parameters
+        resumes after the last epoch, or the last minute of the pass for ridge students, and gives
+        the same result to the bit. `fit` warns of checkpoints of other images or parameters and
+        leaves them alone; it removes its own when it succeeds. Needs a `random_state`, and a
+        student of this package.
     random_state : int, RandomState instance or None, default=None
-        Seed of the validation split, block students' weights, the order of images, densities.
-        An int gives the same scores to the bit on the same machine, whatever `n_jobs`.
+        Seed of the validation split, block students' weights, the order of images, and densities.
+        An int gives the same scores to the bit on the same machine, for any `n_jobs`.
     verbose : int, default=0
         Above 0, progress goes to the logger ``"skanomaly_vit"``, a line per epoch.
 
@@ -165,30 +166,29 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     distillation_ : BlockDistillation or None
         The students; ``None`` with ``feature_spaces="pretrained"``.
     density_ : dict
-        The fitted scorer of each space that counts, under ``"pretrained"`` (a pipeline of PCA
-        and density if `pca_variance` is a number) and ``"discrepancy"``.
+        The fitted scorer of each space in `feature_spaces`, under ``"pretrained"`` (a pipeline of
+        PCA and density if `pca_variance` is a number) and ``"discrepancy"``.
     offset_ : float
         ``decision_function = score_samples - offset_``.
     calibration_scores_ : ndarray of shape (n_calibrating,), float64, or None
-        Scores of held-out images that nothing was learned from or chosen by: all held-out ones,
-        or with block students, which choose their epochs by the others, every second one (or
-        group of `fit`). ``None`` with ``validation_fraction=0``.
+        Scores of held-out images that neither taught nor chose anything: all held-out images, or
+        with block students every second one (or every second group of `fit`), because the others
+        choose epochs. ``None`` with ``validation_fraction=0``.
     contamination_ : float or None
-        Rate of false alarms that the threshold was set at, by `fit` or `set_threshold`.
+        False-alarm rate at which `fit` or `set_threshold` set the threshold.
     recipe_ : Bunch
-        What ``"auto"`` became: `student` (None without students), `pca_variance`, `density` (a
-        dict with the scorer of each space, not fitted) and `fusion`.
+        Values that `fit` used, without ``"auto"``: `student` (None without students),
+        `pca_variance`, `density` (a dict with the unfitted scorer of each space) and `fusion`.
     fusion_ : dict
-        Location and scale that each space's score is standardised by; (0, 1) for ``"product"``.
+        Location and scale that standardize each space's score; (0, 1) for ``"product"``.
     validation_indices_ : ndarray of int
-        Positions in the `X` of `fit` of the held-out images.
+        Positions of the held-out images in the `X` of `fit`.
     n_samples_fit_ : int
-        Number of images that `fit` and `partial_fit` were given, held-out ones among them.
+        Number of images in all calls of `fit` and `partial_fit`, held-out ones included.
     n_features_in_ : int
-        Length of a flattened image; only where `image_shape` is given.
+        Length of a flattened image; only with `image_shape`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the columns; only where `X` has names that are all strings and `image_shape` is
-        given.
+        Names of the columns; only with `image_shape`, and if `X` has names that are all strings.
 
     See Also
     --------
@@ -199,14 +199,14 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     Notes
     -----
     ``recipe="paper"`` is the method as published: block students, a whitening PCA, a Gaussian in
-    each space, the product of likelihoods. The default is faster and was more accurate on the data
-    that we measured (docs/explanation/benchmarks.md).
+    each space, the product of likelihoods. The default is faster, and was more accurate in our
+    benchmarks (docs/explanation/benchmarks.md).
 
-    Unlike the code released with the paper, students are chosen on held-out training images and
-    not on test images, the teacher is in eval mode, a batch goes through the teacher once for
-    both features, only the students that are scored are trained, and every draw is seeded.
+    Unlike the code released with the paper, `fit` chooses students on held-out training images
+    instead of test images, keeps the teacher in eval mode, passes a batch through the teacher once
+    for both feature spaces, trains only students that score, and seeds every draw.
 
-    The method cannot tell apart two classes that the backbone mixes (*pre-training confusion*,
+    The method cannot tell apart two classes that the backbone confuses (*pre-training confusion*,
     [1]_ section 5).
 
     References
@@ -242,7 +242,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     def __init__(
         self,
         *,
-        # What to look for
+        # Basics
         backbone: str | torch.nn.Module = "embedded",
         image_size: int | tuple[int, int] | None = None,
         n_blocks: int | None = 10,
@@ -312,11 +312,11 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             paths, files' bytes, PIL images or arrays, of any sizes; a torch tensor (n, 3, height,
             width); or, with `image_shape`, a 2-D array of flattened images.
         y : array-like of shape (n_images,) or None, default=None
-            Ignored, but for a `LabelWarning` if it says that there are anomalies among `X`.
+            Ignored, but for a `LabelWarning` if it marks anomalies in `X`.
         groups : array-like of shape (n_images,) or None, default=None
-            What images have in common (camera, lot, day): images of one group are held out
-            together or not at all, so that the threshold is one for groups not seen before. In a
-            pipeline, ask for it by ``set_fit_request(groups=True)``.
+            Group of each image (camera, lot, day). `fit` holds out whole groups, so that the
+            threshold applies to groups not seen before. In a pipeline, request it with
+            ``set_fit_request(groups=True)``.
 
         Returns
         -------
@@ -328,7 +328,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         ValueError
             If a parameter, the images or the backbone are not as described.
         WeightsUnavailableError
-            If the weights of the backbone cannot be had.
+            If the weights of the backbone are unavailable.
 
         Warns
         -----
@@ -355,20 +355,20 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     @_fit_context(prefer_skip_nested_validation=False)
     def partial_fit(self, X: Any, y: Any = None) -> TransformalyDetector:
-        """Add normal images to the densities, without training students again.
+        """Update the densities with more normal images, without training students again.
 
-        The densities become those of all images so far, up to rounding; scale and threshold follow.
-        The students, `validation_indices_` and what `anomaly_map` compares with stay as `fit` left
-        them. The first call is a `fit`.
+        Up to rounding, the densities become those of all images so far; scale and threshold follow.
+        The students, `validation_indices_` and the normal patches of `anomaly_map` stay as `fit`
+        left them. The first call is a `fit`.
 
         Parameters
         ----------
         X : images
-            Normal images of any form that `fit` takes. An image is held out, and calibrates, with
-            a probability of `validation_fraction`, by what is in it: the order in which images
-            come, and in what parts, does not matter.
+            Normal images of any form that `fit` takes. `partial_fit` holds out each image for
+            calibration with a probability of `validation_fraction`. The draw depends on the
+            image's features, neither on the order nor on the parts in which images come.
         y : array-like of shape (n_images,) or None, default=None
-            Ignored, but for a `LabelWarning` if it says that there are anomalies among `X`.
+            Ignored, but for a `LabelWarning` if it marks anomalies in `X`.
 
         Returns
         -------
@@ -378,8 +378,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Raises
         ------
         ValueError
-            If the images are not as described, one cannot be read, or a density cannot learn from
-            more images: a Gaussian and an `ExcessDensity` can, and a `KNNDensity` without PCA.
+            If the images are not as described, one is unreadable, or a density cannot learn from
+            more images: `GaussianDensity` and `ExcessDensity` can, and `KNNDensity` without a PCA.
 
         Warns
         -----
@@ -388,9 +388,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
         Notes
         -----
-        Scale, `calibration_scores_` and threshold are computed again from the features of images
-        that the detector keeps, at most 2048 that densities have learned from and 2048 others: of
-        all, if they are no more.
+        `partial_fit` computes scale, `calibration_scores_` and threshold again from the features
+        that the detector keeps: those of at most 2048 images that densities have learned from, and
+        of at most 2048 held-out ones.
         """
         if not hasattr(self, "density_"):
             return self.fit(X, y)
@@ -400,62 +400,61 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         return self
 
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
-        """Normality of images: the sum of their log-likelihoods in both spaces, as `fusion` says.
+        """Score normality: the sum of an image's log-likelihoods in both spaces, as `fusion` says.
 
         Parameters
         ----------
         X : images
             Images of any form that `fit` takes.
         return_map : bool, default=False
-            Whether to return the anomaly maps too, from the same pass of the backbone.
+            Whether to return the anomaly maps as well, from the same pass of the backbone.
 
         Returns
         -------
         scores : ndarray of shape (n_images,), float64
             Higher = more normal.
         maps : ndarray of shape (n_images, height, width), float32, or list
-            Only with `return_map`: what `anomaly_map` gives. Higher = more abnormal.
+            Only with `return_map`: the maps of `anomaly_map`. Higher = more abnormal.
 
         Raises
         ------
         ValueError
-            If the images are not as described, or one cannot be read (`on_error`).
+            If the images are not as described, or one is unreadable (`on_error`).
         """
         if return_map:
             return self._score_and_map(X)
         return sum_spaces(self.score_spaces(X))
 
     def anomaly_map(self, X: Any, method: str | None = None) -> Any:
-        """Where images are abnormal.
+        """Map where images are abnormal.
 
-        For each patch of the backbone, how far it is from the patches of normal images; in between,
-        linearly interpolated. A map is as fine as the patches: a larger `image_size` gives a finer
-        one, at the price of time.
+        A map gives each patch of the backbone its distance from the patches of normal images, and
+        interpolates linearly in between. It is as fine as the patches: a larger `image_size` gives
+        a finer map and takes longer.
 
         Parameters
         ----------
         X : images
             Images of any form that `fit` takes.
         method : {"discrepancy", "features", "both"} or None, default=None
-            ``"discrepancy"``: the error of each block's student on the token of the patch, its
-            logarithm standardised by mean and deviation on normal patches, averaged over the
-            blocks. ``"features"``: the Mahalanobis distance of the patch's token after the middle
-            block from those of normal patches, its logarithm standardised alike. ``"both"``: the
-            mean of both. ``None`` is what the score is made of, as `feature_spaces` says.
+            ``"discrepancy"``: the log error of each block's student on the token of the patch,
+            standardized by mean and deviation on normal patches, averaged over the blocks.
+            ``"features"``: the log Mahalanobis distance of the patch's token after the middle
+            block from the tokens of normal patches, standardized likewise. ``"both"``: the mean
+            of both. ``None`` follows the score, as `feature_spaces` says.
 
         Returns
         -------
         maps : ndarray of shape (n_images, height, width), float32, or list
-            At the images' own sizes; a list of arrays (height, width) where those differ, or
-            where images cannot be read, whose map has the shape (0, 0). In
-            standard deviations of normal patches that students have not seen: 0 is their mean.
-            Higher = more abnormal.
+            At the images' own sizes; a list of arrays (height, width) if the sizes differ or an
+            image is unreadable, whose map has the shape (0, 0). The unit is the standard deviation
+            of normal patches that students have not seen; 0 is their mean. Higher = more abnormal.
 
         Raises
         ------
         ValueError
-            If the images are not as described, one cannot be decoded, `method` needs students
-            that were not trained, or the backbone does not tell the size of its patches.
+            If the images are not as described, one is unreadable (`on_error`), `method` needs
+            students but `fit` trained none, or the backbone does not tell the size of its patches.
         """
         source = self._open_images(X, on_error=self.on_error)
         collector = self._map_collector(method)
@@ -464,13 +463,13 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         if collector.needs_students:
             students = self._students_on(passes.teacher.device, self.distillation_)
         for _ in passes.stream(np.arange(len(source)), students, collector):
-            pass  # the collector sees what a map is made of
+            pass  # the collector takes all that a map needs
         maps = fill_maps(collector.maps(), source.readable(), source, enlarge)
         warn_gaps(source)
         return maps
 
     def score_spaces(self, X: Any) -> Bunch:
-        """Score of images in each feature space; `score_samples` is their sum.
+        """Score images in each feature space; `score_samples` is the sum.
 
         Parameters
         ----------
@@ -480,12 +479,12 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Returns
         -------
         scores : Bunch of ndarray of shape (n_images,), float64
-            ``pretrained`` and ``discrepancy``, as far as they count. Higher = more normal.
+            ``pretrained`` and ``discrepancy``, if in `feature_spaces`. Higher = more normal.
 
         Raises
         ------
         ValueError
-            If the images are not as described, or one cannot be read (`on_error`).
+            If the images are not as described, or one is unreadable (`on_error`).
         """
         source = self._open_images(X, on_error=self.on_error)
         passes, students = self._scoring_passes(source)
@@ -493,24 +492,23 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         return Bunch(**fill_scores(scores, source.readable(), source))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the fitted detector into one file, which runs no code when it is loaded.
+        """Write the fitted detector to one file, which runs no code when loaded.
 
         The file holds numbers and text only (safetensors with JSON in its header): parameters,
-        students, densities, threshold, and a model card. `device`, `n_jobs`, `memory`,
-        `checkpoint_dir` and `verbose` are left out; the backbone is, too, unless `store_backbone`
-        is set.
+        students, densities, threshold, and a model card. It leaves out `device`, `n_jobs`,
+        `memory`, `checkpoint_dir` and `verbose`, and the backbone unless `store_backbone` is set.
 
         Parameters
         ----------
         path : str or path-like
-            The file, in a folder that exists. An older one is replaced, in one step, once the
-            new one is whole.
+            The file, in an existing folder. It replaces an older one in one step, once it is
+            complete.
 
         Raises
         ------
         ValueError
-            If `backbone` is a network, `density` an estimator that is none of ours, or a parameter
-            something else that numbers and text cannot hold.
+            If `backbone` is a network, `density` or `student` is not of this package, or another
+            parameter is neither numbers nor text.
         OSError
             If the file cannot be written.
 
@@ -524,9 +522,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     def load(cls, path: str | PathLike[str]) -> Self:
         """Read a fitted detector from a file that `save` wrote.
 
-        Its scores are those of the detector that was saved, to the bit on the same machine. A
-        backbone that is not in the file is loaded on first use, as `backbone` and `pretrained`
-        say, and refused if it is not the same to the bit.
+        Its scores equal those of the saved detector, to the bit on the same machine. If the file
+        holds no backbone, the detector loads it on first use, as `backbone` and `pretrained` say,
+        and rejects it unless it is the same to the bit.
 
         Parameters
         ----------
@@ -536,7 +534,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Returns
         -------
         detector : TransformalyDetector
-            Fitted; it runs on the best device there is, unless `device` is set.
+            Fitted; it runs on the best available device, unless `device` is set.
 
         Raises
         ------
@@ -559,7 +557,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         return sum_spaces(fill_scores(scores, embedded_ones, source)), maps
 
     def _map_collector(self, method: str | None) -> MapCollector:
-        """What makes maps by the `method` of `anomaly_map`."""
+        """Make a collector of maps by the `method` of `anomaly_map`."""
         if method not in (None, *METHODS):
             raise ValueError(f"method={method!r} is not one of {METHODS}, or None")
         if self._normal_patches is None:
@@ -572,7 +570,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             method = "features" if self.distillation_ is None else self.feature_spaces
         if method not in self._normal_patches.map_scale:
             raise ValueError(
-                f"method={method!r} needs students, and none were trained with "
+                f"method={method!r} needs students, and fit trains none with "
                 f"feature_spaces={self.feature_spaces!r}. Pass method='features', or fit with "
                 "feature_spaces='both'."
             )
@@ -585,7 +583,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         return passes, self._students_on(passes.teacher.device, self.distillation_)
 
     def _held_teacher(self) -> Teacher:
-        self.features_.set_params(device=self.device)  # which may be another one since `fit`
+        self.features_.set_params(device=self.device)  # it may have changed since `fit`
         return self.features_._held_teacher()
 
     def _open_images(self, X: Any, *, on_error: str) -> ImageSource:
@@ -593,7 +591,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         return self._open(X, reset=False, on_error=on_error)
 
     def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
-        """Scores of the readable images of a source, a batch as soon as it is done."""
+        """Yield the scores of the readable images of a source, batch by batch."""
         passes, students = self._scoring_passes(source)
         for batch in passes.stream(np.arange(len(source)), students):
             yield sum_spaces(self._score([batch]))
@@ -653,7 +651,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
                     seed=draw_seed(rng),
                     remember=self.memory is not None,
                 )
-        # Last, lest a fit that fails leaves half of a new state in an old one.
+        # Last, so that a fit that fails leaves the old state whole.
         self.features_, self.distillation_ = features, distillation
         self._set_densities(fitted)
         self.recipe_ = describe_recipe(values, fitted.density, distillation)
@@ -692,7 +690,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         return distillation._students_on(device) if distillation else {}
 
     def _part(self, estimator_class: type[Any], values: dict[str, Any]) -> Any:
-        """An estimator that the detector is made of, with the detector's parameters."""
+        """Make an estimator, as a part of the detector, with the detector's parameters."""
         names = estimator_class().get_params(deep=False)
         own = {name: getattr(self, name) for name in names}
         return estimator_class(**own | {k: v for k, v in values.items() if k in own})

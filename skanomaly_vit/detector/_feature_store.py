@@ -1,4 +1,4 @@
-"""Features of any number of images, in memory while they are few, then in temporary files."""
+"""Store of image features: in memory up to a limit, in temporary files beyond."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import SHARD, FloatArray
 
-#: Bytes of a space that are held in memory; more go to the folder for temporary files.
+#: Bytes of a space to hold in memory; a larger space goes to the folder for temporary files.
 MAX_BYTES = 2**23
 
 
 class FeatureStore:
-    """Features of images in each space, kept in order until all are there.
+    """Features of images in each space, in the order of the images.
 
-    They are written and read, not mapped into memory: pages of a mapped file count as the
-    memory of the process until the system wants them back.
+    The store reads and writes files instead of mapping them: the pages of a mapped file count as
+    memory of the process until the system reclaims them.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class FeatureStore:
 
     @property
     def n_values(self) -> int:
-        """How many numbers it holds."""
+        """Number of values that it holds."""
         return self._n_rows * sum(columns.width for columns in self._columns.values())
 
     def append(self, embedded: Embedded) -> None:
@@ -61,11 +61,11 @@ class FeatureStore:
         ValueError
             If they are not finite.
         OSError
-            If they do not fit into the folder for temporary files.
+            If the folder for temporary files cannot hold them.
         """
         if not all(np.isfinite(rows).all() for rows in embedded.values()):
             raise ValueError(
-                "the backbone gives features that contain NaN or infinity for one of the images "
+                "the backbone's features contain NaN or infinity for one of the images "
                 f"from the {self._n_rows + 1}th on; check its weights"
             )
         for space, rows in embedded.items():
@@ -75,20 +75,20 @@ class FeatureStore:
         self._n_rows += len(embedded[PRETRAINED])
 
     def mask(self, positions: np.ndarray) -> np.ndarray:
-        """Whether each row is at one of some positions, bool of shape (n_rows,)."""
+        """Mask of the rows at some positions, bool of shape (n_rows,)."""
         chosen = np.zeros(self._n_rows, dtype=bool)
         chosen[positions] = True
         return chosen
 
     def empty(self) -> Embedded:
-        """No rows, in the types and widths of those that there are."""
+        """Zero rows of each space, in its type and width."""
         return {space: columns.read(0, 0) for space, columns in self._columns.items()}
 
     def stored(self, chosen: np.ndarray) -> Iterator[Embedded]:
-        """The chosen rows of all spaces, in the types in which they came.
+        """Yield the chosen rows of all spaces, in the types in which they came.
 
-        Shards are those of a number of rows, chosen ones or not: which these are does not depend
-        on the batches in which they came.
+        Each shard takes the chosen ones from a fixed number of consecutive rows, so shards do not
+        depend on the batches in which rows came.
         """
         for start, of_shard in _shards(chosen):
             yield {
@@ -97,7 +97,7 @@ class FeatureStore:
             }
 
     def embedded(self, chosen: np.ndarray) -> Iterator[Embedded]:
-        """The chosen rows of all spaces, in float64."""
+        """Yield the chosen rows of all spaces, in float64."""
         return map(in_float64, self.stored(chosen))
 
     def rows(self, space: str, chosen: np.ndarray) -> Rows:
@@ -128,7 +128,7 @@ class _Columns:
                 error.errno,
                 f"the features of the images (some {rows[0].nbytes} bytes each) do not fit into "
                 f"the folder for temporary files, {tempfile.gettempdir()!r} ({error.strerror}); "
-                "name another one by the environment variable TMPDIR",
+                "set the environment variable TMPDIR to another one",
             ) from error
 
     def read(self, start: int, n_rows: int) -> np.ndarray:
@@ -139,7 +139,7 @@ class _Columns:
 
 
 def _shards(chosen: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Start of each shard that has chosen rows, and which of its rows those are."""
+    """Start of each shard with chosen rows, and the mask of these rows."""
     for start in range(0, len(chosen), SHARD):
         of_shard = chosen[start : start + SHARD]
         if of_shard.any():
@@ -147,12 +147,12 @@ def _shards(chosen: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def in_float64(embedded: Embedded) -> Embedded:
-    """Features in the type that densities compute in."""
+    """Features in float64, the type of densities."""
     return {space: rows.astype(np.float64) for space, rows in embedded.items()}
 
 
 def in_shards(batches: Iterable[Embedded]) -> Iterator[Embedded]:
-    """Features that come batch by batch, in larger parts and in float64."""
+    """Join batches of features into shards, in float64."""
     waiting: list[Embedded] = []
     for batch in batches:
         waiting.append(batch)

@@ -1,4 +1,4 @@
-"""What a fitted detector keeps of its images, so that more can be added to them."""
+"""Summary of a fit: features of a sample of its images, for `partial_fit`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from skanomaly_vit.density._statistics import SHARD, Statistics
 from skanomaly_vit.detector._feature_store import FeatureStore, in_float64
 from skanomaly_vit.persistence._record import StateRecord
 
-#: Images whose features are kept, at most: so many that densities learned from, and so many others.
+#: Largest sample, of images that densities learned from and of held-out images alike.
 N_KEPT = 2048
 
-# Of the samples, and of which new images are held out: draws that have nothing to do with each
-# other. Any fixed ones will do; they do not take part in the user's `random_state`.
+# Salts of two independent draws: the samples, and the new images to hold out. Any fixed values
+# will do; the draws do not depend on the user's `random_state`.
 _SALT = b"kept"
 
 _HELD_OUT_SALT = b"held out"
@@ -30,17 +30,17 @@ ImageSample: TypeAlias = dict[str, RowSample]
 
 @dataclass(frozen=True)
 class FitSummary:
-    """Features of some images, in the type of the backbone.
+    """Features of a sample of images, in the type of the backbone.
 
-    The scores that scale and threshold rest on are those of a density; once it has learned from
-    more images, they have to be computed again.
+    Scale and threshold depend on the scores of a density, which change once it has learned from
+    more images. An update computes them again from this sample.
 
     Attributes
     ----------
     learned, held_out : dict of str to RowSample
-        Of images that the densities learned from, and of those that calibrate.
+        Images that the densities learned from, and images that calibrate.
     statistics : Statistics or None
-        Of the pre-trained features of all images learned from, if there is a PCA of them.
+        Statistics of the pre-trained features of all learned images, if they have a PCA.
     """
 
     learned: ImageSample
@@ -55,11 +55,11 @@ class FitSummary:
         held_out: np.ndarray,
         statistics: Statistics | None,
     ) -> FitSummary:
-        """Keep some of the rows that two masks choose."""
+        """Sample the rows that two masks choose."""
         return cls(_sample(store, learned), _sample(store, held_out), statistics)
 
     def merge(self, other: FitSummary, statistics: Statistics | None) -> FitSummary:
-        """What is kept of the images of both, with the statistics of both."""
+        """Merge the samples of two summaries; `statistics` are those of both."""
         return FitSummary(
             _merge(self.learned, other.learned), _merge(self.held_out, other.held_out), statistics
         )
@@ -77,10 +77,10 @@ def shards_of_sample(sample: ImageSample) -> Iterator[Embedded]:
 
 
 def draw_held_out(store: FeatureStore, fraction: float) -> np.ndarray:
-    """A mask of the images that are held out, each with a probability of `fraction`.
+    """Mask of the images to hold out, each with a probability of `fraction`.
 
-    It is the features of an image that decide, not what else comes with it: the same image is
-    never on both sides, and the parts in which images come do not matter.
+    The draw depends on the features of an image alone: the same image is never on both sides, and
+    the parts in which images come change nothing.
     """
     everyone = np.ones(len(store), dtype=bool)
     keys = [_keys(embedded, _HELD_OUT_SALT) for embedded in store.stored(everyone)]
@@ -104,12 +104,12 @@ def _merge(sample: ImageSample, other: ImageSample) -> ImageSample:
 
 
 def _keys(embedded: Mapping[str, np.ndarray], salt: bytes) -> NDArray[np.uint64]:
-    """A number for each image, which its features in all spaces determine."""
+    """Key of each image, determined by its features in all spaces."""
     return draw_keys(np.concatenate(list(embedded.values()), axis=1), salt)
 
 
 def write_summary(record: StateRecord, kept: FitSummary | None) -> None:
-    """Write what is kept of a detector's images as a part of `record`; nothing if nothing is."""
+    """Write a summary as a part of `record`; None writes nothing."""
     if kept is None:
         return
     part = record.write_part("kept")
@@ -121,7 +121,7 @@ def write_summary(record: StateRecord, kept: FitSummary | None) -> None:
 
 
 def read_summary(record: StateRecord, n_features: dict[str, int]) -> FitSummary | None:
-    """The inverse of `write_summary`; files of format 1 hold nothing of the kind."""
+    """The inverse of `write_summary`; files of format 1 hold no summary."""
     if "kept" not in record.values:
         return None
     part = record.read_part("kept")
@@ -142,7 +142,7 @@ def _read_images(part: StateRecord, n_features: dict[str, int]) -> ImageSample:
     sample = {s: RowSample.read_state(part.read_part(s), n) for s, n in n_features.items() if n}
     part.close()
     if any(not np.array_equal(each.keys, sample[PRETRAINED].keys) for each in sample.values()):
-        raise ValueError(f"{part.name} holds other images in each feature space")
+        raise ValueError(f"{part.name} holds different images in each feature space")
     return sample
 
 

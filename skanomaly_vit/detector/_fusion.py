@@ -1,4 +1,4 @@
-"""A density in each feature space, and one score out of both."""
+"""Densities in each feature space, and their fusion into one score."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def fit_densities(
     store : FeatureStore
         Features of all images.
     spaces : collection of str
-        Those that count.
+        Spaces that contribute to the score.
     split : tuple of (ndarray of int, ndarray of int)
-        Images to learn from, and held-out ones; without any, the threshold is a plain quantile of
-        the scores of the first.
+        Images to learn from, and held-out ones. Without held-out ones, the threshold is a plain
+        quantile of the learned images' scores.
     density : str, estimator or dict of str to these
-        For all spaces, or for each.
+        One for all spaces, or one for each.
     pca_variance : float or None
-        Of the PCA in the pre-trained space.
+        Variance that the PCA of the pre-trained space keeps; None is no PCA.
     fusion : {"product", "standardized"}
     contamination : float
         Share of normal images that may be flagged.
     seed : int
         See `fit_density`.
     remember : bool
-        Whether the same features are likely to come again, in this process.
+        Whether later fits in this process are likely to see the same features.
     """
     train, held_out = map(store.mask, split)
     require_spread(store.rows(PRETRAINED, train))
@@ -95,16 +95,16 @@ def fit_densities(
 
 @dataclass(frozen=True)
 class FittedDensities:
-    """What scores images, and what it takes to go on from it.
+    """Fitted densities, their fusion and threshold, and a summary for updates.
 
     Attributes
     ----------
     density : dict of str to estimator
         The scorer of each space.
     fusion : dict of str to (float, float)
-        Location and scale by which each space's score is standardised before they are added.
+        Location and scale that standardize each space's score before the sum.
     calibration_scores : ndarray of shape (n_held_out,), float64, or None
-        Without any held out, None.
+        None without held-out images.
     offset : float
     summary : FitSummary
     """
@@ -125,7 +125,7 @@ def calibrate(
     fusion: str,
     contamination: float,
 ) -> FittedDensities:
-    """Scale and threshold of densities, by images that they have learned from and others.
+    """Compute scale and threshold of densities from learned and unseen images.
 
     Parameters
     ----------
@@ -165,15 +165,15 @@ def fit_density(
     Parameters
     ----------
     density : str or estimator
-        A name in `DENSITIES`, or an estimator, which is cloned. One that is none of ours gets all
-        rows in one array.
+        A name in `DENSITIES`, or an estimator to clone. An estimator from elsewhere gets all rows
+        in one array.
     rows : Rows
-        Of the normal images.
+        Features of the normal images.
     seed : int
-        Becomes every ``random_state`` of the scorer that is ``None``.
+        Replaces every ``random_state=None`` of the scorer.
     pca : PCA or None
     statistics : Statistics or None
-        Of the rows; only with a PCA.
+        Statistics of the rows; only with a PCA.
 
     Returns
     -------
@@ -204,7 +204,7 @@ def _fit_to_rows(scorer: Any, rows: Rows) -> Any:
 
 
 def _find_pca(statistics: Statistics, variance: float, remember: bool) -> PCA:
-    """The whitening PCA; with `remember`, of the same statistics it is the one made last."""
+    """Whitening PCA of statistics; with `remember`, a copy of a recent one of equal statistics."""
     if not remember:
         return whiten(statistics, variance)
     sums = statistics.covariance().tobytes() + statistics.mean.tobytes()
@@ -217,11 +217,11 @@ def _find_pca(statistics: Statistics, variance: float, remember: bool) -> PCA:
 
 
 def require_spread(rows: Rows) -> None:
-    """Refuse features, one row an image, that no density can be fitted to."""
+    """Reject features, one row per image, that do not vary."""
     first = None
     for shard in rows:
         first = shard[0] if first is None else first
-        # The same image twice differs by rounding, in float32 some 1e-7 of its features.
+        # Rounding makes equal images differ, in float32 by some 1e-7 of their features.
         if not np.allclose(shard, first, rtol=1e-5, atol=1e-5):
             return
     raise ValueError(
@@ -239,8 +239,8 @@ def _scaled(scores: np.ndarray, units: tuple[float, float]) -> np.ndarray:
     return (scores - units[0]) / units[1]
 
 
-#: Products of fewer rows round otherwise than those of many: seen with 1 row (a vector to BLAS) in
-#: a Gaussian, with up to 4 in the search for neighbours.
+#: Products of fewer rows round differently from those of many: 1 row (a vector to BLAS) in a
+#: Gaussian, up to 4 in the neighbor search.
 _FEW_ROWS = 64
 
 
@@ -263,11 +263,11 @@ def score_shards(
 
 
 def _padded(rows: np.ndarray) -> np.ndarray:
-    """So many rows that a score rounds as it does among many others."""
+    """Pad rows, so that a score rounds as it does among many others."""
     n_more = _FEW_ROWS - len(rows)
     return np.concatenate([rows, np.repeat(rows[:1], n_more, axis=0)]) if n_more > 0 else rows
 
 
 def sum_spaces(scores: Mapping[str, np.ndarray]) -> np.ndarray:
-    """One score an image: the logarithm of the product of the likelihoods."""
+    """One score per image: the logarithm of the product of the likelihoods."""
     return np.sum(list(scores.values()), axis=0)

@@ -1,10 +1,10 @@
-"""Model files of older formats, brought to what the newest one says."""
+"""Upgrades of model files from older formats."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Name of a parameter in formats 1 and 2, and of the parameter of `BlockStudent` that it became.
+#: Parameters of formats 1 and 2 that are now parameters of `BlockStudent`.
 _BLOCK_PARAMETERS = ("max_epochs", "learning_rate", "learning_rate_schedule", "patience")
 
 #: Values that "auto" stood for, in each recipe.
@@ -27,7 +27,7 @@ _AUTO: dict[str, dict[str, Any]] = {
 
 
 def upgrade(values: dict[str, Any], version: int) -> None:
-    """Change the values of a file of format `version` in place; what is missing stays missing."""
+    """Upgrade the values of a file of format `version` in place; missing ones stay missing."""
     if version < 3:
         detector = _part(values, "detector")
         distillation = _part(detector, "distillation")
@@ -38,7 +38,7 @@ def upgrade(values: dict[str, Any], version: int) -> None:
 
 
 def _upgrade_student(parameters: dict[str, Any]) -> None:
-    """Make one parameter `student` of those of formats 1 and 2."""
+    """Replace the student parameters of formats 1 and 2 by one parameter `student`."""
     parameters.pop("token_fraction", None)
     alpha = parameters.pop("ridge_alpha", None)
     block = {name: parameters.pop(name) for name in _BLOCK_PARAMETERS if name in parameters}
@@ -61,7 +61,7 @@ def _upgrade_student(parameters: dict[str, Any]) -> None:
 
 
 def _fitted_student(distillation: dict[str, Any]) -> Any:
-    """The student that was fitted: that of the parameters, unless they were changed since."""
+    """Fitted student: the one in the parameters, unless they changed after the fit."""
     kind = distillation.pop("kind")
     name = {"ridge": "RidgeStudent", "block": "BlockStudent"}.get(kind, kind)
     given = _part(_part(distillation, "parameters"), "student")

@@ -1,4 +1,4 @@
-"""Densities, scale and threshold of a fitted detector, carried on to more images."""
+"""Incremental fit: densities, scale and threshold updated with more images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from skanomaly_vit.detector._fusion import FittedDensities, calibrate
 
 
 def require_updatable(densities: Mapping[str, Any], summary: FitSummary | None) -> FitSummary:
-    """The summary of a fit, if its densities can learn from more images.
+    """Return the summary of a fit whose densities can be updated.
 
     Raises
     ------
     ValueError
-        If one of them cannot, or there is no summary.
+        If a density cannot be updated, or there is no summary.
     """
     for space, scorer in densities.items():
         behind_pca = isinstance(scorer, Pipeline)
@@ -33,15 +33,15 @@ def require_updatable(densities: Mapping[str, Any], summary: FitSummary | None) 
             raise ValueError(
                 f"the density of the {space} space, {type(density).__name__}"
                 f"{' behind a PCA' if behind_pca else ''}, cannot learn from more images without "
-                "those that it has seen. GaussianDensity and ExcessDensity can, and KNNDensity "
-                "without a PCA: use one of those, or fit again to all images."
+                "the earlier ones. GaussianDensity and ExcessDensity can, and KNNDensity without a "
+                "PCA: use one of them, or fit again to all images."
             )
         if not behind_pca:
             density._require_updatable()
     if summary is None:
         raise ValueError(
-            "this detector was saved by a version that kept no features of its images, so that no "
-            "more can be added to them. Fit again."
+            "this detector was saved by a version that kept no features of its images, so it "
+            "cannot be updated. Fit again."
         )
     return summary
 
@@ -55,12 +55,12 @@ def update_densities(
     fusion: str,
     contamination: float,
 ) -> FittedDensities:
-    """Let densities learn from more images, and calibrate them by what was kept of all.
+    """Update densities with more images, and calibrate them with features kept of all.
 
     Parameters
     ----------
     densities : mapping of str to estimator
-        The scorer of each space; they stay as they are.
+        The scorer of each space; left unchanged.
     summary : FitSummary
     store : FeatureStore
         Features of the new images.
@@ -90,7 +90,7 @@ def update_densities(
 
 
 def _update(scorer: Any, rows: Rows, statistics: Statistics | None) -> Any:
-    """A new scorer; an update of ours replaces attributes and changes none in place."""
+    """Update a shallow copy of a scorer; updates replace attributes and change none in place."""
     if not isinstance(scorer, Pipeline) or statistics is None:
         return copy.copy(scorer)._update_rows(rows)
     pca = whiten(statistics, scorer[0].n_components)

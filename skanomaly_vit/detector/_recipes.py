@@ -1,4 +1,4 @@
-"""Recipes: the values of the parameters that are left at "auto"."""
+"""Recipes: the values of parameters that are "auto"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skanomaly_vit._utils.labels import is_auto
 from skanomaly_vit.density import ExcessDensity, GaussianDensity
 from skanomaly_vit.distillation import BlockDistillation, BlockStudent, RidgeStudent
 
-#: Recipe -> parameter -> value; the value of `density` is one for each feature space.
+#: Recipe -> parameter -> value; `density` has a value for each feature space.
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {
         "student": RidgeStudent(),
@@ -39,7 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def resolve(estimator: Any) -> dict[str, Any]:
-    """Value of each parameter that recipes are about: the estimator's own, unless it is "auto"."""
+    """Value of each parameter of a recipe: the estimator's own, or the recipe's for "auto"."""
     recipe = RECIPES[estimator.recipe]
     given = {name: getattr(estimator, name) for name in recipe}
     return {name: recipe[name] if is_auto(value) else value for name, value in given.items()}
@@ -48,7 +48,7 @@ def resolve(estimator: Any) -> dict[str, Any]:
 def describe_recipe(
     values: dict[str, Any], densities: dict[str, Any], distillation: BlockDistillation | None
 ) -> Bunch:
-    """Values that a fit has used, as `recipe_` has them: parts are not fitted."""
+    """Values that a fit used, for `recipe_`; the estimators among them are unfitted."""
     return Bunch(
         student=None if distillation is None else distillation._student,
         pca_variance=values["pca_variance"],
@@ -58,5 +58,5 @@ def describe_recipe(
 
 
 def _density_of(scorer: Any) -> Any:
-    """The density of a fitted scorer, which may stand behind a PCA."""
+    """Density of a fitted scorer, with or without a PCA before it."""
     return scorer[-1] if isinstance(scorer, Pipeline) and "pca" in scorer.named_steps else scorer

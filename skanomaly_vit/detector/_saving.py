@@ -1,4 +1,4 @@
-"""A fitted detector, written into a model file and read from it."""
+"""Saving and loading of fitted detectors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from skanomaly_vit.persistence._card import make_card
 from skanomaly_vit.persistence._container import read, refusal, write
 from skanomaly_vit.persistence._record import StateRecord, name_of
 
-# What torch and timm make of parameters that no network has is any of these.
+# torch and timm raise any of these for parameters that fit no network.
 _FAILURES = (
     ValueError,
     TypeError,
@@ -43,7 +43,7 @@ _FAILURES = (
     MemoryError,
 )
 
-#: Pixels of a side, at most: a forged size is not to take all memory for a network.
+#: Largest side in pixels, so that a network of a forged size cannot fill the memory.
 LARGEST_SIDE = 8192
 
 #: Fitted attributes that a file holds.
@@ -64,14 +64,14 @@ _ATTRIBUTES = {
 
 
 def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
-    """Write a fitted detector into one file; see `TransformalyDetector.save`.
+    """Write a fitted detector to one file; see `TransformalyDetector.save`.
 
     Parameters
     ----------
     detector : TransformalyDetector
         Fitted.
     path : str or path-like
-        The file, in a folder that exists. An older one is replaced.
+        The file, in an existing folder. It replaces an older one.
     """
     check_is_fitted(detector)
     _require_savable(detector)
@@ -130,7 +130,7 @@ def load_detector(detector_class: type[Any], path: str | os.PathLike[str]) -> An
     Raises
     ------
     ModelFileError
-        If the file is no model, or not a whole one.
+        If the file is no model, or not a complete one.
     """
     name = os.path.expanduser(os.fsdecode(path))
     values, tensors, version = read(name)
@@ -144,7 +144,7 @@ def load_detector(detector_class: type[Any], path: str | os.PathLike[str]) -> An
         for part in (record, root):
             part.close()
         if tensors:
-            raise ValueError(f"it holds the tensor {next(iter(tensors))!r}: unknown here")
+            raise ValueError(f"it holds the unknown tensor {next(iter(tensors))!r}")
     except _FAILURES as error:
         raise refusal(name, str(error) or type(error).__name__) from error
     return detector
@@ -153,8 +153,8 @@ def load_detector(detector_class: type[Any], path: str | os.PathLike[str]) -> An
 def _require_savable(detector: Any) -> None:
     if isinstance(detector.backbone, torch.nn.Module):
         raise ValueError(
-            f"backbone=<{type(detector.backbone).__name__}> is a network, whose code no file of "
-            "numbers can hold. Fit with the name of a timm model, and with pretrained='its weights"
+            f"backbone=<{type(detector.backbone).__name__}> is a network, and a model file cannot "
+            "hold its code. Fit with the name of a timm model, and with pretrained='its weights"
             ".safetensors' if they are your own; or use joblib.dump after reading SECURITY.md."
         )
     _require_image_size(detector)
@@ -197,7 +197,7 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     n_samples, n_held_out = record.read_int("n_samples_fit", 1), record.read_int("n_held_out")
     held_out = record.read_array("validation_indices", n_held_out, dtype=np.int64)
     if ((held_out < 0) | (held_out >= n_samples)).any():
-        raise ValueError("its held-out images are none of those that it was fitted on")
+        raise ValueError("its held-out images are not among the images of its fit")
     detector.features_, detector.distillation_ = features, distillation
     detector.density_, detector.fusion_ = density, fusion
     detector.offset_ = record.read_number("offset")
@@ -216,7 +216,7 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     if "feature_names_in" in record.values:
         names = record.read_list("feature_names_in", str)
         if len(names) != getattr(detector, "n_features_in_", None):
-            raise ValueError(f"it has {len(names)} names of columns, but not so many columns")
+            raise ValueError(f"it has {len(names)} column names, but another number of columns")
         detector.feature_names_in_ = np.asarray(names, dtype=object)
     return detector
 
@@ -235,7 +235,7 @@ def _read_recipe(record: StateRecord, detector: Any) -> Bunch:
 
 
 def _read_rates(record: StateRecord, detector: Any) -> tuple[float | None, float]:
-    """Rate of false alarms that the threshold was set at, and `contamination` then."""
+    """False-alarm rate of the threshold, and `contamination` when it was set."""
     if "false_alarm_rate" not in record.values:
         return float(detector.contamination), detector.contamination
     rates = record.read_list("false_alarm_rate", float)
@@ -245,13 +245,13 @@ def _read_rates(record: StateRecord, detector: Any) -> tuple[float | None, float
 
 
 def _choosing(detector: Any) -> np.ndarray:
-    """Held-out images that students chose by, if there were no groups."""
+    """Held-out images that choose students' epochs in a fit without groups."""
     chooses = detector.distillation_._student._chooses
     return share_out(detector.validation_indices_, None, chooses=chooses)[0]
 
 
 def _write_choosing(record: StateRecord, detector: Any) -> None:
-    """Write which images students chose by, unless it shows from those that were held out."""
+    """Write the images that chose students' epochs, unless the held-out ones imply them."""
     choosing = detector.distillation_.validation_indices_
     if not np.array_equal(choosing, _choosing(detector)):
         record.write(n_choosing=len(choosing))
@@ -264,7 +264,7 @@ def _read_choosing(record: StateRecord, detector: Any) -> np.ndarray:
         return _choosing(detector)
     choosing = record.read_array("choosing_indices", record.read_int("n_choosing"), dtype=np.int64)
     if not np.isin(choosing, held_out).all():
-        raise ValueError("the images that its students chose by were not held out")
+        raise ValueError("the images that chose its students' epochs were not held out")
     return choosing
 
 
@@ -290,12 +290,12 @@ def _write_features(record: StateRecord, detector: Any) -> None:
 
 
 class _Blueprint:
-    """The backbone as its name says it is built, with random weights, built when it is needed.
+    """Backbone of the architecture that its name states, with random weights, built on first use.
 
     Parameters
     ----------
     features : ViTFeatures
-        With the parameters of the backbone.
+        Holds the parameters of the backbone.
     """
 
     def __init__(self, features: ViTFeatures) -> None:
@@ -318,7 +318,9 @@ class _Blueprint:
         """One of its blocks."""
         blocks: Any = self.model.blocks
         if index >= len(blocks):
-            raise ValueError(f"it has a student of block {index}; the backbone has {len(blocks)}")
+            raise ValueError(
+                f"it has a student of block {index}; the backbone has {len(blocks)} blocks"
+            )
         return blocks[index]
 
 
@@ -359,7 +361,7 @@ def _read_preprocessing(part: StateRecord) -> Preprocessing:
 def _read_teacher(
     part: StateRecord, features: ViTFeatures, preprocessing: Preprocessing
 ) -> Teacher:
-    """The backbone that a file holds."""
+    """Rebuild the backbone that a file holds."""
     model = _Blueprint(features).model
     state = {
         name: part.read_tensor(name, *value.shape, dtype=value.dtype)
@@ -371,7 +373,7 @@ def _read_teacher(
     if teacher.fingerprint != features.backbone_fingerprint_:
         raise ValueError(
             f"the backbone in it has the fingerprint {teacher.fingerprint[:12]}..., not "
-            f"{features.backbone_fingerprint_[:12]}... as it says"
+            f"{features.backbone_fingerprint_[:12]}... as the file states"
         )
     return teacher
 
@@ -380,12 +382,12 @@ def _read_densities(record: StateRecord, n_features: dict[str, int]) -> dict[str
     part, density = record.read_part("density"), {}
     for space in list(part.values):
         if space not in n_features:
-            raise ValueError(f"{part.name} is about the unknown space {space!r}")
+            raise ValueError(f"{part.name} names the unknown space {space!r}")
         density[space], n_taken = read_scorer(part.read_part(space))
         if n_taken != n_features[space]:
             raise ValueError(
-                f"its density of the {space} space takes {n_taken} features; there are "
-                f"{n_features[space]}"
+                f"its density of the {space} space takes {n_taken} features; the space "
+                f"has {n_features[space]}"
             )
     if not density:
         raise ValueError("it has no density")
@@ -397,7 +399,7 @@ def _read_fusion(record: StateRecord, density: dict[str, Any]) -> dict[str, tupl
     for space in density:
         values = part.read_list(space, float)
         if len(values) != 2 or not np.isfinite(values).all() or values[1] <= 0:
-            raise ValueError(f"{part.name}.{space} is {values}, no location and scale")
+            raise ValueError(f"{part.name}.{space} is {values}, not a location and a scale")
         fusion[space] = (values[0], values[1])
     part.close()
     return fusion
@@ -424,7 +426,7 @@ def _read_patches(record: StateRecord, blocks: list[int]) -> NormalPatches | Non
     layout = PatchLayout(rows, columns, part.read_int("block"))
     dim, scales = part.read_int("dim", 1), part.read_part("map_scale")
     if set(scales.values) != (set(METHODS) if blocks else {FEATURES}):
-        raise ValueError(f"{scales.name} is about {', '.join(scales.values) or 'nothing'}")
+        raise ValueError(f"{scales.name} names {', '.join(scales.values) or 'nothing'}")
     normal = NormalPatches(
         layout=layout,
         blocks=list(blocks),

@@ -21,9 +21,9 @@ from skanomaly_vit.distillation._trained import Trained
 class BlockStudent(StorableStudent):
     """A block of the teacher's architecture, started at random and trained by Adam.
 
-    The student of the paper [1]_, section 3.2: it minimises the mean squared error
-    (S_j(h_{j-1}) - h_j)^2 over tokens and channels. `BlockDistillation` trains it; the epoch with
-    the smallest error on held-out images is kept, block by block.
+    The student of the paper [1]_, section 3.2: it minimizes the mean squared error
+    (S_j(h_{j-1}) - h_j)^2 over tokens and channels. `BlockDistillation` trains it and keeps, block
+    by block, the epoch with the smallest error on held-out images.
 
     Parameters
     ----------
@@ -33,11 +33,11 @@ class BlockStudent(StorableStudent):
         Learning rate of Adam; the peak under the one-cycle schedule.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         ``"one_cycle"`` rises to `learning_rate` and falls to zero within `max_epochs`, while
-        Adam's beta1 falls from 0.95 to 0.85 and rises again; a single step is taken at
-        `learning_rate`.
+        Adam's beta1 falls from 0.95 to 0.85 and rises again; a fit of a single
+        step uses `learning_rate`.
     patience : int, default=3
-        A student that has not improved on the held-out images for this number of epochs is not
-        trained further.
+        Number of epochs without improvement on held-out images after which a student's training
+        stops.
 
     See Also
     --------

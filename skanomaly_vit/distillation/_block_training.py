@@ -1,4 +1,4 @@
-"""How students are trained: loss, sampling, schedule, stopping."""
+"""Training of block students: loss, sampling, schedule, early stopping."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from skanomaly_vit._utils.progress import Progress, log
 from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
 from skanomaly_vit.distillation._trained import Trained, below
 
-#: What of a checkpoint is about all students.
+#: Name of the checkpoint part that all students share.
 _ALL = "all"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What governs the training of students; see `BlockDistillation` for each meaning."""
+    """Parameters of training; see `BlockStudent`, and `BlockDistillation` for `batch_size`."""
 
     max_epochs: int
     learning_rate: float
@@ -36,12 +36,12 @@ class Schedule:
 
 @dataclass
 class Student:
-    """A student block in training: its optimiser, and the best state it has been in.
+    """A student block in training, with its optimizer and its best state so far.
 
-    `best` is kept only where images are held out to choose it by.
+    `best` is empty without held-out images to choose it.
 
-    A batch comes in one call or in several: `learn` from each, then `step`. What is seen of it so
-    far is `_n_seen` images, whose mean gradient is that of the parameters.
+    A batch comes in one or several parts: call `learn` for each, then `step`. `_n_seen` counts the
+    images of the batch so far; the parameters hold their mean gradient.
     """
 
     block: nn.Module
@@ -56,11 +56,11 @@ class Student:
     _n_seen: int = field(default=0, init=False)
 
     def learn(self, call: BlockCall) -> float:
-        """Take the gradient of mean (S(h_{j-1}) - h_j)^2 of a batch, or of a part of it."""
+        """Accumulate the gradient of mean (S(h_{j-1}) - h_j)^2 of a batch or a part of one."""
         learning = list(self.block.parameters())
         with torch.enable_grad():
             loss = nn.functional.mse_loss(call.replay(self.block), call.output)
-            # Not backward: if memory runs out in it, some parameters have got their share.
+            # Not `backward`: if it runs out of memory, some parameters already have their share.
             gradients = torch.autograd.grad(loss, learning, allow_unused=True)
         n_images = len(call.output)
         for parameter, gradient in zip(learning, gradients, strict=True):
@@ -72,7 +72,7 @@ class Student:
         return loss.item()
 
     def step(self) -> None:
-        """One step of gradient descent on what was learned from a batch."""
+        """Take one optimizer step with the gradient of a batch."""
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -83,7 +83,7 @@ class Student:
         return nn.functional.mse_loss(call.replay(self.block), call.output).item()
 
     def judge(self, patience: int) -> None:
-        """Keep the state if it is the best so far on held-out images; stop after `patience`."""
+        """Keep the state if it is the best on held-out images so far; stop after `patience`."""
         if self.valid_loss[-1] < self.best_loss:
             self.best_loss, self.epochs_without_gain = self.valid_loss[-1], 0
             self.best = copy.deepcopy(self.block.state_dict())
@@ -92,7 +92,7 @@ class Student:
         self.stopped = self.epochs_without_gain >= patience
 
     def part(self) -> Part:
-        """All of it, for a checkpoint."""
+        """State for a checkpoint."""
         adam = self.optimizer.state_dict()
         tensors: dict[str, torch.Tensor] = {}
         for kind, state in {"block": self.block.state_dict(), "best": self.best}.items():
@@ -109,7 +109,7 @@ class Student:
         }, {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
     def restore(self, part: Part) -> None:
-        """The inverse of `part`."""
+        """Restore the state that `part` returned."""
         values, tensors = part
         parts = {kind: below(kind, tensors) for kind in ("block", "best", "adam")}
         self.block.load_state_dict(parts["block"])
@@ -117,7 +117,7 @@ class Student:
         self.best = {name: value.to(device) for name, value in parts["best"].items()}
         numbers = {name.partition("/")[0] for name in parts["adam"]}
         states = {int(number): below(number, parts["adam"]) for number in numbers}
-        # JSON made a list of a tuple.
+        # JSON turned tuples into lists.
         groups = [group | {"betas": tuple(group["betas"])} for group in values["groups"]]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.scheduler.load_state_dict(values["scheduler"])
@@ -126,7 +126,7 @@ class Student:
         self.best_loss = min(self.valid_loss, default=math.inf)
 
     def finish(self) -> Trained:
-        """The best block, or the last where none was judged, frozen."""
+        """Freeze the best block, or the last one without held-out images."""
         if self.best:
             self.block.load_state_dict(self.best)
         return Trained(self.block.requires_grad_(False), self.train_loss, self.valid_loss)
@@ -136,22 +136,22 @@ def new_student(block: nn.Module, generator: torch.Generator) -> nn.Module:
     """Copy the architecture of a teacher `block`, with weights drawn from `generator`.
 
     Weight matrices and position-bias tables are drawn from a normal distribution of standard
-    deviation 0.02 cut at two deviations (as Vision Transformers are initialised, Dosovitskiy
-    et al. 2021); scales of norms and layer scales start at 1, biases at 0. A layer scale near
-    0, where some pre-trainings start it, would make the first epochs do nothing.
+    deviation 0.02 cut at two deviations (the initialization of Vision Transformers, Dosovitskiy
+    et al. 2021); scales of norms and layer scales start at 1, biases at 0. Some pre-trainings
+    start layer scales near 0, which would waste the first epochs.
 
     Parameters
     ----------
     block : nn.Module
         A teacher block.
     generator : torch.Generator
-        On the CPU: the same draws whatever the device of `block`.
+        On the CPU, so that draws do not depend on the device of `block`.
 
     Returns
     -------
     student : nn.Module
-        In eval mode (no dropout, so that no global random state is used), on the device of
-        `block`, gradients on.
+        In eval mode (no dropout, which would use the global random state), on the device of
+        `block`, with gradients.
     """
     student = copy.deepcopy(block).eval().requires_grad_(True)
     with torch.no_grad():
@@ -181,31 +181,30 @@ def train_students(
 ) -> tuple[dict[int, Trained], list[float]]:
     """Train one student for each of the teacher's `blocks`.
 
-    Each pass of the teacher over a batch serves the step of every student; a student that has
-    stopped is not visited any more.
+    Each pass of the teacher over a batch serves the step of every student that has not stopped.
 
     Parameters
     ----------
     passes : TeacherPasses
     blocks : collection of int
-        Indices of the blocks to be imitated.
+        Indices of the blocks to imitate.
     train, validation : ndarray of int
-        Indices of the images to learn from, and to choose the best student by.
+        Indices of the images to learn from, and of those that choose the best epoch.
     schedule : Schedule
     seed : int
-        Seed of the initial weights, and of the order of images. A student
-        depends on the seed and on its block, not on which other students there are.
+        Seed of the initial weights, and of the order of images. A student depends on the seed and
+        on its block, not on the other students.
     progress : Progress
         Gets an ``epoch`` task per epoch with a ``batch`` task per batch.
     checkpoints : Checkpoints
-        Of the students; their steps are epochs.
+        Checkpoints of the students; their steps are epochs.
     verbose : int
 
     Returns
     -------
     trained : dict of int to Trained
     seconds : list of float
-        Of each epoch.
+        Duration of each epoch.
 
     Raises
     ------
@@ -247,7 +246,7 @@ def train_students(
 def _parts(
     students: Mapping[int, Student], shuffler: torch.Generator, seconds: list[float]
 ) -> Iterator[tuple[str, Part]]:
-    """What a checkpoint holds, one after the other: they are large."""
+    """Yield the parts of a checkpoint one by one: they are large."""
     yield _ALL, ({"seconds": seconds}, {"shuffler": shuffler.get_state()})
     for index, student in students.items():
         yield str(index), student.part()
@@ -265,7 +264,7 @@ def _in_training(
     optimizer = torch.optim.Adam(student.parameters(), lr=schedule.learning_rate)
     scheduler: torch.optim.lr_scheduler.LRScheduler
     n_steps = schedule.max_epochs * n_batches
-    # Of a single step the cycle would make its end, at a rate of next to nothing.
+    # A cycle of a single step would be its end, where the rate is almost zero.
     if schedule.learning_rate_schedule == "one_cycle" and n_steps > 1:
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=schedule.learning_rate, total_steps=n_steps
@@ -284,7 +283,7 @@ def _run_epoch(
     *,
     learning: bool,
 ) -> None:
-    """One pass of the teacher; append the mean over images of each student's loss."""
+    """Run one pass of the teacher; append each student's mean loss over the images."""
     loss_of = Student.learn if learning else Student.loss
     totals = dict.fromkeys(students, 0.0)
     n_images = 0

@@ -1,4 +1,4 @@
-"""The students by their names, and what else may stand in their place."""
+"""Students by name, and the constraint of the parameter `student`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ STUDENT_CONSTRAINT: list[Any] = [
 
 
 def make_student(student: Any) -> BaseStudent:
-    """The part that fits students: of a name, one of ours, or any with ``fit`` and ``predict``.
+    """Make a student from a name, a student of ours, or any with ``fit`` and ``predict``.
 
     Raises
     ------
     ValueError
-        If it is a class, or one of ours has a parameter that is not as described.
+        If `student` is a class, or one of ours with a parameter that is not as described.
     """
     if isinstance(student, type):
         raise ValueError(f"student={student.__name__} is a class; pass an instance of it")

@@ -1,4 +1,4 @@
-"""Checkpoints of a fit: what it takes to go on where it was stopped."""
+"""Checkpoints of a fit, to resume it after an interruption."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     import torch
 
 
-#: Seconds between checkpoints within a pass; to write one takes a second or so.
+#: Seconds between checkpoints within a pass; writing one takes about a second.
 INTERVAL = 60.0
 
-#: Values that JSON has, and named tensors on the CPU.
+#: JSON values, and named tensors on the CPU.
 Part: TypeAlias = "tuple[dict[str, Any], dict[str, torch.Tensor]]"
 
 #: Written last: a checkpoint without it is not complete.
 _SEAL = "complete.json"
 
-#: Says what a fit is about.
+#: Describes the images and parameters of a fit.
 _IDENTITY = "fit.json"
 
 _FOLDERS = "fit-"
@@ -48,9 +48,10 @@ class Checkpoints:
     Parameters
     ----------
     folder : Path or None
-        Of this fit alone. ``None`` writes nothing.
+        Folder of this fit alone. ``None`` writes nothing.
     key : str
-        What the fit is about: files that have another are not used. Empty for no checkpoints.
+        Digest of all that the fit depends on; files with another one are ignored. Empty for no
+        checkpoints.
     """
 
     def __init__(self, folder: Path | None = None, key: str = "") -> None:
@@ -66,7 +67,7 @@ class Checkpoints:
     def latest(self, names: Iterable[str], verbose: int = 0) -> tuple[int, dict[str, Part]]:
         """Step and parts of the last good checkpoint that has parts of all `names`.
 
-        Step 0 and no parts, if there is none. Ranks that work together follow the first.
+        Step 0 and no parts if there is none. All ranks follow the first.
         """
         if not self._key:
             return 0, {}
@@ -82,17 +83,17 @@ class Checkpoints:
                 parts = self._read(step, wanted)
                 break
             except ModelFileError as error:
-                unusable.append(f"that of step {step} cannot be used: {error.cause}")
+                unusable.append(f"step {step} is unusable: {error.cause}")
         else:
             step = 0
         if unusable:
-            self._warn(f"{'; '.join(unusable)}. The fit goes on after step {step}")
+            self._warn(f"{'; '.join(unusable)}. The fit resumes after step {step}")
         if step:
-            log(verbose, "going on after step %d of %s", step, self._folder)
+            log(verbose, "resuming after step %d of %s", step, self._folder)
         return step, parts
 
     def save(self, step: int, parts: Iterable[tuple[str, Part]]) -> None:
-        """Write a checkpoint, and drop all but it and the one before."""
+        """Write a checkpoint, and remove all but it and the one before."""
         if self._folder is None:
             return
         before = [other for other in sealed_steps(self._folder) if other < step][-1:]
@@ -102,8 +103,8 @@ class Checkpoints:
         except OSError as error:
             _remove(self._folder, step)
             self._warn(
-                f"that of step {step} cannot be written: {error}. The fit goes on, and if it is "
-                f"stopped, starts again after step {before[0] if before else 0}"
+                f"step {step} cannot be written: {error}. The fit goes on; after an interruption, "
+                f"it would resume after step {before[0] if before else 0}"
             )
             return
         finally:
@@ -113,20 +114,20 @@ class Checkpoints:
                 _remove(self._folder, other)
 
     def discard(self) -> None:
-        """Remove all of it, now or at the end of `kept_checkpoints`: the fit is done."""
+        """Remove all checkpoints of a finished fit, now or at the end of `kept_checkpoints`."""
         postponed = _postponed.get()
         if postponed is not None:
             postponed.append(self)
         elif self._folder is not None:
-            for step in _all_steps(self._folder):  # the last one at last, should this be stopped
+            for step in _all_steps(self._folder):  # the newest last, in case this stops
                 _remove(self._folder, step)
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def warn_of_workers(self) -> None:
-        """Say that students which are trained in other processes have no checkpoints."""
+        """Warn that students trained in other processes have no checkpoints."""
         if self._folder is not None:
             self._warn(
-                "there are none of block students that workers train: a fit that is stopped "
+                "workers write none for the block students that they train, so an interrupted fit "
                 "starts again"
             )
 
@@ -149,24 +150,24 @@ class Checkpoints:
                 raise refusal(str(path), f"it has no part {name!r}")
             whole, tensors, _ = read(str(path))
             if (whole.get("fit"), whole.get("step")) != (self._key, step):
-                raise refusal(str(path), f"its part {name!r} is of another one")
+                raise refusal(str(path), f"its part {name!r} is of another checkpoint")
             parts[name] = whole["values"], tensors
         return parts
 
     def _warn(self, what: str) -> None:
-        message = f"Of the checkpoints in {str(self._folder)!r}, {what}."
+        message = f"Checkpoints in {str(self._folder)!r}: {what}."
         warnings.warn(message, CheckpointWarning, stacklevel=3)
 
 
-#: Fits that are done, but whose checkpoints are kept for now.
+#: Checkpoints of finished fits, kept for now.
 _postponed: ContextVar[list[Checkpoints] | None] = ContextVar("postponed", default=None)
 
 
 @contextmanager
 def kept_checkpoints() -> Iterator[None]:
-    """Keep the checkpoints of fits that end within until the block ends well.
+    """Keep the checkpoints of the fits in the block until the block succeeds.
 
-    For what comes after a fit, and has to succeed lest the fit was in vain.
+    For a step after a fit, such as saving, whose failure must not cost the fit.
     """
     done: list[Checkpoints] = []
     token = _postponed.set(done)
@@ -179,7 +180,7 @@ def kept_checkpoints() -> Iterator[None]:
 
 
 def check_checkpoint_dir(checkpoint_dir: str | os.PathLike[str] | None, random_state: Any) -> None:
-    """Refuse, before any work, a folder that cannot be one, and a fit that cannot be repeated."""
+    """Reject, before any work, a file in place of a folder, and a fit without a seed."""
     if checkpoint_dir is None:
         return
     if os.path.exists(checkpoint_dir) and not os.path.isdir(checkpoint_dir):
@@ -189,29 +190,29 @@ def check_checkpoint_dir(checkpoint_dir: str | os.PathLike[str] | None, random_s
     if random_state is None:
         raise ValueError(
             "checkpoint_dir needs a random_state: with None, each fit holds out other images and "
-            "starts from other weights, so that none can go on where another was stopped. Pass an "
-            "int, such as random_state=0."
+            "starts from other weights, so no fit can resume another. Pass an int, such as "
+            "random_state=0."
         )
 
 
 def open_checkpoints(
     checkpoint_dir: str | os.PathLike[str], key: bytes, identity: Mapping[str, Any]
 ) -> Checkpoints:
-    """The checkpoints of a fit, with a warning if there are others' in their place.
+    """Open the checkpoints of a fit; warn if there are only those of other fits.
 
     Parameters
     ----------
     checkpoint_dir : path
-        Holds a folder for each fit that was stopped. It is made if it is not there.
+        Holds a folder for each interrupted fit. Created if missing.
     key : bytes
         Digest of all that the result depends on.
     identity : mapping of str to JSON value
-        The same for people, so that the warning can say what differs; digests are bytes.
+        The same for people: the warning lists the differences. Digests are bytes.
 
     Raises
     ------
     OSError
-        If nothing can be written there, but for want of space: that may come.
+        If the folder cannot be written to, unless the disk is full: space may come.
     """
     ranks = current_ranks()
     if ranks is not None and not ranks.is_first:
@@ -243,9 +244,9 @@ def _warn_of_others(top: Path, identity: Mapping[str, Any]) -> None:
         return
     nearest = min(others, key=lambda folder: (len(others[folder]), folder))
     warnings.warn(
-        f"The checkpoint in {str(nearest)!r} is of another fit, and is not used: it differs in "
-        f"{', '.join(others[nearest])}. This fit starts from the beginning, in a folder of its "
-        "own. Delete the other one if it is of no use any more.",
+        f"The checkpoint in {str(nearest)!r} is of another fit, which differs in "
+        f"{', '.join(others[nearest])}. This fit ignores it and starts from the beginning, in a "
+        "folder of its own. Delete the other one if you no longer need it.",
         CheckpointWarning,
         stacklevel=3,
     )
@@ -261,7 +262,7 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
 
 
 def _is_at_work(process: int, host: str) -> bool:
-    """Whether the fit that wrote this is another process of this machine, and not ended."""
+    """Test if the fit that wrote this is another running process of this machine."""
     if os.name != "posix" or host != platform.node() or process == os.getpid():
         return False
     try:
@@ -274,7 +275,7 @@ def _is_at_work(process: int, host: str) -> bool:
 
 
 def sealed_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in a folder, first to last."""
+    """Steps of the complete checkpoints in a folder, in order."""
     return [step for step in _all_steps(folder) if (_folder_of(folder, step) / _SEAL).exists()]
 
 

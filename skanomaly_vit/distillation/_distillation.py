@@ -1,4 +1,4 @@
-"""Images to the discrepancy between a frozen teacher's blocks and their students."""
+"""Discrepancy features: errors of students that imitate a frozen teacher's blocks."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from skanomaly_vit.distributed._torchrun import agreed
 
 
 class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
-    """Discrepancy features: how badly students imitate the blocks of a frozen teacher.
+    """Discrepancy features: errors of students that imitate a frozen teacher's blocks.
 
-    For each of the last `n_blocks` blocks of a Vision Transformer a student learns from normal
-    images to map the teacher's tokens before the block to those after it. The feature of an
-    image is, per block, the mean squared error of the student: z_f of [1]_, section 3.2. It is
-    large where the image differs from the normal ones in what that block computes.
+    For each of the last `n_blocks` blocks of a Vision Transformer, a student learns from normal
+    images to map the teacher's tokens before the block to the tokens after it. The features of an
+    image are the students' mean squared errors, one per block: z_f of [1]_, section 3.2. An error
+    is large if the image differs from the normal ones in the features of that block.
 
     Parameters
     ----------
@@ -64,65 +64,67 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
         read as tensors only. Ignored if `backbone` is a network.
     store_backbone : bool, default=False
-        Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
-        as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
+        Whether a pickle holds the backbone. If not, the unpickled estimator loads it, as
+        `backbone` and `pretrained` say, and rejects it unless it is the same to the bit.
     image_shape : tuple of (int, int, int) or None, default=None
-        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+        Height, width and channels of an image, if `X` is a 2-D array of flattened images.
     max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are refused before they are decoded, so that a small
-        file cannot fill the memory. ``None`` is no limit.
+        Largest number of pixels of a file or PIL image. Larger ones count as unreadable and are
+        not decoded, so that a small file cannot fill the memory. ``None`` is no limit.
     student : {"ridge", "block"} or estimator, default="ridge"
-        The imitation of a block: `RidgeStudent`, `BlockStudent` (a name stands for its default
+        Imitation of a block: `RidgeStudent`, `BlockStudent` (a name stands for its default
         parameters), or any estimator with ``fit(batches)`` and ``predict(tokens)``, cloned for
-        each block; see `RidgeStudent.fit`. A ``random_state`` of it that is ``None`` follows that
-        of `BlockDistillation`.
+        each block; see `RidgeStudent.fit`. A ``random_state`` of ``None`` in it follows
+        `random_state`.
     student_dtype : {"float16", "bfloat16"} or None, default=None
-        Type that students are rounded to, and stored in by pickles. ``None`` is the backbone's.
+        Type to which `fit` rounds students, and in which pickles store them. ``None`` is the
+        backbone's.
     activation_cache : int, default=2**30
         Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
-        that they pass through it once and not in every epoch. The result does not depend on it.
+        that images pass through the backbone once, not in every epoch. Results do not depend on it.
     validation_fraction : float, default=0.2
-        Share of the images in [0, 1) that students do not learn from. `BlockStudent` keeps the
-        epoch with the smallest error on them; with 0 it keeps the last epoch.
+        Share of the images in [0, 1) that students do not learn from. These images choose each
+        block student's best epoch. With 0, block students keep the last epoch.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
     device : str, torch.device or None, default=None
-        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
+        Device of the networks. ``None`` is CUDA or MPS if there is one, else the CPU; under
+        torchrun each rank's own GPU.
     n_jobs : int or None, default=None
-        Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores. Add
+        workers by ``joblib.parallel_config`` or `skanomaly_vit.distributed.torchrun`.
     memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
-        Where features and students are kept for other fits: a folder, a `DiskCache`, or
-        an object such as `joblib.Memory`. The keys are the contents of images, the weights of the
-        backbone and the parameters that matter. Results are the same with or without.
+        Cache of features and students for other fits: a folder, a `DiskCache`, or an object such
+        as `joblib.Memory`. Its keys are the contents of images, the weights of the backbone and
+        the parameters that results depend on. Results are the same with or without it.
     checkpoint_dir : str, path-like or None, default=None
-        A folder for checkpoints. A `fit` that was stopped and is started again with the same
-        images and parameters resumes after the last epoch, or the last minute of the pass for
-        ridge students, and ends with the same result to the bit. Checkpoints of other images or
-        parameters are left alone, with a warning; `fit` removes its own when it ends well. Needs
-        a `random_state`, and a student of this package.
+        Folder for checkpoints. After an interruption, `fit` with the same images and parameters
+        resumes after the last epoch, or the last minute of the pass for ridge students, and gives
+        the same result to the bit. `fit` warns of checkpoints of other images or parameters and
+        leaves them alone; it removes its own when it succeeds. Needs a `random_state`, and a
+        student of this package.
     random_state : int, RandomState instance or None, default=None
-        Seed of block students' weights, the order of images and the validation split.
+        Seed of the validation split, block students' weights, and the order of images.
     verbose : int, default=0
-        Above 0, a line per epoch goes to the logger ``"skanomaly_vit"``.
+        Above 0, progress goes to the logger ``"skanomaly_vit"``, a line per epoch.
 
     Attributes
     ----------
     students_ : list of torch.nn.Module
-        The students, first that of the earliest block.
+        The students, in the order of their blocks.
     block_indices_ : list of int
-        The block of each student, counted from 0.
+        Index of each student's block, counted from 0.
     history_ : list of dict
-        Per epoch ``epoch``, ``train_loss`` and, for block students, ``valid_loss`` (one value a
+        Per epoch ``epoch``, ``train_loss`` and, for block students, ``valid_loss`` (one value per
         student; nan once it has stopped), ``seconds``.
     validation_indices_ : ndarray of int
         Positions in `X` of the images that students did not learn from.
     backbone_fingerprint_ : str
         SHA-256 over class, weights and preprocessing of the backbone.
     n_features_in_ : int
-        Length of a flattened image; only where `image_shape` is given.
+        Length of a flattened image; only with `image_shape`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the columns; only where `X` has names that are all strings and `image_shape` is
-        given.
+        Names of the columns; only with `image_shape`, and if `X` has names that are all strings.
 
     See Also
     --------
@@ -131,8 +133,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
     Notes
     -----
-    The teacher stays in eval mode, and a batch's activations are dropped block by block: memory
-    is one batch and the students with their optimisers.
+    The teacher stays in eval mode. `fit` drops a batch's activations block by block: its memory
+    holds one batch and the students with their optimizers.
 
     References
     ----------
@@ -160,7 +162,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     def __init__(
         self,
         *,
-        # What to look for
+        # Basics
         backbone: str | torch.nn.Module = "embedded",
         image_size: int | tuple[int, int] | None = None,
         n_blocks: int | None = 10,
@@ -224,7 +226,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         ValueError
             If a parameter, the images or the backbone are not as described.
         WeightsUnavailableError
-            If the weights cannot be had.
+            If the weights of the backbone are unavailable.
         """
         check_checkpoint_dir(self.checkpoint_dir, self.random_state)
         student = self._make_student()
@@ -254,12 +256,12 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         -------
         Z : ndarray of shape (n_images, n_blocks)
             Mean squared error of each student, higher = more abnormal, in the floating type of
-            the backbone; of bfloat16 in float32.
+            the backbone, or in float32 for bfloat16.
 
         Raises
         ------
         ValueError
-            If the images are not as described, or one cannot be decoded.
+            If the images are not as described, or one is unreadable.
         """
         check_is_fitted(self)
         source = self._open(X, reset=False)
@@ -268,7 +270,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         return passes.extract(np.arange(len(source)), students)[DISCREPANCY]
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the features: the block each is about, counted from 0.
+        """Names of the features, after their blocks, counted from 0.
 
         Parameters
         ----------
@@ -286,14 +288,14 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     def _fitting_passes(
         self, teacher: Teacher, source: ImageSource, also: Collection[int] = ()
     ) -> CachedPasses:
-        """Passes that keep tokens, of the blocks `also` too, from one to the next."""
+        """Passes that cache the tokens of the last blocks, and of the blocks `also`."""
         kept_blocks = sorted({*teacher.last_blocks(self.n_blocks), *also})
         return self._passes(
             teacher, source, activation_cache=self.activation_cache, kept_blocks=kept_blocks
         )
 
     def _make_student(self) -> BaseStudent:
-        """The part that fits students, or a ValueError if it does not go with other parameters."""
+        """Make the student; a ValueError if `checkpoint_dir` is set and it has no checkpoints."""
         student = make_student(self.student)
         if self.checkpoint_dir is not None and not isinstance(student, StorableStudent):
             raise ValueError(
@@ -311,25 +313,25 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         seed: int,
         progress: Progress,
     ) -> Checkpoints:
-        """Fit the students; their checkpoints are to be discarded once all of the fit is done."""
+        """Fit the students; the caller discards their checkpoints once the whole fit is done."""
         block_indices = passes.teacher.last_blocks(self.n_blocks)
         task = TrainingTask(passes, *split, seed, progress, Checkpoints(), self.verbose)
         if self.checkpoint_dir is not None and isinstance(student, StorableStudent):
             checkpoints = _open_checkpoints(self.checkpoint_dir, student, task)
             task = replace(task, checkpoints=checkpoints)
-        # One that is rounded is another student, and one of another memory is missing in this.
+        # Another rounding makes another student; this memory lacks students of another memory.
         tag = (self.student_dtype, repr(self.memory))
         trained, seconds = fit_or_recall(student, task, block_indices, tag=tag)
         records = [trained[index] for index in block_indices]
         students = [self._rounded(record.student) for record in records]
-        # Last, so that a fit that fails does not leave half of a new state in an old one.
+        # Last, so that a fit that fails leaves the old state whole.
         self.students_, self.history_ = students, history_of(records, seconds)
         self.block_indices_, self.validation_indices_ = block_indices, split[1]
         self._running_dtype, self._student = passes.teacher.dtype, student
         return task.checkpoints
 
     def _rounded(self, student: torch.nn.Module) -> torch.nn.Module:
-        """Round to the type that pickles hold, so that scores survive them to the bit."""
+        """Round to the type of pickles, so that pickling preserves scores to the bit."""
         if self.student_dtype is None:
             return student
         for value in student.state_dict().values():
@@ -349,7 +351,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if "students_" in state:
-            # A detector fitted on a GPU has to load on a machine without one.
+            # A detector fitted on a GPU must load on a machine without one.
             students = [on_device(student, torch.device("cpu")) for student in self.students_]
             if self.student_dtype is not None:
                 stored = getattr(torch, self.student_dtype)
@@ -366,7 +368,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 def _open_checkpoints(
     folder: str | PathLike[str], student: StorableStudent, task: TrainingTask
 ) -> Checkpoints:
-    # Of no block in particular: a student does not depend on which others there are.
+    # The key of no block: a student does not depend on the other students.
     key = student._key(task, -1)
     identity = task.passes.identity() | {
         "images held out": combine(task.validation.tobytes()),

@@ -1,4 +1,4 @@
-"""Students of a user's own, block by block."""
+"""User-defined students, fitted block by block."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from skanomaly_vit.distillation._trained import Trained
 
 
 class TokenBatches:
-    """Tokens before and after a block, batch by batch: what a student is fitted on.
+    """Training data of a student: tokens before and after a block, batch by batch.
 
     Each iteration is a pass over the images: it yields pairs of tensors (batch, tokens, dim), the
-    tokens h_{j-1} before the block and h_j after it. The backbone runs once, as far as
+    tokens h_{j-1} before the block and h_j after it. The backbone runs once if
     `activation_cache` holds its tokens.
     """
 
@@ -42,25 +42,25 @@ class TokenBatches:
 
 
 class OwnStudentModule(nn.Module):
-    """A fitted student of a user's own, called as a block is."""
+    """A fitted user-defined student, called like a block."""
 
     def __init__(self, student: Any) -> None:
         super().__init__()
         self.student = student
 
     def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; other arguments are not used."""
+        """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; ignores other arguments."""
         imitated = self.student.predict(tokens)
         if not torch.is_tensor(imitated) or imitated.shape != tokens.shape:
             found = tuple(imitated.shape) if hasattr(imitated, "shape") else type(imitated).__name__
             raise ValueError(
                 f"{type(self.student).__name__}.predict gives {found} for tokens of shape "
-                f"{tuple(tokens.shape)}; a student predicts a torch tensor of that shape"
+                f"{tuple(tokens.shape)}; a student must predict a torch tensor of that shape"
             )
         return imitated.to(tokens)
 
     def digest(self) -> bytes:
-        """Digest of what was fitted."""
+        """Digest of the fitted estimator."""
         return joblib.hash(self.student).encode()
 
 

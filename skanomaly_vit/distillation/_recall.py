@@ -1,4 +1,4 @@
-"""Students that were fitted before, recalled from `memory`."""
+"""Recall of fitted students from `memory`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit.distillation._student import BaseStudent, StorableStudent, TrainingTask
 from skanomaly_vit.distillation._trained import Trained
 
-#: Students that came from `memory`; a search asks for the same ones in setting after setting.
+#: Recent students from `memory`; a search needs the same ones in many settings.
 _recent_students: LRUCache[Trained] = LRUCache(2**28)
 
 
 def fit_or_recall(
     student: BaseStudent, task: TrainingTask, blocks: Sequence[int], *, tag: object
 ) -> tuple[dict[int, Trained], list[float]]:
-    """Fit a student of each block, or recall it where the passes have a memory.
+    """Fit a student of each block, or recall it if the passes have a memory.
 
     Parameters
     ----------
@@ -24,13 +24,13 @@ def fit_or_recall(
     task : TrainingTask
     blocks : sequence of int
     tag : object
-        What recalled students are changed by afterwards: those of another tag are other objects.
+        Changes that the caller makes to recalled students; another tag gives other objects.
 
     Returns
     -------
     trained : dict of int to Trained
     seconds : list of float
-        Of each epoch; empty if all were recalled.
+        Duration of each epoch; empty if all were recalled.
     """
     if not task.passes.memory or not isinstance(student, StorableStudent):
         return student._fit_blocks(task, blocks)
@@ -44,7 +44,7 @@ def fit_or_recall(
     def is_final() -> bool:
         return not task.progress.stop_requested and task.passes.passes.is_whole
 
-    # From the last block back: those are in every smaller `n_blocks`.
+    # Last block first: every smaller `n_blocks` has it, too.
     keys = {index: student._key(task, index) for index in blocks[::-1]}
     own = {index: combine(key, tag) for index, key in keys.items()}
     recent = {i: record for i in keys if (record := _recent_students.get(own[i])) is not None}
@@ -60,7 +60,7 @@ def fit_or_recall(
 def _rebuild(
     student: StorableStudent, task: TrainingTask, found: dict[int, Tensors]
 ) -> dict[int, Trained]:
-    """Make students of what `Trained.to_tensors` took apart."""
+    """Rebuild students from the tensors of `Trained.to_tensors`."""
     blocks = task.passes.teacher.copy_blocks(found if student._copies_blocks else ())
 
     def rebuild(index: int, tensors: Tensors) -> Trained:

@@ -1,4 +1,4 @@
-"""Students in closed form: a ridge map from a block's tokens to what the block adds to them."""
+"""Ridge students in closed form: a linear map from a block's tokens to their residuals."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from skanomaly_vit.distillation._trained import Trained
 class RidgeModule(nn.Module):
     """A linear imitation of a transformer block.
 
-    The residual h_j - h_{j-1} of a token is predicted from the token and the mean token of its
-    image, which stands in for what attention brings from elsewhere.
+    It predicts the residual h_j - h_{j-1} of a token from the token and the mean token of its
+    image, which stands in for attention to other tokens.
 
     Parameters
     ----------
     token_weight, mean_weight : torch.Tensor of shape (dim, dim)
-        Of the maps from the token, and from the mean token, to the residual.
+        Maps from the token, and from the mean token, to the residual.
     bias : torch.Tensor of shape (1, dim)
     """
 
@@ -40,14 +40,14 @@ class RidgeModule(nn.Module):
         self, token_weight: torch.Tensor, mean_weight: torch.Tensor, bias: torch.Tensor
     ) -> None:
         super().__init__()
-        # Copies of one layout, wherever the weights come from: products round by layout.
+        # Copies of one layout: the rounding of products depends on it.
         layout = torch.contiguous_format
         self.register_buffer("token_weight", token_weight.clone(memory_format=layout))
         self.register_buffer("mean_weight", mean_weight.clone(memory_format=layout))
         self.register_buffer("bias", bias.clone(memory_format=layout))
 
     def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; other arguments are not used."""
+        """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; ignores other arguments."""
         mean = tokens.mean(dim=1, keepdim=True)  # [B, N, C] -> [B, 1, C]
         # One product per image: a product of all means rounds differently for few images and for
         # many, so a score would depend on its neighbours.
@@ -65,13 +65,13 @@ class RidgeStatistics:
     Attributes
     ----------
     gram : torch.Tensor of shape (2 * dim + 1, 2 * dim + 1), float64
-        Of the inputs [token, mean token, 1].
+        Outer products of the inputs [token, mean token, 1].
     cross : torch.Tensor of shape (2 * dim + 1, dim), float64
-        Of the inputs with the residuals.
+        Outer products of the inputs and the residuals.
     square : float
         Sum of the squared residuals.
     dtype : torch.dtype
-        Of the tokens that were added last.
+        Type of the tokens added last.
 
     Notes
     -----
@@ -91,8 +91,8 @@ class RidgeStatistics:
         return cls(gram, torch.zeros(size, dim, dtype=torch.float64))
 
     def part(self) -> Part:
-        """All of it, for a checkpoint."""
-        # A tensor, since JSON has no number that is not finite.
+        """State for a checkpoint."""
+        # A tensor, since JSON has no NaN or infinity.
         square = torch.tensor(self.square, dtype=torch.float64)
         values = {"dtype": str(self.dtype).removeprefix("torch.")}
         return values, {"gram": self.gram, "cross": self.cross, "square": square}
@@ -143,10 +143,10 @@ class RidgeStatistics:
         self.square += other.square
 
     def solve(self, alpha: float) -> torch.Tensor:
-        """Weights of shape (2 * dim + 1, dim) that minimise the penalised squared error.
+        """Weights of shape (2 * dim + 1, dim) that minimize the penalized squared error.
 
-        Each squared weight but those of the bias is penalised by `alpha` times the mean square
-        of the inputs.
+        The penalty on each squared weight, except those of the bias, is `alpha` times the mean
+        square of the inputs.
         """
         penalty = alpha * self.gram.diagonal()[:-1].mean()  # [2 * C] -> []
         penalised = self.gram.clone()
@@ -202,15 +202,15 @@ def fit_ridge_students(
     Parameters
     ----------
     sums_after : callable
-        Given a number of shards of the training images, the sums of one shard after the other that
-        come after them. Float sums round by order: shards have to be the same ones whoever has
-        summed them.
+        Takes a number of shards to skip, and yields the sums of each later shard of the training
+        images. Shards must be the same whoever sums them: the rounding of float sums depends on
+        their order.
     blocks : collection of int
-        Their indices.
+        Indices of the blocks to imitate.
     alpha : float
         Strength of the penalty, relative to the mean square of the inputs.
     checkpoints : Checkpoints
-        Of the sums; their steps are shards.
+        Checkpoints of the sums; their steps are shards.
     verbose : int
 
     Returns
@@ -247,7 +247,7 @@ def fit_ridge_students(
 
 
 def solve_student(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
-    """The ridge student of a block, in the floating type of the tokens."""
+    """Solve for the ridge student of a block, in the floating type of the tokens."""
     weights = sums.solve(alpha) if math.isfinite(sums.square) else torch.tensor(math.nan)
     if not weights.isfinite().all():
         raise ValueError(

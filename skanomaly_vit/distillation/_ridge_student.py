@@ -30,8 +30,8 @@ from skanomaly_vit.distillation._trained import Trained
 class RidgeStudent(StorableStudent):
     """A linear imitation of a transformer block, solved in closed form in one pass.
 
-    What a block adds to a token, h_j - h_{j-1}, is predicted from the token and the mean token of
-    its image, which stands in for what attention brings from elsewhere. The default student.
+    It predicts the residual h_j - h_{j-1} that a block adds to a token, from the token and the mean
+    token of its image, which stands in for attention to other tokens. The default student.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class RidgeStudent(StorableStudent):
     Attributes
     ----------
     module_ : torch.nn.Module
-        The fitted map, after `fit`. `BlockDistillation` fits maps of its own, in its `students_`.
+        The map that `fit` found. `BlockDistillation` keeps its maps in its own `students_`.
 
     See Also
     --------
@@ -50,8 +50,8 @@ class RidgeStudent(StorableStudent):
 
     Notes
     -----
-    `fit` and `predict` are the protocol for a student of your own: any estimator that has both is
-    accepted as ``student=``. `BlockDistillation` clones it for each block.
+    `fit` and `predict` are the protocol for a student of your own: ``student=`` takes any estimator
+    that has both, and `BlockDistillation` clones it for each block.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class RidgeStudent(StorableStudent):
         ----------
         batches : iterable of (torch.Tensor, torch.Tensor)
             Tokens h_{j-1} before the block and h_j after it, each of shape (batch, tokens, dim).
-            Iterating again passes over the same images again.
+            Each iteration passes over the same images.
         y : object, default=None
             Ignored; present for the API's sake.
 
@@ -115,7 +115,7 @@ class RidgeStudent(StorableStudent):
         Returns
         -------
         output : torch.Tensor of shape (batch, tokens, dim)
-            Tokens h_j after the block, as far as the map imitates it.
+            Predicted tokens h_j after the block.
         """
         check_is_fitted(self)
         return self.module_(tokens)

@@ -1,4 +1,4 @@
-"""Trained students, taken apart for a model file and rebuilt from it."""
+"""Saving and loading of fitted students."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from skanomaly_vit.persistence._record import StateRecord, name_of
 
 
 class Blocks(Protocol):
-    """Tells what the blocks of a backbone are made of."""
+    """Blocks of a backbone, for their architecture."""
 
     def block(self, index: int) -> torch.nn.Module:
-        """One of them, with any weights."""
+        """Return one of them, with any weights."""
 
 
 def describe_student(student: Any) -> dict[str, Any]:
-    """JSON for a student as it is given as a parameter, not fitted.
+    """JSON for an unfitted student, as a parameter holds it.
 
     Raises
     ------
     ValueError
-        If it is none of ours.
+        If it is not of this package.
     """
     name = type(student).__name__
     if type(student) not in STUDENTS.values():
         raise ValueError(
-            f"student={name}(...) is none of skanomaly-vit's own, so that a model file cannot hold "
-            "it. Use RidgeStudent or BlockStudent, or joblib.dump after reading SECURITY.md."
+            f"student={name}(...) is not of skanomaly-vit, so a model file cannot hold it. "
+            "Use RidgeStudent or BlockStudent, or joblib.dump after reading SECURITY.md."
         )
     record = StateRecord({}, {}, "student")
     record.write_parameters(student)
@@ -49,7 +49,7 @@ def build_student(record: StateRecord) -> StorableStudent:
 
 
 def write_distillation(record: StateRecord, distillation: BlockDistillation) -> None:
-    """Write students, in the type that `student_dtype` says, and the history of their losses."""
+    """Write students, in the type of `student_dtype`, and the history of their losses."""
     record.write_parameters(distillation, {"student": describe_student})
     students, student = distillation.students_, distillation._student
     stored = _stored_dtype(distillation)
@@ -100,24 +100,24 @@ def read_distillation(record: StateRecord, blueprint: Blocks) -> BlockDistillati
 
 
 def _stored_dtype(distillation: BlockDistillation) -> torch.dtype:
-    """The type that students were rounded to, or that in which they run."""
+    """Type to which students were rounded, or else the one in which they run."""
     running = distillation._running_dtype
     if distillation.student_dtype is None:
         return running
     stored = getattr(torch, distillation.student_dtype)
-    # The parameter may have been set after the fit: nothing is to be lost in the file.
+    # The parameter may have changed after the fit; the file must lose nothing.
     values = [v for s in distillation.students_ for v in s.state_dict().values()]
     is_rounded = all(torch.equal(v, v.to(_stored_as(v.dtype, stored)).to(v.dtype)) for v in values)
     return stored if is_rounded else running
 
 
 def _stored_as(dtype: torch.dtype, stored: torch.dtype) -> torch.dtype:
-    """Only what is floating changes its type."""
+    """Type of a tensor in the file: only floating types change."""
     return stored if dtype.is_floating_point else dtype
 
 
 def _write_epoch(epoch: dict[str, Any]) -> dict[str, Any]:
-    """An epoch as JSON has it, where nan, the loss of a student that had stopped, is null."""
+    """Convert an epoch to JSON; nan, the loss of a stopped student, becomes null."""
     losses: dict[str, Any] = {
         name: [None if math.isnan(value) else float(value) for value in epoch[name]]
         for name in ("train_loss", "valid_loss")

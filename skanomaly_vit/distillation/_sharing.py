@@ -1,4 +1,4 @@
-"""Students of many workers: whose sums they are, and who trains which block."""
+"""Work of many workers: shards of sums for ridge students, blocks for block students."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def sum_shards(
     track: Callable[..., Any],
     n_done: int = 0,
 ) -> Iterator[RidgeSums]:
-    """Statistics for ridge students of some blocks, of one shard of images after the other.
+    """Yield statistics for ridge students of some blocks, one shard of images after the other.
 
-    The first `n_done` shards are left out.
+    Skips the first `n_done` shards.
     """
     shards = shards_of(len(indices), passes.batch_size, of_sums=True)[n_done:]
     return passes.map(sum_part, [Part(indices[shard], blocks) for shard in shards], track=track)
 
 
 def sum_part(passes: TeacherPasses, part: Part, track: Callable[..., Any] = iter) -> RidgeSums:
-    """`sum_tokens` of one shard."""
+    """Run `sum_tokens` on one shard."""
     return sum_tokens(passes, part.indices, part.blocks, track)
 
 
@@ -48,10 +48,10 @@ def train_blocks(
     checkpoints: Checkpoints,
     verbose: int,
 ) -> tuple[dict[int, Trained], list[float]]:
-    """Block students, and the seconds of each epoch: see `train_students`.
+    """Train block students; return them and the seconds of each epoch, as `train_students` does.
 
-    Of several workers, each trains the students of some blocks; progress is then told when those
-    are done.
+    Each of several workers trains the students of some blocks, and reports progress when all of
+    them are done.
     """
     n_groups = min(passes.n_workers, len(blocks))
     if n_groups < 2:
@@ -84,7 +84,7 @@ def train_blocks(
 def train_part(
     passes: TeacherPasses, part: Part, track: Callable[..., Any] = iter
 ) -> tuple[dict[int, Trained], list[float]]:
-    """`train_students` for some of the blocks, in a worker."""
+    """Run `train_students` for some of the blocks, in a worker."""
     n_train, schedule, seed = part.arguments
     trained, seconds = train_students(
         passes,

@@ -1,4 +1,4 @@
-"""Students: the parts that imitate a block, and the protocol for a student of your own."""
+"""Base classes of students, the estimators that imitate blocks of the teacher."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Shapes: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """Images and circumstances that students are fitted on.
+    """Images and settings for a fit of students.
 
     Attributes
     ----------
     passes : CachedPasses
     train, validation : ndarray of int
-        Positions of the images to learn from, and of those to choose the best state by.
+        Positions of the images to learn from, and of those that choose the best state.
     seed : int
     progress : Progress
     checkpoints : Checkpoints
@@ -47,26 +47,26 @@ class TrainingTask:
 
 
 class BaseStudent(BaseEstimator, ABC):
-    """Base of the parts that fit students of many blocks at once.
+    """Base of the estimators that fit students of many blocks at once.
 
     Attributes
     ----------
     _chooses : bool
-        Whether held-out images choose among states, so that they cannot calibrate.
+        Whether held-out images choose among states, and therefore cannot calibrate.
     """
 
     _chooses: ClassVar[bool] = False
 
     @property
     def _n_epochs(self) -> int:
-        """Passes over the training images, at most."""
+        """Largest number of passes over the training images."""
         return 1
 
     @abstractmethod
     def _fit_blocks(
         self, task: TrainingTask, blocks: Sequence[int]
     ) -> tuple[dict[int, Trained], list[float]]:
-        """Fit a student of each of `blocks`; with the seconds of each epoch."""
+        """Fit a student of each of `blocks`; return them and the seconds of each epoch."""
 
 
 class StorableStudent(BaseStudent):
@@ -82,11 +82,11 @@ class StorableStudent(BaseStudent):
 
     @abstractmethod
     def _key(self, task: TrainingTask, index: int) -> bytes:
-        """Key of the student of a block in `memory`: all that its weights depend on."""
+        """Key of a block's student in `memory`: a digest of all that its weights depend on."""
 
     @abstractmethod
     def _build(self, state: Tensors, block: nn.Module | None) -> nn.Module:
-        """Make a fitted student of its weights, and of the teacher's block if it copies that."""
+        """Build a fitted student from its weights, and the teacher's block if it copies one."""
 
     def _dim(self, fitted: nn.Module) -> int:
         """Number of channels of a fitted student that copies no block."""
@@ -99,9 +99,9 @@ class StorableStudent(BaseStudent):
         Parameters
         ----------
         block : nn.Module or None
-            The teacher's block, if it copies that.
+            The teacher's block, if the student copies one.
         dim : int
-            Number of channels of a token, if it does not.
+            Number of channels of a token, if the student copies none.
         dtype : torch.dtype
-            Of the tokens.
+            Type of the tokens.
         """

@@ -1,4 +1,4 @@
-"""Fitted students, and the record of their losses."""
+"""Fitted students and their losses."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Trained:
     student : nn.Module
         Frozen.
     train_loss, valid_loss : list of float
-        Mean squared error over the images of each epoch that it was trained in; `valid_loss` is
-        empty where no images were held out.
+        Mean squared error over the images, for each epoch of its training; `valid_loss` is empty
+        without held-out images.
     """
 
     student: nn.Module
@@ -39,7 +39,7 @@ class Trained:
         return sum(value.nbytes for value in self.student.state_dict().values())
 
     def to_tensors(self) -> Tensors:
-        """All of it, as tensors on the CPU."""
+        """Student and losses as tensors on the CPU."""
         state = {
             f"{_STATE}/{name}": value.detach().cpu().contiguous()
             for name, value in self.student.state_dict().items()
@@ -51,26 +51,26 @@ class Trained:
 
     @classmethod
     def from_tensors(cls, tensors: Tensors, build: Callable[[Tensors], nn.Module]) -> Trained:
-        """The inverse of `to_tensors`; `build` makes a student of its state_dict."""
+        """The inverse of `to_tensors`; `build` makes a student from its state_dict."""
         losses = (tensors[name].tolist() for name in ("train_loss", "valid_loss"))
         return cls(build(below(_STATE, tensors)), *losses)
 
 
 def below(prefix: str, tensors: Tensors) -> Tensors:
-    """Tensors whose names start with ``prefix/``, without it."""
+    """Tensors whose names start with ``prefix/``, under their names without it."""
     start = f"{prefix}/"
     return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
 
 def history_of(trained: Iterable[Trained], seconds: list[float]) -> list[dict[str, Any]]:
-    """Records of the epochs of all students, nan where a student had stopped.
+    """Records of the epochs of all students, nan once a student has stopped.
 
     Parameters
     ----------
     trained : iterable of Trained
-        First the student of the earliest block.
+        Students in the order of their blocks.
     seconds : list of float
-        Of each epoch; 0 is taken for those that are not there.
+        Duration of each epoch; missing ones count as 0.
 
     Returns
     -------

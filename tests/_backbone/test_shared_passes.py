@@ -395,7 +395,7 @@ def test_block_students_that_workers_train_have_no_checkpoints(tiny, many, tmp_p
     alone = BlockDistillation(**with_student(**options, random_state=0)).fit(many)
     with (
         joblib.parallel_config("elsewhere", n_jobs=2),
-        pytest.warns(CheckpointWarning, match="none of block students that workers train"),
+        pytest.warns(CheckpointWarning, match="workers write none for the block students"),
     ):
         shared = BlockDistillation(
             **with_student(**options, random_state=0, checkpoint_dir=tmp_path)

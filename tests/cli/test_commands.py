@@ -820,11 +820,11 @@ def test_a_fit_that_was_stopped_goes_on(normal, tmp_path, caplog):
         messages = process.stderr.read().decode()
         process.wait()
     assert process.returncode == 143
-    assert f"The same command goes on from the last checkpoint in {str(folder)!r}" in messages
+    assert f"The same command resumes from the last checkpoint in {str(folder)!r}" in messages
     assert os.listdir(tmp_path) == ["checkpoints"]
     with caplog.at_level(logging.INFO, "skanomaly_vit"):
         assert run(*arguments).exit_code == 0
-    assert "going on after step" in caplog.text
+    assert "resuming after step" in caplog.text
     assert "epoch 30/30" in caplog.text
     assert "epoch 1/30" not in caplog.text
     assert os.listdir(folder) == []

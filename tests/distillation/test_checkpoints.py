@@ -256,7 +256,7 @@ DAMAGES = {
     empty: "it is empty",
     put_text: "it is another kind of file",
     Path.unlink: "it has no part '2'",
-    put_older: "its part '2' is of another one",
+    put_older: "its part '2' is of another checkpoint",
 }
 
 
@@ -264,7 +264,7 @@ DAMAGES = {
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, make, images, expected):
     folder = stop_after(make(), 3, images)
     damage(folder / "00000003" / "2.safetensors")
-    message = rf"step 3 cannot be used: .*{DAMAGES[damage]}.* goes on after step 2\."
+    message = rf"step 3 is unusable: .*{DAMAGES[damage]}.* resumes after step 2\."
     with pytest.warns(CheckpointWarning, match=message) as seen:
         detector = make().fit(images)
     assert sum(warning.category is CheckpointWarning for warning in seen) == 1
@@ -275,7 +275,7 @@ def test_without_a_good_checkpoint_a_fit_starts_anew(make, images, expected):
     folder = stop_after(make(), 3, images)
     for path in folder.glob("*/1.safetensors"):
         cut(path)
-    with pytest.warns(CheckpointWarning, match=r"step 3 .*; .*step 2 .* goes on after step 0\."):
+    with pytest.warns(CheckpointWarning, match=r"step 3 .*; .*step 2 .* resumes after step 0\."):
         detector = make().fit(images)
     assert len(detector.distillation_.history_) == 4
     np.testing.assert_array_equal(detector.score_samples(images), expected)
@@ -313,7 +313,7 @@ def test_a_checkpoint_of_other_images_is_not_used(make, images):
     stop_after(make(), 2, images)
     other = images.copy()
     other[0, 0, 0] += 1
-    with pytest.warns(CheckpointWarning, match=r"differs in images\. This fit starts from the beg"):
+    with pytest.warns(CheckpointWarning, match=r"differs in images\. This fit ignores it and st"):
         detector = make().fit(other)
     plain = make(checkpoint_dir=None).fit(other)
     np.testing.assert_array_equal(detector.score_samples(other), plain.score_samples(other))

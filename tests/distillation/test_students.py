@@ -193,7 +193,7 @@ def test_a_model_file_refuses_an_own_student(images, tmp_path):
         backbone="skanomaly_tiny", pretrained=False, image_size=32, n_blocks=1, random_state=0,
         student=MeanStudent(),
     ).fit(images)  # fmt: skip
-    with pytest.raises(ValueError, match=r"student=MeanStudent\(...\) is none of skanomaly-vit's"):
+    with pytest.raises(ValueError, match=r"student=MeanStudent\(...\) is not of skanomaly-vit"):
         detector.save(tmp_path / "m")
 
 
