@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._utils.compat import _safe_indexing
 from skanomaly_vit._utils.decisions import DecisionMixin
-from skanomaly_vit.calibration import conformal_threshold, drift_test
+from skanomaly_vit.calibration import conformal_threshold, drift_test, false_alarm_bound
 from skanomaly_vit.detector._dataframes import p_values_of, score_frame
 from skanomaly_vit.exceptions import ThresholdWarning
 
@@ -29,6 +29,8 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
     contamination: float
     random_state: int | np.random.RandomState | None
     calibration_scores_: np.ndarray | None
+    calibration_units_: np.ndarray | None
+    threshold_confidence_: float | None
     contamination_: float | None
     _contamination_then: float  # the parameter when the threshold was set
 
@@ -101,35 +103,68 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         check_is_fitted(self)
         return score_frame(self, frame, column)
 
-    def set_threshold(self, *, target_fpr: float) -> Self:
+    def set_threshold(self, *, target_fpr: float, confidence: float | None = None) -> Self:
         """Move the threshold, without fitting again.
 
         Parameters
         ----------
         target_fpr : float
-            Share of normal images, in (0, 1), that may be flagged.
+            In (0, 1): share of normal images that may be flagged.
+        confidence : float or None, default=None
+            In (0, 1): the true share is at most `target_fpr` in this share of deployments, not only
+            on average over them. 0.95 for 1 % takes 299 held-out images.
 
         Returns
         -------
         self : estimator
-            With a new `offset_` and `contamination_`, and the same parameters.
+            With another `offset_`, `contamination_` and `threshold_confidence_`; parameters stay.
 
         Raises
         ------
         ValueError
-            If `target_fpr` is out of range, or no images were held out.
+            If `target_fpr` or `confidence` is out of range, too few images were held out for
+            `confidence`, or none were.
 
         Warns
         -----
         CalibrationWarning
             If too few images were held out for that rate.
+
+        See Also
+        --------
+        skanomaly_vit.calibration.conformal_threshold : How the threshold is chosen.
         """
         known = self._require_calibration()
         if not 0 < target_fpr < 1:
             raise ValueError(f"target_fpr={target_fpr!r} is not in (0, 1)")
-        self.offset_ = conformal_threshold(known, target_fpr)
+        self.offset_ = conformal_threshold(
+            known, target_fpr, groups=self.calibration_units_, confidence=confidence
+        )
         self.contamination_, self._contamination_then = target_fpr, self.contamination
+        self.threshold_confidence_ = confidence
         return self
+
+    def false_alarm_bound(self, *, confidence: float = 0.95) -> Bunch:
+        """Bound the false-alarm rate of every threshold at once.
+
+        Parameters
+        ----------
+        confidence : float, default=0.95
+            Share of deployments in which all bounds hold together.
+
+        Returns
+        -------
+        curve : Bunch
+            ``threshold``, ``estimate`` and ``bound``; see
+            `skanomaly_vit.calibration.false_alarm_bound`.
+
+        Raises
+        ------
+        ValueError
+            If `confidence` is out of range, or no images were held out.
+        """
+        known = self._require_calibration()
+        return false_alarm_bound(known, confidence=confidence, groups=self.calibration_units_)
 
     def drift(self, X: Any, *, anomaly_share: float | None = None) -> Bunch:
         """Test whether a batch of mostly normal images has drifted from the training data.
@@ -205,7 +240,7 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
 
     def _p_values(self, X: Any) -> np.ndarray:
         known = self._require_calibration()
-        return p_values_of(known, self.score_samples(X))
+        return p_values_of(known, self.score_samples(X), self.calibration_units_)
 
     def _folds(
         self, n_images: int, groups: Any, cv: int

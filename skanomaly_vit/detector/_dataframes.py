@@ -24,17 +24,20 @@ class Scorer(Protocol):
     """A fitted detector."""
 
     calibration_scores_: np.ndarray | None
+    calibration_units_: np.ndarray | None
     offset_: float
 
     def score_samples(self, X: Any) -> np.ndarray:
         """See `TransformalyDetector`."""
 
 
-def p_values_of(known: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def p_values_of(
+    known: np.ndarray, scores: np.ndarray, groups: np.ndarray | None = None
+) -> np.ndarray:
     """Conformal p-values of `scores` among `known` ones; NaN where a score is NaN."""
     scored = ~np.isnan(scores)
     p_values = np.full(len(scores), np.nan)
-    p_values[scored] = conformal_p_values(known, scores[scored])
+    p_values[scored] = conformal_p_values(known, scores[scored], groups=groups)
     return p_values
 
 
@@ -79,7 +82,9 @@ def _score(detector: Scorer, images: Iterable[Any]) -> dict[str, np.ndarray]:
     # Negated, so that NaN counts as an anomaly.
     columns = {"score": scores, "decision": decision, "flag": ~(decision >= 0)}
     if detector.calibration_scores_ is not None:
-        columns["p_value"] = p_values_of(detector.calibration_scores_, scores)
+        columns["p_value"] = p_values_of(
+            detector.calibration_scores_, scores, detector.calibration_units_
+        )
     return columns
 
 

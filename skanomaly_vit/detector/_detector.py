@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -30,16 +31,29 @@ from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.score_stream import ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._images.units import unit_ids
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._utils.labels import AUTO, warn_about_labels
 from skanomaly_vit._utils.progress import Progress, log
 from skanomaly_vit.density._by_name import DENSITIES
 from skanomaly_vit.detector._calibrated import CalibratedMixin
-from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
+from skanomaly_vit.detector._feature_store import UNIT, FeatureStore, in_shards
 from skanomaly_vit.detector._fit_summary import FitSummary
-from skanomaly_vit.detector._fusion import FittedDensities, fit_densities, score_shards, sum_spaces
-from skanomaly_vit.detector._partial_fit import require_updatable, update_densities
+from skanomaly_vit.detector._fusion import (
+    FalseAlarms,
+    FittedDensities,
+    fit_densities,
+    score_shards,
+    score_units,
+    several_of_a_unit,
+    sum_spaces,
+)
+from skanomaly_vit.detector._partial_fit import (
+    require_not_learned,
+    require_updatable,
+    update_densities,
+)
 from skanomaly_vit.detector._recipes import RECIPES, describe_recipe, resolve
 from skanomaly_vit.detector._saving import load_detector, save_detector
 from skanomaly_vit.distillation import BlockDistillation
@@ -174,6 +188,11 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Scores of held-out images that neither taught nor chose anything: all held-out images, or
         with block students every second one (or every second group of `fit`), because the others
         choose epochs. ``None`` with ``validation_fraction=0``.
+    calibration_units_ : ndarray of shape (n_calibrating,), float64, or None
+        Unit of each of these images: its group, or the image that it is a copy of. ``None`` if each
+        is a unit of its own.
+    threshold_confidence_ : float or None
+        Confidence that `set_threshold` was given.
     contamination_ : float or None
         False-alarm rate at which `fit` or `set_threshold` set the threshold.
     recipe_ : Bunch
@@ -225,6 +244,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     >>> detector.predict(odd)
     array([-1, -1])
     """
+
+    _fit_summary: FitSummary | None
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
@@ -340,6 +361,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         values = resolve(self)
         student = self._make_student(values)
         source = self._open(X, reset=True)
+        units = unit_ids(source, groups)
+        groups = None if groups is None and several_of_a_unit(units) is None else units
         rng = agreed(check_random_state(self.random_state))
         # A density needs two images to see any spread.
         split = split_validation(
@@ -349,12 +372,12 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         context = self._init_callback_context(max_subtasks=n_epochs + 1)
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         shares = share_out(split[1], groups, chooses=student is not None and student._chooses)
-        self._fit(source, split, shares, student, values, rng, Progress(self, context))
+        self._fit(source, split, shares, student, values, units, rng, Progress(self, context))
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def partial_fit(self, X: Any, y: Any = None) -> TransformalyDetector:
+    def partial_fit(self, X: Any, y: Any = None, groups: Any = None) -> TransformalyDetector:
         """Update the densities with more normal images, without training students again.
 
         Up to rounding, the densities become those of all images so far; scale and threshold follow.
@@ -393,11 +416,80 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         of at most 2048 held-out ones.
         """
         if not hasattr(self, "density_"):
-            return self.fit(X, y)
-        kept = require_updatable(self.density_, self._fit_summary)  # before any work
+            return self.fit(X, y, groups)
+        self._validate_params()  # scikit-learn's decorator does so in the first call alone
+        self._require_same_recipe()
+        summary = require_updatable(self.density_, self._fit_summary)  # before any work
         warn_about_labels(y, stacklevel=3)  # past the decorator
-        self._update(self._open(X, reset=False), kept)
+        source = self._open(X, reset=False)
+        self._update(source, unit_ids(source, groups), summary)
         return self
+
+    def calibrate(
+        self, X: Any, y: Any = None, *, groups: Any = None, replace: bool = False
+    ) -> TransformalyDetector:
+        """Add normal images to those that set the threshold, and to no others.
+
+        Densities, students and scale stay as they are; the threshold moves, at the same rate of
+        false alarms.
+
+        Parameters
+        ----------
+        X : images
+            Normal images of any form that `fit` takes, which the detector has not learned from.
+        y : array-like of shape (n_images,) or None, default=None
+            Ignored, but for a `LabelWarning` if it says that there are anomalies among `X`.
+        groups : array-like of shape (n_images,) or None, default=None
+            As in `fit`.
+        replace : bool, default=False
+            Whether `X` takes the place of the images that calibrated so far, for instance after
+            the line has changed.
+
+        Returns
+        -------
+        self : TransformalyDetector
+            With other `calibration_scores_` and `offset_`.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, one cannot be read, or the detector has learned from
+            one of them.
+
+        Warns
+        -----
+        CalibrationWarning
+            If there are too few images for a threshold at that rate.
+        """
+        check_is_fitted(self)
+        warn_about_labels(y)
+        source = self._open(X, reset=False)
+        units = unit_ids(source, groups)
+        summary = self._fit_summary
+        if summary is not None:
+            require_not_learned(units, summary)
+        with self._embed_all(source, units) as store:
+            everyone = np.ones(len(store), dtype=bool)
+            scores, _ = score_units(self.density_, self.fusion_, store.embedded(everyone))
+            if summary is not None:
+                known = summary.without_held_out() if replace else summary
+                new = FitSummary.of(store, ~everyone, everyone, None)
+                summary = known.merge(new, known.statistics)
+        known_scores, known_units = self._known_calibration(replace)
+        scores = np.concatenate([known_scores, scores])
+        groups = several_of_a_unit(np.concatenate([known_units, units]))
+        self.offset_ = self._false_alarms().threshold(scores, groups)
+        self.calibration_scores_, self.calibration_units_ = scores, groups
+        self._fit_summary = summary
+        return self
+
+    def _known_calibration(self, replace: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Scores that calibrate so far, and their units: ids below 0 where each is its own."""
+        if replace or self.calibration_scores_ is None:
+            return np.empty(0), np.empty(0)
+        own = -1.0 - np.arange(len(self.calibration_scores_))
+        units = own if self.calibration_units_ is None else self.calibration_units_
+        return self.calibration_scores_, units
 
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
         """Score normality: the sum of an image's log-likelihoods in both spaces, as `fusion` says.
@@ -611,6 +703,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         shares: tuple[np.ndarray, np.ndarray],
         student: BaseStudent | None,
         values: dict[str, Any],
+        units: np.ndarray,
         rng: np.random.RandomState,
         progress: Progress,
     ) -> None:
@@ -636,8 +729,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
                 students = self._students_on(teacher.device, distillation)
                 sample = PatchSample(layout, len(source), split[1]) if layout else None
+                keep = store.append_with(UNIT, units)
                 normal_patches = passes.extract_normal(
-                    np.arange(len(source)), students, sample, store.append, task.track
+                    np.arange(len(source)), students, sample, keep, task.track
                 )
             with one_blas_thread(store.n_values):
                 fitted = fit_densities(
@@ -647,41 +741,65 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
                     density=values["density"],
                     pca_variance=values["pca_variance"],
                     fusion=values["fusion"],
-                    contamination=self.contamination,
+                    false_alarms=FalseAlarms(self.contamination),
                     seed=draw_seed(rng),
                     remember=self.memory is not None,
                 )
         # Last, so that a fit that fails leaves the old state whole.
         self.features_, self.distillation_ = features, distillation
-        self._set_densities(fitted)
+        self._set_densities(fitted, FalseAlarms(self.contamination))
         self.recipe_ = describe_recipe(values, fitted.density, distillation)
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
         self._normal_patches = normal_patches
         checkpoints.discard()
 
-    def _update(self, source: ImageSource, kept: FitSummary) -> None:
-        passes, students = self._scoring_passes(source)
-        with FeatureStore() as store:
-            for embedded in passes.stream(np.arange(len(source)), students):
-                store.append(embedded)
-            with one_blas_thread(store.n_values):
-                fitted = update_densities(
-                    self.density_,
-                    kept,
-                    store,
-                    validation_fraction=self.validation_fraction,
-                    fusion=self.recipe_.fusion,
-                    contamination=self.contamination,
-                )
-        self._set_densities(fitted)
+    def _update(self, source: ImageSource, units: np.ndarray, summary: FitSummary) -> None:
+        false_alarms = self._false_alarms()
+        with self._embed_all(source, units) as store, one_blas_thread(store.n_values):
+            fitted = update_densities(
+                self.density_,
+                summary,
+                store,
+                validation_fraction=self.validation_fraction,
+                fusion=self.recipe_.fusion,
+                false_alarms=false_alarms,
+            )
+        self._set_densities(fitted, false_alarms)
         self.n_samples_fit_ += len(source)
 
-    def _set_densities(self, fitted: FittedDensities) -> None:
+    @contextmanager
+    def _embed_all(self, source: ImageSource, units: np.ndarray) -> Iterator[FeatureStore]:
+        """Features of all images of a source, with the unit of each."""
+        passes, students = self._scoring_passes(source)
+        with FeatureStore() as store:
+            keep = store.append_with(UNIT, units)
+            for embedded in passes.stream(np.arange(len(source)), students):
+                keep(embedded)
+            yield store
+
+    def _false_alarms(self) -> FalseAlarms:
+        """Rate that the threshold was set at, and has to keep."""
+        rate = self.contamination if self.contamination_ is None else self.contamination_
+        return FalseAlarms(rate, self.threshold_confidence_)
+
+    def _require_same_recipe(self) -> None:
+        """Refuse parameters that were changed since `fit`, and would be ignored."""
+        values = resolve(self)
+        for name in ("fusion", "pca_variance"):
+            if values[name] != self.recipe_[name]:
+                raise ValueError(
+                    f"{name} was {self.recipe_[name]!r} in fit and is {values[name]!r} now; "
+                    "partial_fit goes on with the first. Set it back, or fit again."
+                )
+
+    def _set_densities(self, fitted: FittedDensities, false_alarms: FalseAlarms) -> None:
         self.density_, self.fusion_ = fitted.density, fitted.fusion
         self.calibration_scores_, self.offset_ = fitted.calibration_scores, fitted.offset
-        self.contamination_: float | None = self.contamination
+        self.calibration_units_ = fitted.calibration_units
+        self.contamination_ = false_alarms.rate
+        self.threshold_confidence_ = false_alarms.confidence
         self._contamination_then = self.contamination
-        self._fit_summary: FitSummary | None = fitted.summary
+        self._fit_summary = fitted.summary
 
     @staticmethod
     def _students_on(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +12,9 @@ import numpy as np
 from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import SHARD, FloatArray
+
+#: Name of the column that says which unit (group, or copies of one image) an image belongs to.
+UNIT = "unit"
 
 #: Bytes of a space to hold in memory; a larger space goes to the folder for temporary files.
 MAX_BYTES = 2**23
@@ -74,6 +77,16 @@ class FeatureStore:
             self._columns[space].write(rows)
         self._n_rows += len(embedded[PRETRAINED])
 
+    def append_with(self, column: str, values: np.ndarray) -> Callable[[Embedded], None]:
+        """Make a function that appends features, each with its value of one more column."""
+
+        def append(embedded: Embedded) -> None:
+            start = len(self)
+            stop = start + len(embedded[PRETRAINED])
+            self.append(embedded | {column: values[start:stop, np.newaxis]})
+
+        return append
+
     def mask(self, positions: np.ndarray) -> np.ndarray:
         """Mask of the rows at some positions, bool of shape (n_rows,)."""
         chosen = np.zeros(self._n_rows, dtype=bool)
@@ -99,6 +112,10 @@ class FeatureStore:
     def embedded(self, chosen: np.ndarray) -> Iterator[Embedded]:
         """Yield the chosen rows of all spaces, in float64."""
         return map(in_float64, self.stored(chosen))
+
+    def column(self, space: str, chosen: np.ndarray) -> np.ndarray:
+        """The chosen rows of a space of one column, (n_chosen,) in float64."""
+        return np.concatenate([np.empty((0, 1)), *self.rows(space, chosen)])[:, 0]
 
     def rows(self, space: str, chosen: np.ndarray) -> Rows:
         """The chosen rows of one space, in float64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
 from skanomaly_vit.density._row_sample import RowSample, draw_keys
 from skanomaly_vit.density._statistics import SHARD, Statistics
-from skanomaly_vit.detector._feature_store import FeatureStore, in_float64
+from skanomaly_vit.detector._feature_store import UNIT, FeatureStore, in_float64
 from skanomaly_vit.persistence._record import StateRecord
 
 #: Largest sample, of images that densities learned from and of held-out images alike.
@@ -41,11 +42,15 @@ class FitSummary:
         Images that the densities learned from, and images that calibrate.
     statistics : Statistics or None
         Statistics of the pre-trained features of all learned images, if they have a PCA.
+    learned_units, held_out_units : ndarray of float64
+        Units of all images that the densities learned from, and of all that calibrate.
     """
 
     learned: ImageSample
     held_out: ImageSample
     statistics: Statistics | None
+    learned_units: np.ndarray
+    held_out_units: np.ndarray
 
     @classmethod
     def of(
@@ -56,13 +61,23 @@ class FitSummary:
         statistics: Statistics | None,
     ) -> FitSummary:
         """Sample the rows that two masks choose."""
-        return cls(_sample(store, learned), _sample(store, held_out), statistics)
+        units = [np.unique(store.column(UNIT, mask)) for mask in (learned, held_out)]
+        return cls(_sample(store, learned), _sample(store, held_out), statistics, *units)
 
     def merge(self, other: FitSummary, statistics: Statistics | None) -> FitSummary:
         """Merge the samples of two summaries; `statistics` are those of both."""
         return FitSummary(
-            _merge(self.learned, other.learned), _merge(self.held_out, other.held_out), statistics
+            _merge(self.learned, other.learned),
+            _merge(self.held_out, other.held_out),
+            statistics,
+            np.union1d(self.learned_units, other.learned_units),
+            np.union1d(self.held_out_units, other.held_out_units),
         )
+
+    def without_held_out(self) -> FitSummary:
+        """The same summary without the images that calibrate."""
+        none = {s: RowSample(r.rows[:0], r.keys[:0], r.limit) for s, r in self.held_out.items()}
+        return dataclasses.replace(self, held_out=none, held_out_units=np.empty(0))
 
 
 def n_images(sample: ImageSample) -> int:
@@ -76,15 +91,16 @@ def shards_of_sample(sample: ImageSample) -> Iterator[Embedded]:
         yield in_float64({s: each.rows[start : start + SHARD] for s, each in sample.items()})
 
 
-def draw_held_out(store: FeatureStore, fraction: float) -> np.ndarray:
-    """Mask of the images to hold out, each with a probability of `fraction`.
+def draw_held_out(units: np.ndarray, summary: FitSummary, fraction: float) -> np.ndarray:
+    """Mask of the images to hold out: whole units, each with a probability of `fraction`.
 
-    The draw depends on the features of an image alone: the same image is never on both sides, and
-    the parts in which images come change nothing.
+    A unit that the densities have learned from never calibrates, and one that calibrates is never
+    learned from. Of others, the id of the unit decides: neither the order nor the parts in which
+    images come matter.
     """
-    everyone = np.ones(len(store), dtype=bool)
-    keys = [_keys(embedded, _HELD_OUT_SALT) for embedded in store.stored(everyone)]
-    return np.concatenate(keys) < fraction * 2.0**64
+    drawn = draw_keys(units[:, np.newaxis], _HELD_OUT_SALT) < fraction * 2.0**64
+    is_known = np.isin(units, summary.held_out_units)
+    return is_known | (drawn & ~np.isin(units, summary.learned_units))
 
 
 def _sample(store: FeatureStore, chosen: np.ndarray) -> ImageSample:
@@ -100,12 +116,14 @@ def _smallest(embedded: Embedded) -> ImageSample:
 
 
 def _merge(sample: ImageSample, other: ImageSample) -> ImageSample:
-    return {space: each.merge(other[space]) for space, each in sample.items()}
+    # A sample of an older file has no units, so that the merged one has none.
+    return {s: each.merge(other[s]) for s, each in sample.items() if s in other}
 
 
 def _keys(embedded: Mapping[str, np.ndarray], salt: bytes) -> NDArray[np.uint64]:
     """Key of each image, determined by its features in all spaces."""
-    return draw_keys(np.concatenate(list(embedded.values()), axis=1), salt)
+    features = [rows for space, rows in embedded.items() if space != UNIT]
+    return draw_keys(np.concatenate(features, axis=1), salt)
 
 
 def write_summary(record: StateRecord, kept: FitSummary | None) -> None:
@@ -118,6 +136,9 @@ def write_summary(record: StateRecord, kept: FitSummary | None) -> None:
             rows.write_state(part.write_part(side).write_part(space))
     if kept.statistics is not None:
         kept.statistics.write_state(part.write_part("statistics"))
+    for side, units in (("learned", kept.learned_units), ("held_out", kept.held_out_units)):
+        part.write(**{f"n_{side}_units": len(units)})
+        part.write_tensor(f"{side}_units", units)
 
 
 def read_summary(record: StateRecord, n_features: dict[str, int]) -> FitSummary | None:
@@ -131,15 +152,24 @@ def read_summary(record: StateRecord, n_features: dict[str, int]) -> FitSummary 
     statistics = None
     if "statistics" in part.values:
         statistics = Statistics.read_state(part.read_part("statistics"), n_features[PRETRAINED])
-    kept = FitSummary(learned, held_out, statistics)
+    units = [_read_units(part, side) for side in ("learned", "held_out")]
+    kept = FitSummary(learned, held_out, statistics, *units)
     part.close()
     return kept
+
+
+def _read_units(part: StateRecord, side: str) -> np.ndarray:
+    """Units of a side; format 2 has none."""
+    if f"n_{side}_units" not in part.values:
+        return np.empty(0)
+    return part.read_array(f"{side}_units", part.read_int(f"n_{side}_units"))
 
 
 def _read_images(part: StateRecord, n_features: dict[str, int]) -> ImageSample:
     if "n_rows" in part.values:  # format 2 has the features of all spaces side by side
         return _cut(RowSample.read_state(part, sum(n_features.values())), n_features)
-    sample = {s: RowSample.read_state(part.read_part(s), n) for s, n in n_features.items() if n}
+    widths = n_features | {UNIT: 1 if UNIT in part.values else 0}
+    sample = {s: RowSample.read_state(part.read_part(s), n) for s, n in widths.items() if n}
     part.close()
     if any(not np.array_equal(each.keys, sample[PRETRAINED].keys) for each in sample.values()):
         raise ValueError(f"{part.name} holds different images in each feature space")

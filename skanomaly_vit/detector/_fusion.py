@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from skanomaly_vit.density._by_name import DENSITIES
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
 from skanomaly_vit.density._whitening import axes_of, whiten
-from skanomaly_vit.detector._feature_store import FeatureStore
+from skanomaly_vit.detector._feature_store import UNIT, FeatureStore
 from skanomaly_vit.detector._fit_summary import FitSummary, n_images
 
 #: A search fits the same PCA for every number of blocks.
@@ -39,7 +39,7 @@ def fit_densities(
     density: Any,
     pca_variance: float | None,
     fusion: str,
-    contamination: float,
+    false_alarms: FalseAlarms,
     seed: int,
     remember: bool,
 ) -> FittedDensities:
@@ -59,8 +59,7 @@ def fit_densities(
     pca_variance : float or None
         Variance that the PCA of the pre-trained space keeps; None is no PCA.
     fusion : {"product", "standardized"}
-    contamination : float
-        Share of normal images that may be flagged.
+    false_alarms : FalseAlarms
     seed : int
         See `fit_density`.
     remember : bool
@@ -89,8 +88,28 @@ def fit_densities(
         store.embedded(train),
         store.embedded(held_out),
         fusion=fusion,
-        contamination=contamination,
+        false_alarms=false_alarms,
     )
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """What a threshold is to keep.
+
+    Attributes
+    ----------
+    rate : float
+        Share of normal images that may be flagged.
+    confidence : float or None
+        As `conformal_threshold` takes it.
+    """
+
+    rate: float
+    confidence: float | None = None
+
+    def threshold(self, scores: np.ndarray, groups: np.ndarray | None) -> float:
+        """Threshold by the scores of calibration images."""
+        return conformal_threshold(scores, self.rate, groups=groups, confidence=self.confidence)
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,8 @@ class FittedDensities:
         Location and scale that standardize each space's score before the sum.
     calibration_scores : ndarray of shape (n_held_out,), float64, or None
         None without held-out images.
+    calibration_units : ndarray of shape (n_held_out,), float64, or None
+        Their units, if some have several images.
     offset : float
     summary : FitSummary
     """
@@ -112,6 +133,7 @@ class FittedDensities:
     density: dict[str, Any]
     fusion: dict[str, tuple[float, float]]
     calibration_scores: np.ndarray | None
+    calibration_units: np.ndarray | None
     offset: float
     summary: FitSummary
 
@@ -123,7 +145,7 @@ def calibrate(
     unseen: Iterable[Embedded],
     *,
     fusion: str,
-    contamination: float,
+    false_alarms: FalseAlarms,
 ) -> FittedDensities:
     """Compute scale and threshold of densities from learned and unseen images.
 
@@ -134,7 +156,7 @@ def calibrate(
     learned, unseen : iterable of dict of str to ndarray
         Shards of features.
     fusion : {"product", "standardized"}
-    contamination : float
+    false_alarms : FalseAlarms
     """
     scales = dict.fromkeys(density, (0.0, 1.0))
     raw = {}
@@ -144,12 +166,33 @@ def calibrate(
         scales = {space: _location_and_scale(values) for space, values in raw.items()}
     if not n_images(summary.held_out):
         total = sum_spaces({s: _scaled(values, scales[s]) for s, values in raw.items()})
-        offset = float(np.percentile(total, 100.0 * contamination))
-        return FittedDensities(density, scales, None, offset, summary)
-    scores = sum_spaces(score_shards(density, scales, unseen))
-    return FittedDensities(
-        density, scales, scores, conformal_threshold(scores, contamination), summary
-    )
+        offset = float(np.percentile(total, 100.0 * false_alarms.rate))
+        return FittedDensities(density, scales, None, None, offset, summary)
+    scores, groups = score_units(density, scales, unseen)
+    offset = false_alarms.threshold(scores, groups)
+    return FittedDensities(density, scales, scores, groups, offset, summary)
+
+
+def score_units(
+    density: Mapping[str, Any],
+    scales: Mapping[str, tuple[float, float]],
+    shards: Iterable[Embedded],
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores of calibration images, and their units; None if each is a unit of its own."""
+    units: list[np.ndarray] = []
+
+    def noting() -> Iterator[Embedded]:
+        for embedded in shards:
+            units.append(embedded.get(UNIT, np.empty((0, 1)))[:, 0])
+            yield embedded
+
+    scores = sum_spaces(score_shards(density, scales, noting()))
+    return scores, several_of_a_unit(np.concatenate(units))
+
+
+def several_of_a_unit(units: np.ndarray) -> np.ndarray | None:
+    """The units of images, if any of them has several; None also if they are not known."""
+    return units if len(np.unique(units)) < len(units) else None
 
 
 def fit_density(

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from sklearn.pipeline import Pipeline
 
 from skanomaly_vit._backbone.discrepancy import PRETRAINED
@@ -13,9 +14,9 @@ from skanomaly_vit.density._base import MomentDensity, UpdatableDensity
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
 from skanomaly_vit.density._whitening import axes_of, whiten
-from skanomaly_vit.detector._feature_store import FeatureStore
+from skanomaly_vit.detector._feature_store import UNIT, FeatureStore
 from skanomaly_vit.detector._fit_summary import FitSummary, draw_held_out, shards_of_sample
-from skanomaly_vit.detector._fusion import FittedDensities, calibrate
+from skanomaly_vit.detector._fusion import FalseAlarms, FittedDensities, calibrate
 
 
 def require_updatable(densities: Mapping[str, Any], summary: FitSummary | None) -> FitSummary:
@@ -46,6 +47,23 @@ def require_updatable(densities: Mapping[str, Any], summary: FitSummary | None) 
     return summary
 
 
+def require_not_learned(units: np.ndarray, summary: FitSummary) -> None:
+    """Refuse images of units that densities have learned from: they cannot calibrate.
+
+    Raises
+    ------
+    ValueError
+        If there are any; it names the first one.
+    """
+    learned = np.flatnonzero(np.isin(units, summary.learned_units))
+    if len(learned):
+        raise ValueError(
+            f"the detector has learned from {len(learned)} of {len(units)} images, or from others "
+            f"of their group (the first one is sample {learned[0]}). They score too high to set a "
+            "threshold. Pass images that it has not seen."
+        )
+
+
 def update_densities(
     densities: Mapping[str, Any],
     summary: FitSummary,
@@ -53,7 +71,7 @@ def update_densities(
     *,
     validation_fraction: float,
     fusion: str,
-    contamination: float,
+    false_alarms: FalseAlarms,
 ) -> FittedDensities:
     """Update densities with more images, and calibrate them with features kept of all.
 
@@ -66,10 +84,11 @@ def update_densities(
         Features of the new images.
     validation_fraction : float
         Share of the new images that no density learns from.
-    fusion, contamination
+    fusion, false_alarms
         See `calibrate`.
     """
-    held_out = draw_held_out(store, validation_fraction)
+    everyone = np.ones(len(store), dtype=bool)
+    held_out = draw_held_out(store.column(UNIT, everyone), summary, validation_fraction)
     updated, statistics = dict(densities), summary.statistics
     if not held_out.all():
         rows = {space: store.rows(space, ~held_out) for space in densities}
@@ -85,7 +104,7 @@ def update_densities(
         shards_of_sample(all_summary.learned),
         shards_of_sample(all_summary.held_out),
         fusion=fusion,
-        contamination=contamination,
+        false_alarms=false_alarms,
     )
 
 

@@ -58,6 +58,8 @@ _ATTRIBUTES = {
     "n_samples_fit_",
     "recipe_",
     "contamination_",
+    "calibration_units_",
+    "threshold_confidence_",
     "n_features_in_",
     "feature_names_in_",
 }
@@ -104,6 +106,10 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     if detector.calibration_scores_ is not None:
         record.write(n_calibrating=len(detector.calibration_scores_))
         record.write_tensor("calibration_scores", detector.calibration_scores_)
+    if detector.calibration_units_ is not None:
+        record.write_tensor("calibration_units", detector.calibration_units_)
+    if detector.threshold_confidence_ is not None:
+        record.write(threshold_confidence=float(detector.threshold_confidence_))
     if hasattr(detector, "n_features_in_"):
         record.write(n_features_in=int(detector.n_features_in_))
     if hasattr(detector, "feature_names_in_"):
@@ -202,10 +208,15 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     detector.density_, detector.fusion_ = density, fusion
     detector.offset_ = record.read_number("offset")
     detector.validation_indices_, detector.n_samples_fit_ = held_out, n_samples
-    detector.calibration_scores_ = None
+    detector.calibration_scores_, detector.calibration_units_ = None, None
+    detector.threshold_confidence_ = None
+    if "threshold_confidence" in record.values:
+        detector.threshold_confidence_ = record.read_number("threshold_confidence", positive=True)
     if "n_calibrating" in record.values:
         n_calibrating = record.read_int("n_calibrating", 1)
         detector.calibration_scores_ = record.read_array("calibration_scores", n_calibrating)
+        if record.has_tensor("calibration_units"):
+            detector.calibration_units_ = record.read_array("calibration_units", n_calibrating)
     detector.recipe_ = _read_recipe(record, detector)
     detector.contamination_, detector._contamination_then = _read_rates(record, detector)
     detector._normal_patches = _read_patches(record, blocks)

@@ -89,6 +89,7 @@ def _graph_of(detector: Any, teacher: Teacher, method: str | None) -> DetectorGr
         detector.fusion_,
         offset=float(detector.offset_),
         calibration_scores=detector.calibration_scores_,
+        calibration_units=detector.calibration_units_,
         normal=None if method is None else detector._normal_patches,
         map_method=method or FEATURES,
     )

@@ -35,7 +35,7 @@ class DetectorGraph(nn.Module):
     densities, fusion : dict
         `density_` and `fusion_` of `TransformalyDetector`.
     offset : float
-    calibration_scores : ndarray or None
+    calibration_scores, calibration_units : ndarray or None
         None gives a graph without p-values.
     normal : NormalPatches or None
         None gives a graph without maps.
@@ -54,6 +54,7 @@ class DetectorGraph(nn.Module):
         *,
         offset: float,
         calibration_scores: np.ndarray | None,
+        calibration_units: np.ndarray | None,
         normal: NormalPatches | None,
         map_method: str,
     ) -> None:
@@ -64,7 +65,9 @@ class DetectorGraph(nn.Module):
         self._fusion = dict(fusion)
         # A buffer: the exporter would write a Python number as float32.
         self.register_buffer("offset", torch.tensor(offset, dtype=torch.float64))
-        self.calibration = None if calibration_scores is None else _Calibration(calibration_scores)
+        self.calibration = None
+        if calibration_scores is not None:
+            self.calibration = _Calibration(calibration_scores, calibration_units)
         self.maps = None if normal is None else _Maps(normal, map_method)
         self._calls: list[BlockCall] = []
         watched = {*students, *(self.maps.blocks if self.maps is not None else ())}
@@ -142,14 +145,21 @@ class _Calibration(nn.Module):
     """The p-values of `conformal_p_values`, by counting."""
 
     known: torch.Tensor
+    share: torch.Tensor
 
-    def __init__(self, scores: np.ndarray) -> None:
+    def __init__(self, scores: np.ndarray, units: np.ndarray | None) -> None:
         super().__init__()
-        self.register_buffer("known", torch.from_numpy(np.sort(scores)))
+        order = np.argsort(scores, kind="stable")
+        unit = np.unique(np.arange(len(scores)) if units is None else units, return_inverse=True)[1]
+        share = 1 / np.bincount(unit)[unit]
+        self.register_buffer("known", torch.from_numpy(scores[order]))
+        self.register_buffer("share", torch.from_numpy(share[order]))
+        self._n_units = int(unit.max()) + 1
 
     def forward(self, score: torch.Tensor) -> torch.Tensor:
-        rank = (self.known[None] <= score[:, None]).double().sum(dim=1)
-        return (1 + rank) / (self.known.shape[0] + 1)
+        is_below = (self.known[None] <= score[:, None]).double()  # [B, n_calibrating]
+        rank = (is_below * self.share).sum(dim=1)  # [B]
+        return (1 + rank) / (self._n_units + 1)
 
 
 class _Maps(nn.Module):

@@ -1,0 +1,72 @@
+"""Units of images: copies of one image, and groups of images, that stay together."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from skanomaly_vit._images.source import ImageSource
+
+#: Bytes of an id: as many as a float64 holds exactly.
+_ID_BYTES = 6
+
+
+def unit_ids(source: ImageSource, groups: Any = None) -> np.ndarray:
+    """Id of the unit of each image, float64 of shape (n_images,).
+
+    Images of equal content are in one unit, and so are images of one group. An id depends on the
+    content or the group alone, so that units are known again in later calls.
+
+    Parameters
+    ----------
+    source : ImageSource
+    groups : array-like of shape (n_images,) or None, default=None
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be read, or `groups` has another length or a missing value.
+    """
+    copies = np.array([_id_of(source.digest(i)) for i in range(len(source))])
+    if groups is None:
+        return copies
+    named = np.array([_id_of(repr(group).encode()) for group in _checked(groups, len(source))])
+    return _joined(named, copies)
+
+
+def _checked(groups: Any, n_images: int) -> list[Any]:
+    values = np.asarray(groups)
+    if values.shape != (n_images,):
+        raise ValueError(
+            f"groups has shape {values.shape}; pass one group for each of {n_images} images"
+        )
+    found = values.tolist()
+    for position, value in enumerate(found):
+        if value is None or value != value:
+            raise ValueError(
+                f"groups[{position}] is {value!r}; pass the group of every image, such as a name "
+                "of its own for an image that belongs to none"
+            )
+    return found
+
+
+def _joined(groups: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Units that hold whole groups and all copies: the smallest id of a group in each."""
+    _, group = np.unique(groups, return_inverse=True)
+    _, copy = np.unique(copies, return_inverse=True)
+    n_groups, n_copies = group.max() + 1, copy.max() + 1
+    size = n_groups + n_copies
+    links = coo_array((np.ones(len(group)), (group, n_groups + copy)), shape=(size, size))
+    unit = connected_components(links, directed=False)[1][group]
+    smallest = np.full(unit.max() + 1, np.inf)
+    np.minimum.at(smallest, unit, groups)
+    return smallest[unit]
+
+
+def _id_of(content: bytes) -> float:
+    digest = hashlib.blake2b(content, digest_size=_ID_BYTES).digest()
+    return float(int.from_bytes(digest, "big"))
