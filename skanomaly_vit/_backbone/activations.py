@@ -1,4 +1,4 @@
-"""Tokens of a teacher, kept between passes: in memory, on disk, or both."""
+"""Activation caches: tokens of a teacher, kept between passes in memory, on disk, or both."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from skanomaly_vit._caching.disk_cache import DiskCache
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.hashing import combine
 
-#: What is kept of an image: the tokens before block i under i, after the last block under L, and
-#: the pooled features under FEATURES.
+#: Key of a tensor of an image: i for the tokens before block i, L for those after the last block,
+#: FEATURES for the pooled features.
 Level: TypeAlias = int
 
 FEATURES: Level = -1
@@ -23,19 +23,19 @@ Tokens: TypeAlias = dict[Level, torch.Tensor]
 
 
 class Activations(ABC):
-    """Where the teacher's tokens are kept, image by image."""
+    """Store of the teacher's tokens, image by image."""
 
     @abstractmethod
     def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
-        """Those of the images that have all `levels`, each with its tokens."""
+        """Position -> tokens, for each image that has all `levels`."""
 
     @abstractmethod
     def keep(self, tokens: Mapping[int, Tokens]) -> None:
-        """Keep the tokens of some images, as far as there is room."""
+        """Keep the tokens of some images while there is room."""
 
     @abstractmethod
     def has_room(self, n_images: int) -> bool:
-        """Whether it is worth while to collect the tokens of so many images more."""
+        """True if collecting the tokens of `n_images` more is worth while."""
 
 
 class HeldActivations(Activations):
@@ -66,20 +66,20 @@ class HeldActivations(Activations):
             self._bytes_per_image = size
 
     def has_room(self, n_images: int) -> bool:
-        # Before the first image its size is not known; `keep` looks then.
+        # The first image tells the size; `keep` checks that one.
         wanted = self._bytes + n_images * self._bytes_per_image
         return self._max_bytes > 0 and wanted <= self._max_bytes
 
 
 class LayeredActivations(Activations):
-    """Keeps tokens in memory, as far as there is room, and on disk.
+    """Keeps tokens on disk, and in memory while there is room.
 
     Parameters
     ----------
     memory, disk : Activations
-        Tokens that are found on disk are kept in memory.
+        `find` copies tokens from `disk` to `memory`.
     kept_blocks : collection of int
-        The blocks whose tokens are kept in memory, whichever are kept on disk.
+        Blocks whose tokens `memory` keeps, whichever `disk` keeps.
     """
 
     def __init__(
@@ -115,21 +115,21 @@ class LayeredActivations(Activations):
 
 
 def _levels(blocks: Collection[int]) -> set[Level]:
-    """What has to be kept of an image for `blocks` to be shown at work on it."""
+    """Levels of an image that a replay of `blocks` needs."""
     return {FEATURES, *blocks, *(index + 1 for index in blocks)}
 
 
 class StoredActivations(Activations):
-    """Keeps tokens in a cache on disk, under the content of each image.
+    """Keeps tokens in a cache on disk; the keys depend on the content of each image.
 
     Parameters
     ----------
     disk : DiskCache
     source : ImageSource
     digests : mapping of int to bytes
-        Position -> digest of the images of `source` that can be read.
+        Position -> digest, for each readable image of `source`.
     context : bytes
-        What the tokens depend on beside the image.
+        Digest of everything else that the tokens depend on.
     """
 
     def __init__(
@@ -163,6 +163,6 @@ class StoredActivations(Activations):
         return self._disk.works
 
     def _keys(self, position: int, levels: Collection[Level]) -> dict[Level, bytes]:
-        # One digest an image: there are a dozen levels.
+        # One digest per image, for its dozen levels.
         prefix = combine("tokens", self._context, self._digests[position])
         return {level: prefix + level.to_bytes(2, "big", signed=True) for level in levels}

@@ -1,4 +1,4 @@
-"""Anomaly maps: the patches of an image, compared with those of normal images."""
+"""Anomaly maps: the patches of an image, compared with normal patches."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class MapCollector:
     ----------
     normal : NormalPatches
     method : {"discrepancy", "features", "both"}
-        One of those in ``normal.map_scale``.
+        A key of ``normal.map_scale``.
     """
 
     def __init__(self, normal: NormalPatches, method: str) -> None:
         self._normal = normal
         self._method = method
-        self._errors: list[np.ndarray] = []  # of each image, added up over the blocks
-        self._distances: list[np.ndarray] = []
+        self._errors: list[np.ndarray] = []  # of each image, a sum over blocks: [P]
+        self._distances: list[np.ndarray] = []  # of each batch: [B, P]
         self._passed: dict[int, int] = {}
 
     @property
@@ -42,16 +42,18 @@ class MapCollector:
 
     def observe(self, call: BlockCall, errors: torch.Tensor | None) -> None:
         """See `Observer`."""
-        values = self._normal.layout.patches(errors).cpu() if errors is not None else None
+        values = None
+        if errors is not None:
+            values = self._normal.layout.patches(errors).cpu()  # [B, N] -> [B, P]
         if call.index in self.blocks:
-            self._distances.append(self._standardise(-1, self._distances_of(call)))
-        # Last, when the device cannot run out of memory any more.
+            self._distances.append(self._standardize(-1, self._distances_of(call)))
+        # Last, once the device can no longer run out of memory.
         if values is not None:
             column = self._normal.blocks.index(call.index)
-            self._add(column, self._standardise(column, values))
+            self._add(column, self._standardize(column, values))
 
     def _add(self, column: int, values: np.ndarray) -> None:
-        # Image by image: one block may see a batch whole, and the next one in parts.
+        # Image by image, since one block may see a whole batch, and the next one its parts.
         start = self._passed.get(column, 0)
         self._passed[column] = stop = start + len(values)
         if column == 0:
@@ -75,15 +77,16 @@ class MapCollector:
         self._distances.extend(distances)
 
     def _distances_of(self, call: BlockCall) -> torch.Tensor:
-        tokens = self._normal.layout.tokens_of(call)
+        tokens = self._normal.layout.tokens_of(call)  # [B, P, C]
         center, whitening = (
             value.to(tokens) for value in (self._normal.center, self._normal.whitening)
-        )
-        # One product an image, lest a map hang on the other images of the batch.
-        whitened = torch.bmm(tokens - center, whitening.expand(len(tokens), -1, -1))
-        return whitened.square().mean(dim=2)  # (batch, patches, dim) -> (batch, patches)
+        )  # [C], [C, C]
+        # One product per image, so that a map does not depend on the rest of its batch.
+        each = whitening.expand(len(tokens), -1, -1)  # [C, C] -> [B, C, C]
+        whitened = torch.bmm(tokens - center, each)  # [B, P, C]
+        return whitened.square().mean(dim=2)  # [B, P, C] -> [B, P]
 
-    def _standardise(self, column: int, values: torch.Tensor) -> np.ndarray:
+    def _standardize(self, column: int, values: torch.Tensor) -> np.ndarray:
         deviation = _log(to_numpy(values)) - self._normal.location[column]
         return deviation / self._normal.scale[column]
 
@@ -94,18 +97,20 @@ class MapCollector:
             return np.empty((0, layout.rows, layout.columns), np.float32)
         parts = []
         if self.needs_students:
-            mean_errors = np.stack(self._errors) / len(self._normal.blocks)
+            mean_errors = np.stack(self._errors) / len(self._normal.blocks)  # [n, P]
             parts.append(mean_errors / scale[DISCREPANCY])
         if self._method != DISCREPANCY:
-            parts.append(np.concatenate(self._distances) / scale[FEATURES])
+            distances = np.concatenate(self._distances)  # n / B x [B, P] -> [n, P]
+            parts.append(distances / scale[FEATURES])
         combined = parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / scale[BOTH]
-        return combined.reshape(-1, layout.rows, layout.columns).astype(np.float32)
+        maps = combined.reshape(-1, layout.rows, layout.columns)  # [n, P] -> [n, rows, columns]
+        return maps.astype(np.float32)
 
 
 def enlarge(maps: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Maps:
     """Interpolate maps (n, rows, columns) to the sizes of their images: (n, height, width).
 
-    Those of different sizes come as a list.
+    Maps of different sizes come as a list.
     """
     if len(set(sizes)) == 1:
         return _resize(maps, sizes[0])
@@ -115,4 +120,5 @@ def enlarge(maps: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Maps:
 def _resize(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     planes = torch.from_numpy(maps)[:, None]  # [n, 1, rows, columns]
     resized = torch.nn.functional.interpolate(planes, size=size, mode="bilinear")
+    # [n, 1, height, width] -> [n, height, width]
     return resized[:, 0].numpy()

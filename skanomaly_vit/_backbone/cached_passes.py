@@ -1,4 +1,4 @@
-"""Passes of a teacher, and what is remembered of them: tokens, features, students."""
+"""Cached passes of a teacher, and the keys of their tokens, features and students."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Part:
     indices : ndarray of int
         Its images.
     blocks : sequence of int
-        Those that are looked at.
+        Blocks to look at.
     start : int
-        The place of the first image in the pass.
+        Position of its first image in the pass.
     arguments : tuple
-        What else the function that is mapped needs to know of the part.
+        Further arguments of the mapped function, for this part.
     """
 
     indices: np.ndarray
@@ -59,12 +59,12 @@ class Part:
     arguments: tuple[Any, ...] = ()
 
 
-#: Part of every key: raised whenever what is computed changes.
+#: Part of every key. Raise it whenever results change.
 FORMAT = 4
 
 
 class CachedPasses:
-    """Passes of one teacher over one set of images, and what is remembered of them.
+    """Passes of one teacher over one set of images, with a cache of their results.
 
     Attributes
     ----------
@@ -77,12 +77,12 @@ class CachedPasses:
     source : ImageSource
     memory : Memory
     in_memory : Activations
-        Where tokens are kept between passes, beside a `memory` on disk.
+        Keeps tokens between passes, beside a `memory` on disk.
     kept_blocks : collection of int
-        The blocks whose tokens are worth keeping in `in_memory`.
+        Blocks whose tokens are worth keeping in `in_memory`.
     store_tokens : bool
-        Whether tokens are kept in a `memory` on disk, where they take a megabyte an image: not
-        those of a network that no other estimator has.
+        Whether a `memory` on disk keeps tokens, at a megabyte per image. Pass False for a network
+        that no other estimator has.
     batch_size : int
     n_jobs : int or None
     """
@@ -107,11 +107,11 @@ class CachedPasses:
         self.batch_size = batch_size
         self._n_jobs = n_jobs
         if memory:
-            self._digests  # noqa: B018, here, so that what is unreadable is found before any work
+            self._digests  # noqa: B018, finds unreadable images before any work
         if memory.disk is not None and store_tokens:
             stored = StoredActivations(memory.disk, source, self._digests, self._context)
             in_memory = LayeredActivations(in_memory, stored, kept_blocks)
-            # All blocks: which of them other settings will want is not known.
+            # All blocks, since other settings may need any of them.
             kept_blocks = range(len(teacher.blocks))
         self.passes = TeacherPasses(
             teacher,
@@ -124,16 +124,16 @@ class CachedPasses:
 
     @functools.cached_property
     def _digests(self) -> dict[int, bytes]:
-        """Position -> digest of the images that can be read."""
+        """Position -> digest, for each readable image."""
         return self._source.each(self._source.digest, range(len(self._source)))
 
     @functools.cached_property
     def _context(self) -> bytes:
-        """What everything depends on beside the images."""
+        """Digest of everything but the images that results depend on."""
         return combine(FORMAT, self.teacher.fingerprint, *surroundings(self.teacher.device))
 
     def identity(self) -> dict[str, Any]:
-        """What goes into every key, for people."""
+        """Ingredients of every key, in readable form."""
         return {
             "images": combine(*self._digests.values()),
             "backbone": bytes.fromhex(self.teacher.fingerprint),
@@ -143,7 +143,7 @@ class CachedPasses:
         }
 
     def key(self, kind: str, indices: np.ndarray, *parts: object) -> bytes:
-        """Key of what was computed from some of the images, in their order."""
+        """Key of a result of some images, in this order."""
         images = b"".join(self._digests[index] for index in indices)
         # The number of threads can change the order of a sum.
         threads = torch.get_num_threads()
@@ -155,10 +155,10 @@ class CachedPasses:
         students: Mapping[int, nn.Module],
         track: Callable[..., Any] = iter,
     ) -> Embedded:
-        """Features of images in both spaces, all in one: see `embed`.
+        """Features of images in both spaces, as one batch: see `embed`.
 
-        Of a source that skips what is unreadable, they are those of the images that are in
-        ``source.readable(indices)`` afterwards.
+        If the source skips unreadable images, the rows are those of ``source.readable(indices)``
+        after the pass.
         """
         return _by_space(self._extract(indices, students, track, None), students)
 
@@ -169,10 +169,10 @@ class CachedPasses:
         observer: Observer | None = None,
         track: Callable[..., Any] = iter,
     ) -> Iterator[Embedded]:
-        """As `extract`, batch by batch, so that no more than one is held.
+        """Features as `extract` gives them, but batch by batch: memory holds one batch.
 
-        With `memory` all come in one, since they are remembered in one; with an `observer`, which
-        has to see every image, only tokens are.
+        With `memory` all images are one batch, since `memory` keeps them as one. An `observer` has
+        to see every image, so then only tokens come from `memory`.
         """
         if self.memory and observer is None:
             yield self.extract(indices, students, track)
@@ -188,19 +188,19 @@ class CachedPasses:
         keep: Callable[[Embedded], None],
         track: Callable[..., Any] = iter,
     ) -> NormalPatches | None:
-        """Hand features to `keep`, and summarise the patches of a sample."""
+        """Hand features to `keep`, and summarize the patches of a sample."""
         if not self.memory:
             for embedded in self.stream(indices, students, sample, track):
                 keep(embedded)
             if sample is None:
                 return None
             of_blocks = {index: sample.of_block(index) for index in students}
-            return sample.summarise(of_blocks, sample.of_tokens())
+            return sample.summarize(of_blocks, sample.of_tokens())
         found = self._extract(indices, students, track, sample)
         keep(_by_space(found, students))
         if sample is None:
             return None
-        return sample.summarise({index: found[index] for index in students}, found[FEATURES])
+        return sample.summarize({index: found[index] for index in students}, found[FEATURES])
 
     def embed(
         self,
@@ -209,7 +209,7 @@ class CachedPasses:
         observer: Observer | None,
         track: Callable[..., Any] = iter,
     ) -> Iterator[Embedded]:
-        """`embed` some of the images, whatever is remembered of them."""
+        """`embed` some of the images; only their tokens may come from a cache."""
         return embed(self.passes, indices, students, observer, track)
 
     def map(
@@ -226,14 +226,14 @@ class CachedPasses:
         Parameters
         ----------
         function : callable
-            Is called as ``function(passes, part, *shared, track=track)`` with `TeacherPasses`.
+            Called as ``function(passes, part, *shared, track=track)`` with `TeacherPasses`.
         parts : sequence of Part
         shared : tuple
-            Arguments that all calls have in common.
+            Arguments common to all calls.
         track : callable
-            Is shown every batch.
+            Wraps the iterator of batches, to follow progress.
         keeps_tokens : bool
-            Whether a worker is to keep tokens, since the function passes over its images again.
+            Whether workers keep tokens, for a function that passes over its images again.
         """
         return (function(self.passes, part, *shared, track=track) for part in parts)
 
@@ -255,7 +255,7 @@ class CachedPasses:
             embedded = concatenate(batches, len(asked))
             arrays = {FEATURES: embedded[PRETRAINED]}
             if asked:
-                columns = np.ascontiguousarray(embedded[DISCREPANCY].T)  # (n_students, n_images)
+                columns = np.ascontiguousarray(embedded[DISCREPANCY].T)  # [n_students, n_images]
                 arrays |= dict(zip(asked, columns, strict=True))
             found = {name: {"values": torch.from_numpy(arrays[name])} for name in names}
             if sample is not None:
@@ -271,7 +271,7 @@ class CachedPasses:
         found = self.memory.recall(keys, compute, is_complete)
         if is_complete():
             return found
-        # What was recalled is about all of the images, what was computed about the others.
+        # Recalled results cover all images, computed ones only those that turned out readable.
         return self._extract(indices, students, track, sample)
 
     def _key_of(
@@ -287,11 +287,11 @@ def _by_space(found: Mapping[Level, Tensors], students: Collection[int]) -> Embe
     embedded = {PRETRAINED: arrays[FEATURES]}
     if students:
         columns = [arrays[index] for index in sorted(students)]
-        embedded[DISCREPANCY] = np.stack(columns, axis=1)
+        embedded[DISCREPANCY] = np.stack(columns, axis=1)  # [n_images, n_students]
     return embedded
 
 
-#: Students do not change once they are fitted, and a search asks for the same ones often.
+#: Fitted students never change, and a search asks for the same ones often.
 _student_digests: WeakKeyDictionary[nn.Module, bytes] = WeakKeyDictionary()
 
 
@@ -303,7 +303,7 @@ def _digest_student(student: nn.Module) -> bytes:
 
 def _digest_weights(student: nn.Module) -> bytes:
     own_digest: Callable[[], bytes] | None = getattr(student, "digest", None)
-    if own_digest is not None:  # a student of a user's own, which need not have tensors
+    if own_digest is not None:  # a user's own student, which may have no tensors
         return own_digest()
     tensors = {name: value.cpu().contiguous() for name, value in student.state_dict().items()}
     return combine(type(student).__name__, save(tensors))

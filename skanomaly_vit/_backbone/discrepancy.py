@@ -1,11 +1,11 @@
-"""The heart of the method: both feature spaces of an image, from one pass of the teacher.
+"""Both feature spaces of an image, from one pass of the teacher: the heart of the method.
 
 Let h_0, ..., h_L be the tokens of an image before the teacher's first block and after each block
-B_1, ..., B_L: h_j = B_j(h_{j-1}). A student S_j has learned on normal images to imitate B_j.
+B_1, ..., B_L: h_j = B_j(h_{j-1}). A student S_j learned on normal images to imitate B_j.
 
 - The pre-trained space is the teacher's pooled output.
-- The discrepancy space has one number a block: the mean over tokens and channels of
-  (S_j(h_{j-1}) - h_j)^2, which is large where the image differs from the normal ones
+- The discrepancy space has one number per block: the mean over tokens and channels of
+  (S_j(h_{j-1}) - h_j)^2. It is large where the image differs from normal images
   (Transformaly, section 3).
 """
 
@@ -51,11 +51,11 @@ def embed(
     indices : ndarray of int
         The images, in this order.
     students : mapping of int to nn.Module
-        The student of each block that is scored. Without any there is no discrepancy space.
+        The student of each block to score. Without students there is no discrepancy space.
     observer : Observer or None
         Looks at the patches on the way.
     track : callable
-        Is shown every batch.
+        Wraps the iterator of batches, to follow progress.
 
     Yields
     ------
@@ -64,7 +64,7 @@ def embed(
         is bfloat16. ``discrepancy``: z_f of shape (batch, n_students), the blocks in ascending
         order.
     """
-    # Of each block, the parts in which a batch may have to be worked on.
+    # Block -> errors of the parts of a batch: one part, unless memory runs out.
     errors: dict[int, list[np.ndarray]] = {index: [] for index in sorted(students)}
 
     def visit(call: BlockCall) -> None:
@@ -74,7 +74,7 @@ def embed(
             of_images = to_numpy(of_tokens.mean(dim=1))  # [B, N] -> [B]
         if observer is not None:
             observer.observe(call, of_tokens)
-        # Last, when the device cannot run out of memory any more.
+        # Last, once the device can no longer run out of memory.
         if of_images is not None:
             errors[call.index].append(of_images)
 
@@ -90,7 +90,7 @@ def embed(
 
 
 def concatenate(batches: Iterable[Embedded], n_students: int) -> Embedded:
-    """Features of all batches in one; without an image that could be read, of none."""
+    """Features of all batches as one; it has no rows if no image was readable."""
     found = [batch for batch in batches if len(batch[PRETRAINED])]
     if found:
         return {space: np.concatenate([batch[space] for batch in found]) for space in found[0]}

@@ -1,4 +1,4 @@
-"""What the estimators on images share: their parameters, and how X becomes batches."""
+"""Base class of the estimators on images: common parameters, loading of X and the backbone."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ImageEstimator(BaseEstimator):
         Raises
         ------
         ValueError
-            If there is no such parameter, or the part is given by its name and has none.
+            If there is no such parameter, or the part is a name, which has no parameters.
         """
         for name in params:
             part, _, inner = name.partition("__")
@@ -137,14 +137,14 @@ class ImageEstimator(BaseEstimator):
         )
 
     def _hold(self, teacher: Teacher, seed: int) -> None:
-        """Keep `teacher`, and what it takes to find it again."""
+        """Keep `teacher`, and all that `_find_teacher_again` needs."""
         self._teacher: Teacher | None = teacher
         self._teacher_seed = seed
         self._positions = positions_of(teacher.model)
         self.backbone_fingerprint_ = teacher.fingerprint
 
     def _held_teacher(self) -> Teacher:
-        """The teacher of `fit`, on the device that this estimator is to run on, here and now."""
+        """The teacher of `fit`, on the device that `device` means here and now."""
         if self._teacher is None:
             self._teacher = self._find_teacher_again()
         self._teacher = self._teacher.on(resolve_device(self.device))
@@ -158,13 +158,15 @@ class ImageEstimator(BaseEstimator):
                 f"{type(self).__name__} was fitted with a backbone of fingerprint "
                 f"{self.backbone_fingerprint_[:12]}..., but backbone={_name(self.backbone)} with "
                 f"pretrained={self.pretrained!r} is {teacher.fingerprint[:12]}... here: other "
-                "weights, another size, or another version of timm. Provide the weights it was "
-                "fitted with, fit again, or pickle with store_backbone=True."
+                "weights, another size, or another version of timm. Provide the weights of the "
+                "fit, fit again, or pickle with store_backbone=True."
             )
         return same
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())  # a copy: what comes may be the attributes themselves
+        state = dict(
+            super().__getstate__()
+        )  # a copy, since super may give the attributes themselves
         if "_teacher" in state and not self.store_backbone:
             state["_teacher"] = None
         return state
@@ -186,9 +188,9 @@ def _load_recent_teacher(
     seed: int,
     stamp: tuple[int, ...],
 ) -> Teacher:
-    """The teacher loaded last, which a search asks for again and again.
+    """The most recently loaded teacher, which a search asks for again and again.
 
-    It is frozen, so that any number of estimators can share it.
+    It is frozen, so any number of estimators can share it.
     """
     return load_teacher(
         backbone, pretrained=pretrained, image_size=image_size, device=device, seed=seed
@@ -196,7 +198,7 @@ def _load_recent_teacher(
 
 
 def _stamp(pretrained: Pretrained) -> tuple[int, ...]:
-    """What changes when a checkpoint does."""
+    """File status of a checkpoint, which changes when the checkpoint does."""
     if isinstance(pretrained, bool) or not os.path.exists(pretrained):
         return ()
     stat = os.stat(pretrained)
@@ -243,14 +245,14 @@ def split_validation(
     min_train : int
         Fewest images to train on.
     min_held_out : int
-        Fewest images to hold out, if any are.
+        Fewest images to hold out, if `fraction` is above 0.
     groups : array-like of shape (n_samples,) or None
-        Samples of one group stay together; `fraction` is then of the groups.
+        Samples of one group stay together; `fraction` then counts groups.
 
     Raises
     ------
     ValueError
-        If fewer would be left to train on, or held out.
+        If fewer images would be left to train on, or held out.
     """
     if groups is not None:
         values = np.asarray(groups)
@@ -263,13 +265,13 @@ def split_validation(
     n_validation = math.ceil(fraction * n_samples)
     if n_samples - n_validation < min_train:
         raise ValueError(
-            f"Found {n_samples} image(s) (n_samples={n_samples}), of which "
+            f"Found {n_samples} image(s) (n_samples={n_samples}), but "
             f"validation_fraction={fraction} holds out {n_validation}; at least {min_train} must "
             "be left to train on. Pass more images, or validation_fraction=0."
         )
     if 0 < n_validation < min_held_out:
         raise ValueError(
-            f"Found {n_samples} image(s) (n_samples={n_samples}), of which "
+            f"Found {n_samples} image(s) (n_samples={n_samples}), but "
             f"validation_fraction={fraction} holds out {n_validation}; at least {min_held_out} "
             "must be held out, or none. Pass more images, a larger validation_fraction, or 0."
         )
@@ -283,8 +285,8 @@ def _split_groups(
     n_groups = len(np.unique(groups))
     if n_groups < 2:
         raise ValueError(
-            f"all {len(groups)} images are of one group, {str(groups[0])!r}, so none can be held "
-            "out; pass groups=None, or validation_fraction=0"
+            f"all {len(groups)} images belong to one group, {str(groups[0])!r}, so none can be "
+            "held out; pass groups=None, or validation_fraction=0"
         )
     n_held_out = math.ceil(fraction * n_groups)
     train, validation = np.arange(0), np.arange(len(groups))
@@ -293,19 +295,19 @@ def _split_groups(
         ((train, validation),) = folds.split(groups, groups=groups)
     if len(train) < min_train:
         raise ValueError(
-            f"Found {len(groups)} images of {n_groups} groups, of which validation_fraction="
-            f"{fraction} holds out {n_held_out}, and {len(validation)} images with them; at least "
-            f"{min_train} must be left to train on. Pass images of more groups, a smaller "
+            f"Found {len(groups)} images of {n_groups} groups, but validation_fraction={fraction} "
+            f"holds out {n_held_out}, and {len(validation)} images with them; at least "
+            f"{min_train} images must be left to train on. Pass images of more groups, a smaller "
             "validation_fraction, or validation_fraction=0."
         )
     return train, validation
 
 
 def share_out(held_out: np.ndarray, groups: Any, *, chooses: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out images that students choose their best state by, and those that calibrate.
+    """Split held-out images: some choose the students' best state, the others calibrate.
 
-    Students that choose by none leave all to the calibration. Of `groups`, of all images, each
-    goes to one side.
+    Students that choose nothing leave all images to the calibration. `groups` covers all images;
+    each group stays on one side.
     """
     if not chooses:
         return held_out, held_out

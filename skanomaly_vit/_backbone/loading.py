@@ -1,4 +1,4 @@
-"""Find a backbone's weights and build it: the one room that imports timm."""
+"""Backbone loading: networks, weights and input formats. The only file that imports timm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.seeding import seeded
 from skanomaly_vit.exceptions import WeightsUnavailableError
 
-#: What ``backbone`` and ``pretrained`` may be; see `TransformalyDetector`.
+#: Types of ``backbone``, ``pretrained`` and ``image_size``; see `TransformalyDetector`.
 Backbone: TypeAlias = str | nn.Module
 
 Pretrained: TypeAlias = bool | str | PathLike[str]
@@ -45,7 +45,7 @@ EMBEDDED_FILE = "vit_small_patch14_embedded.safetensors"
 
 EMBEDDED_SHA256 = "e370e629af639d4361d72612e7fecaecec0931a2b0c4c90bd11478b760fd4ec9"
 
-#: Seconds before a hub that does not answer counts as out of reach.
+#: Seconds until a silent hub counts as out of reach.
 HUB_TIMEOUT = 5.0
 
 
@@ -57,7 +57,7 @@ def load_backbone(
     Parameters
     ----------
     backbone : str or nn.Module
-        ``"embedded"``, a timm model name, or a network (which is copied, never changed).
+        ``"embedded"``, a timm model name, or a network, which is copied, never changed.
     pretrained : bool, str or path-like
         ``True`` for published weights, ``False`` for random ones drawn from `seed`, or the
         path of a checkpoint.
@@ -78,7 +78,7 @@ def load_backbone(
     ValueError
         If the name, checkpoint or image size does not fit.
     WeightsUnavailableError
-        If the weights cannot be had.
+        If the weights are unavailable.
     """
     size = _as_pair(image_size)
     if isinstance(backbone, nn.Module):
@@ -177,7 +177,7 @@ def _named(name: str, pretrained: Pretrained, size: tuple[int, int] | None, seed
 
 
 def _random(name: str, size: tuple[int, int] | None, seed: int, **options: Any) -> nn.Module:
-    with seeded(seed):  # timm initialises from torch's global generator
+    with seeded(seed):  # timm initializes from torch's global generator
         return _create(name, size, pretrained=False, **options)
 
 
@@ -198,7 +198,7 @@ def _published(name: str, size: tuple[int, int] | None) -> nn.Module:
 def _require_cached_or_reachable(name: str, cfg: Any) -> None:
     """Ask once, with a short timeout, whether the hub answers, unless the weights are cached.
 
-    timm's own download goes on asking a hub out of reach for most of a minute.
+    timm's own download retries an unreachable hub for most of a minute.
     """
     if not cfg.hf_hub_id:
         return
@@ -213,13 +213,13 @@ def _require_cached_or_reachable(name: str, cfg: Any) -> None:
         raise _unavailable(name, "HF_HUB_OFFLINE is set and the weights are not in the hub's cache")
     try:
         huggingface_hub.HfApi().model_info(cfg.hf_hub_id, timeout=HUB_TIMEOUT)
-    except Exception as error:  # whichever HTTP client the hub uses, any failure means: no weights
+    except Exception as error:  # of any HTTP client; every failure means no weights
         raise _unavailable(name, error) from error
 
 
 def _unavailable(name: str, cause: object) -> WeightsUnavailableError:
     return WeightsUnavailableError(
-        f"The weights of backbone={name!r} cannot be had ({_describe(cause)}). "
+        f"The weights of backbone={name!r} are unavailable ({_describe(cause)}). "
         "Three ways out: (1) fit once with a network connection, or copy a hub cache from such a "
         "machine and set HF_HOME to it; (2) pass pretrained='path/to/checkpoint.safetensors'; "
         "(3) pass backbone='embedded', the small ViT shipped with this package."
@@ -249,7 +249,7 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _state_dict(weights: Any, path: Path) -> dict[str, torch.Tensor]:
-    for key in ("state_dict", "model"):  # how training scripts nest it
+    for key in ("state_dict", "model"):  # as training scripts nest it
         if isinstance(weights, dict) and isinstance(weights.get(key), dict):
             weights = weights[key]
     if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
@@ -262,7 +262,7 @@ def _state_dict(weights: Any, path: Path) -> dict[str, torch.Tensor]:
 
 def _create(name: str, size: tuple[int, int] | None, **options: Any) -> nn.Module:
     try:
-        model = timm.create_model(name, img_size=size, **options)  # timm drops what is None
+        model = timm.create_model(name, img_size=size, **options)  # timm ignores None
     except TypeError as error:
         if "img_size" not in str(error):
             raise
@@ -270,7 +270,7 @@ def _create(name: str, size: tuple[int, int] | None, **options: Any) -> nn.Modul
             f"backbone={name!r} cannot be built for image_size={size}. Leave image_size=None."
         ) from error
     except RuntimeError as error:
-        if "sizes should be greater than 0" not in str(error):  # of a grid of no patches
+        if "sizes should be greater than 0" not in str(error):  # the grid has no patches
             raise
         raise ValueError(
             f"image_size={size} is smaller than a patch of backbone={name!r}. Pass a larger one, "
@@ -279,7 +279,7 @@ def _create(name: str, size: tuple[int, int] | None, **options: Any) -> nn.Modul
     if size is not None:
         _require_divisible(model, size)
     kept: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    kept.pop("state_dict", None)  # timm keeps the weights that it was handed
+    kept.pop("state_dict", None)  # timm keeps the weights that it was given
     return model
 
 

@@ -1,4 +1,4 @@
-"""Passes of a teacher over a set of images, each image embedded once where its tokens are kept."""
+"""Passes of a teacher over a set of images, with replay of tokens that a cache keeps."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from skanomaly_vit._images.prefetching import Reader, batches_ahead
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit.exceptions import UnreadableImageError
 
-#: Images of a shard, or a few less: seconds on a CPU, and on a GPU more than what a task costs.
+#: Images per shard, or slightly fewer: seconds on a CPU, and on a GPU more than a task costs.
 IMAGES_PER_SHARD = 128
 
-#: Shards of which a sum is one: sums are large (7 MB a block of the embedded backbone), and travel.
+#: Shards per sum, since sums travel and are large (7 MB per block of the embedded backbone).
 SHARDS_PER_SUM = 8
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def shards_of(n_images: int, batch_size: int, *, of_sums: bool = False) -> list[slice]:
-    """Consecutive shards of a pass, each but the last of the same number of whole batches.
+    """Consecutive shards of a pass: whole batches, the same number in all but the last.
 
-    They depend on nothing else: what is summed over images (`of_sums`) is summed shard by shard
-    whoever works on them, and however many do, so that it rounds alike.
+    They depend on nothing else. Every worker sums over images (`of_sums`) shard by shard, so sums
+    round alike for any number of workers.
     """
     n_images_at_most = IMAGES_PER_SHARD * (SHARDS_PER_SUM if of_sums else 1)
     size = max(1, n_images_at_most // batch_size) * batch_size
@@ -45,25 +45,25 @@ class TeacherPasses:
     teacher : Teacher
     source : ImageSource
     activations : Activations
-        Where tokens are kept between passes. Kept tokens are replayed: an image whose tokens
-        are there is neither decoded nor embedded again.
+        Keeps tokens between passes. Passes replay them: an image with kept tokens is neither
+        decoded nor embedded again.
     kept_blocks : collection of int
-        The blocks whose tokens are collected to be kept.
+        Blocks whose tokens passes collect for `activations`.
     batch_size : int
     n_jobs : int or None
         Threads that decode.
 
     Notes
     -----
-    Replaying is exact: the tokens are those that the teacher gave, and the other arguments of a
-    block (rotary embeddings, position biases) depend on the image size alone. Where they do
-    not, which is looked at in every batch, nothing is kept.
+    Replay is exact: the tokens are the teacher's own, and the other arguments of a block (rotary
+    embeddings, position biases) depend on the image size alone. Passes check that in every batch,
+    and keep nothing where it fails.
 
-    A batch for which the device has too little memory is worked on in parts (`run_in_parts`):
-    visitors see the images of each block in order, all of them once, in one call or in several.
+    If the device has too little memory for a batch, `run_in_parts` splits it: visitors see the
+    images of each block in order, each once, in one call or in several.
 
-    Of a source that skips what is unreadable, images found to be so are left out, and the next
-    ones move up: the batches are those of a pass over the others alone.
+    A source that skips unreadable images leaves them out, and the next images move up: the batches
+    are those of a pass over the readable images alone.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class TeacherPasses:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all batches fit on the device: sums over a batch in parts round otherwise."""
+        """Whether all batches fit on the device: sums over split batches round differently."""
         return (self.teacher.largest_batch or self._batch_size) >= self._batch_size
 
     def n_batches(self, n_images: int) -> int:
-        """In how many batches a pass sees so many images."""
+        """Number of batches in a pass over `n_images`."""
         return math.ceil(n_images / self._batch_size)
 
     def run(
@@ -115,13 +115,13 @@ class TeacherPasses:
         ----------
         indices : ndarray of int
         blocks : collection of int
-            Those that `visit` sees at work.
+            Blocks that `visit` sees at work.
         visit : callable
         track : callable
-            Is shown every batch.
+            Wraps the iterator of batches, to follow progress.
         in_parts : bool
-            Whether a batch may be worked on in parts. If not, `visit` sees each batch whole, or the
-            device runs out of memory.
+            Whether to split batches that exceed the memory. If not, `visit` sees each batch whole,
+            or the device runs out of memory.
 
         Yields
         ------
@@ -133,7 +133,7 @@ class TeacherPasses:
     def _read(
         self, indices: np.ndarray, blocks: Sequence[int], visit: Visitor, in_parts: bool
     ) -> Iterator[torch.Tensor]:
-        """As `_run`, and no thread is left, however the pass ends."""
+        """As `_run`; ends the reader's threads, however the pass ends."""
         try:
             yield from self._run(indices, blocks, visit, in_parts)
         finally:
@@ -158,26 +158,26 @@ class TeacherPasses:
                 continue
             if in_parts:
                 parts = run_in_parts(self.teacher, inputs, blocks, visit, self._show)
-                yield torch.cat(parts) if len(parts) > 1 else parts[0]
+                yield torch.cat(parts) if len(parts) > 1 else parts[0]  # [B, C]
             else:
-                yield self._show(inputs, blocks, visit)
+                yield self._show(inputs, blocks, visit)  # [B, C]
             batch = []
 
     def _show(
         self, inputs: list[Tokens] | torch.Tensor, blocks: Collection[int], visit: Visitor
     ) -> torch.Tensor:
-        """Pooled features of images, whose blocks `visit` sees at work."""
+        """Pooled features of images, [B, C]; `visit` sees the blocks at work on them."""
         if torch.is_tensor(inputs):
             return self.teacher(inputs, blocks=blocks, visit=visit)
         return self._replay(inputs, sorted(blocks), visit)
 
     def _prepare(self, batch: Sequence[int], blocks: Sequence[int]) -> list[Tokens] | torch.Tensor:
-        """The tokens of a batch of images, or its pixels, before anything is shown to a visitor."""
+        """Tokens of a batch of images, or its pixels; no visitor sees anything yet."""
         known = self._recall(batch, blocks)
         return self._decode(batch) if known is None else [known[position] for position in batch]
 
     def _recall(self, batch: Sequence[int], blocks: Sequence[int]) -> dict[int, Tokens] | None:
-        """Tokens of all images of a batch, embedding those not known; None without room."""
+        """Tokens of a batch, which embeds images that have none; None if none can be kept."""
         levels = _levels(blocks)
         known = self._activations.find(batch, levels)
         missing = [position for position in batch if position not in known]
@@ -192,7 +192,7 @@ class TeacherPasses:
         return self._reader.load(positions)
 
     def _embed(self, positions: Sequence[int], blocks: Collection[int]) -> dict[int, Tokens]:
-        """Run the teacher over images, collect their tokens, and have them kept."""
+        """Run the teacher over images, and collect and keep their tokens."""
 
         def embed(part: Sequence[int], *ignored: Any) -> dict[int, Tokens]:
             return self._embed_at_once(part, blocks)
@@ -208,13 +208,15 @@ class TeacherPasses:
         def visit(call: BlockCall) -> None:
             if not _same(_arguments(call), self._arguments_of(call.index)):
                 self._replayable = False
-            collected.setdefault(call.index, call.tokens)
-            collected[call.index + 1] = call.output
+            collected.setdefault(call.index, call.tokens)  # [B, N, C]
+            collected[call.index + 1] = call.output  # [B, N, C]
 
-        self._probe()  # here, since the pass below is not to be interrupted by another
+        self._probe()  # here, since no other pass may interrupt the one below
         # Not inference_mode: autograd refuses to save its tensors for a student's backward pass.
         with torch.inference_mode(False), torch.no_grad():
+            # [B, 3, H, W] -> [B, C]
             collected[FEATURES] = self.teacher(self._decode(positions), blocks=blocks, visit=visit)
+        # [B, N, C] -> B x [N, C], and of features [B, C] -> B x [C]
         tokens = {
             position: {level: values[i] for level, values in collected.items()}
             for i, position in enumerate(positions)
@@ -224,9 +226,10 @@ class TeacherPasses:
         return tokens
 
     def _replay(self, images: list[Tokens], blocks: Sequence[int], visit: Visitor) -> torch.Tensor:
-        """Show `visit` the blocks at work on images whose tokens are known."""
+        """Show `visit` the blocks at work on images with kept tokens."""
 
         def batch(level: Level) -> torch.Tensor:
+            # B x [N, C] -> [B, N, C], and of features B x [C] -> [B, C]
             return torch.stack([tokens[level] for tokens in images]).to(self.teacher.device)
 
         output = torch.empty(0)
@@ -238,19 +241,19 @@ class TeacherPasses:
         return batch(FEATURES)
 
     def _arguments_of(self, index: int) -> Arguments:
-        """What the block gets beside tokens."""
+        """Arguments of the block beside tokens."""
         self._probe()
         return self._arguments[index]
 
     def _probe(self) -> None:
-        """Run the teacher on a blank image to see with what arguments it calls its blocks."""
+        """Run the teacher on a blank image to record the arguments of its blocks."""
         if self._arguments:
             return
 
         def visit(call: BlockCall) -> None:
             self._arguments[call.index] = _arguments(call)
 
-        blank = torch.zeros(1, 3, *self.teacher.preprocessing.image_size)
+        blank = torch.zeros(1, 3, *self.teacher.preprocessing.image_size)  # [1, 3, H, W]
         with torch.inference_mode(False), torch.no_grad():
             self.teacher(blank, blocks=range(len(self.teacher.blocks)), visit=visit)
 
@@ -260,7 +263,7 @@ def _arguments(call: BlockCall) -> Arguments:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether arguments of two calls are equal, tensors among them by value."""
+    """True if the arguments of two calls are equal; tensors are compared by value."""
     flat_a, form_a = tree_flatten(a)
     flat_b, form_b = tree_flatten(b)
     return form_a == form_b and all(

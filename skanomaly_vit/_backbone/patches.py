@@ -1,4 +1,4 @@
-"""What the patches of normal images look like, and how far those of other images are from it."""
+"""Patch statistics of normal images, the scale of anomaly maps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sklearn.covariance import ledoit_wolf
 from skanomaly_vit._backbone.teacher import BlockCall, Teacher, to_numpy
 from skanomaly_vit._utils.hashing import combine
 
-#: Patches of normal images that are looked at, at most: enough for a covariance of their tokens.
+#: Normal patches to sample, at most: enough for a covariance of their tokens.
 N_PATCHES = 4096
 
-#: Smallest error whose logarithm is taken.
+#: Smaller errors count as this one, before the logarithm.
 SMALLEST_ERROR = float(np.finfo(np.float32).tiny)
 
-#: What a map may show.
+#: Kinds of maps: errors of students, distances of tokens, or both.
 METHODS = DISCREPANCY, FEATURES, BOTH = "discrepancy", "features", "both"
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -31,7 +31,7 @@ class Observer(Protocol):
 
     @property
     def blocks(self) -> Collection[int]:
-        """Those that it has to see, beside those that have students."""
+        """Blocks that it has to see, beside blocks with students."""
 
     def observe(self, call: BlockCall, errors: torch.Tensor | None) -> None:
         """Look at a block at work.
@@ -44,25 +44,25 @@ class Observer(Protocol):
         """
 
     def part(self, start: int, stop: int) -> Observer:
-        """An observer of the images from `start` to `stop` of the pass only."""
+        """An observer of the images from `start` to `stop` of the pass alone."""
 
     def collected(self) -> tuple[Any, ...]:
-        """What it has seen."""
+        """All observations so far."""
 
     def absorb(self, collected: tuple[Any, ...]) -> None:
-        """Take over what the part for the next images has seen."""
+        """Append the observations of the part that saw the next images."""
 
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """Where the patches are among the tokens.
+    """Position of the patches among the tokens.
 
     Attributes
     ----------
     rows, columns : int
     block : int
-        The block whose tokens stand for a patch: the middle one, which knows more of the place
-        and less of the whole image than the last.
+        The block whose tokens represent a patch: the middle one. Its tokens say more of the place,
+        and less of the whole image, than those of the last.
     """
 
     rows: int
@@ -71,27 +71,27 @@ class PatchLayout:
 
     @property
     def n_patches(self) -> int:
-        """Of an image."""
+        """Number of patches of an image."""
         return self.rows * self.columns
 
     def patches(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (batch, tokens, ...) without those in front of the patches."""
+        """Drop the tokens before the patches: (batch, tokens, ...) -> (batch, patches, ...)."""
         n_prefix = tokens.shape[1] - self.n_patches
         if n_prefix < 0:
             raise ValueError(
                 f"the backbone's blocks have {tokens.shape[1]} tokens where {self.rows} x "
-                f"{self.columns} patches are expected; anomaly maps need a token a patch"
+                f"{self.columns} patches are expected; anomaly maps need one token per patch"
             )
-        return tokens[:, n_prefix:]
+        return tokens[:, n_prefix:]  # [B, N, ...] -> [B, P, ...]
 
     def tokens_of(self, call: BlockCall) -> torch.Tensor:
-        """Tokens of the patches, each on one scale: (batch, patches, dim)."""
-        patches = self.patches(call.output)
-        return torch.nn.functional.layer_norm(patches, patches.shape[-1:])
+        """Tokens of the patches, each on the same scale: (batch, patches, dim)."""
+        patches = self.patches(call.output)  # [B, N, C] -> [B, P, C]
+        return torch.nn.functional.layer_norm(patches, patches.shape[-1:])  # [B, P, C]
 
 
 def layout_of(teacher: Teacher) -> PatchLayout | None:
-    """Layout of a backbone's patches; None if it does not tell the size of a patch."""
+    """Layout of a backbone's patches; None if the backbone does not tell their size."""
     size = getattr(getattr(teacher.model, "patch_embed", None), "patch_size", None)
     if size is None:
         return None
@@ -101,21 +101,21 @@ def layout_of(teacher: Teacher) -> PatchLayout | None:
 
 
 class PatchSample:
-    """Collects patches of normal images, drawn at random, while a teacher passes over them.
+    """Collects a random sample of normal patches while a teacher passes over their images.
 
     Parameters
     ----------
     layout : PatchLayout
     n_images : int
-        Of the pass.
+        Images of the pass.
     held_out : ndarray of int
-        Positions in the pass of images that students have not learned from; may be empty.
+        Positions in the pass of images that students did not learn from; may be empty.
     """
 
     def __init__(self, layout: PatchLayout, n_images: int, held_out: np.ndarray) -> None:
         self.layout = layout
         n_patches = n_images * layout.n_patches
-        # Any fixed draw will do; it does not take part in the user's `random_state`.
+        # Any fixed draw will do; it ignores the user's `random_state`.
         draw = np.random.default_rng(0).choice(
             n_patches, min(n_patches, N_PATCHES), replace=False, shuffle=False
         )
@@ -138,15 +138,17 @@ class PatchSample:
         start = self._passed.get(call.index, 0)
         stop = start + len(call.tokens) * self.layout.n_patches
         first, last = np.searchsorted(self._chosen, [start, stop])
-        if first == last:  # as in most of very many batches
+        if first == last:  # true of most batches, if there are very many
             self._passed[call.index] = stop
             return
-        rows = torch.from_numpy(self._chosen[first:last] - start).to(call.tokens.device)
-        values = self.layout.patches(errors).flatten()[rows].cpu() if errors is not None else None
+        rows = torch.from_numpy(self._chosen[first:last] - start).to(call.tokens.device)  # [n]
+        values = None
+        if errors is not None:
+            values = self.layout.patches(errors).flatten()[rows].cpu()  # [B, N] -> [n]
         if call.index == self.layout.block:
-            tokens = self.layout.tokens_of(call).flatten(0, 1)[rows]
+            tokens = self.layout.tokens_of(call).flatten(0, 1)[rows]  # [B, P, C] -> [n, C]
             self._tokens.append(to_numpy(tokens))
-        # Last, when the device cannot run out of memory any more.
+        # Last, once the device can no longer run out of memory.
         if values is not None:
             self._errors.setdefault(call.index, []).append(to_numpy(values))
         self._passed[call.index] = stop
@@ -177,26 +179,27 @@ class PatchSample:
 
     def of_tokens(self) -> Tensors:
         """A Gaussian of the tokens of learned patches, and logarithmic distances of unseen ones."""
-        tokens = np.concatenate(self._tokens).astype(np.float64)
-        center, whitening = _whiten(tokens[self._learned])
-        distances = np.square((tokens - center) @ whitening).mean(axis=1)
+        tokens = np.concatenate(self._tokens).astype(np.float64)  # [n, C]
+        center, whitening = _whiten(tokens[self._learned])  # [C], [C, C]
+        distances = np.square((tokens - center) @ whitening).mean(axis=1)  # [n, C] -> [n]
         return {
             "center": torch.from_numpy(center).float(),
             "whitening": torch.from_numpy(whitening).float(),
             "patches": torch.from_numpy(_log(distances)),
         }
 
-    def summarise(self, known: Mapping[int, Tensors], of_tokens: Tensors) -> NormalPatches:
-        """What `of_block` gave for each block, and `of_tokens`, in one."""
+    def summarize(self, known: Mapping[int, Tensors], of_tokens: Tensors) -> NormalPatches:
+        """Combine the results of `of_block` for each block, and that of `of_tokens`."""
         errors = [known[index]["patches"].numpy() for index in sorted(known)]
-        columns = np.stack([*errors, of_tokens["patches"].numpy()], axis=1)[self._unseen]
-        location, scale = columns.mean(axis=0), _scale(columns)
-        parts = (columns - location) / scale
+        patches = np.stack([*errors, of_tokens["patches"].numpy()], axis=1)  # [n, n_blocks + 1]
+        columns = patches[self._unseen]  # [n_unseen, n_blocks + 1]
+        location, scale = columns.mean(axis=0), _scale(columns)  # [n_blocks + 1] each
+        parts = (columns - location) / scale  # [n_unseen, n_blocks + 1]
         map_scale = {FEATURES: 1.0}
         if errors:
-            mean_error = parts[:, :-1].mean(axis=1)
+            mean_error = parts[:, :-1].mean(axis=1)  # [n_unseen]
             map_scale[DISCREPANCY] = float(_scale(mean_error))
-            both = mean_error / map_scale[DISCREPANCY] + parts[:, -1]
+            both = mean_error / map_scale[DISCREPANCY] + parts[:, -1]  # [n_unseen]
             map_scale[BOTH] = float(_scale(both))
         return NormalPatches(
             layout=self.layout,
@@ -210,7 +213,7 @@ class PatchSample:
 
 
 def _log(values: np.ndarray) -> np.ndarray:
-    """Logarithm of errors, which are positive and skewed; an error of 0 is the smallest number."""
+    """Logarithm of errors, which are positive and skewed; 0 counts as the smallest one."""
     return np.log(np.maximum(values.astype(np.float64), SMALLEST_ERROR))
 
 
@@ -220,8 +223,8 @@ def _scale(values: np.ndarray) -> np.ndarray:
 
 
 def _whiten(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean, and a map that gives tokens a unit covariance."""
-    variances, axes = np.linalg.eigh(ledoit_wolf(tokens)[0])
+    """Mean, and a matrix that gives tokens a unit covariance."""
+    variances, axes = np.linalg.eigh(ledoit_wolf(tokens)[0])  # [C], [C, C]
     # Tokens of artificial images can lie in a subspace.
     floor = max(1e-6 * float(variances.max()), np.finfo(np.float64).tiny)
     return tokens.mean(axis=0), axes / np.sqrt(np.maximum(variances, floor))
@@ -229,19 +232,20 @@ def _whiten(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class NormalPatches:
-    """Measures of normal patches, by which those of other images are judged.
+    """Statistics of normal patches, against which maps compare other patches.
 
     Attributes
     ----------
     layout : PatchLayout
     blocks : list of int
-        Those that have students.
+        Blocks with students.
     center, whitening : torch.Tensor of shape (dim,), (dim, dim)
-        Of the Gaussian of the tokens.
+        Gaussian of the tokens.
     location, scale : ndarray of shape (n_blocks + 1,)
-        Of the logarithmic errors of each block, and of the logarithmic distance of the tokens.
+        Mean and standard deviation of the logarithmic errors of each block, and of the logarithmic
+        distance of the tokens.
     map_scale : dict of str to float
-        Method -> standard deviation of what its map is summed up of.
+        Method -> standard deviation of its map on normal patches, before scaling.
     """
 
     layout: PatchLayout

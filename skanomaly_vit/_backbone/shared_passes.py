@@ -1,4 +1,4 @@
-"""Passes that an engine shares out among its workers, part by part."""
+"""Distributed passes: an engine hands parts of a pass to its workers."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ from skanomaly_vit.distributed._tasks import Engine, SharedObjects
 
 _CPU = torch.device("cpu")
 
-# What travels
+# Objects that travel
 
 
 @dataclass(frozen=True)
 class PackedTeacher:
-    """A teacher on its way to another process, which gets to know its name and finds it there.
+    """A teacher on its way to another process, which loads it by name if that is possible.
 
     Attributes
     ----------
     origin : Origin or None
-        What it is loaded from.
+        Arguments that load it; None if it has no name.
     model : nn.Module or None
         The network itself, if it has no `origin`.
     preprocessing : Preprocessing
     fingerprint : str
-        Of what is to be found.
+        Expected of the teacher that is found.
     positions : torch.Tensor or None
         Its position embeddings, see `same_teacher`.
     device : str, torch.device or None
-        Where the user wants it, to be understood on the machine where it runs.
+        The user's setting, resolved on the machine that runs it.
     """
 
     origin: Origin | None
@@ -65,7 +65,7 @@ class PackedTeacher:
     device: str | torch.device | None
 
     def unpack(self) -> TeacherHandle:
-        """Take out the network, or load it; a ValueError if it is not the same to the bit."""
+        """Take out the network, or load it; a ValueError if it differs in a single bit."""
         if self.model is not None:
             device = resolve_device(self.device)
             return TeacherHandle(Teacher(self.model, self.preprocessing, device), self.device, True)
@@ -80,24 +80,24 @@ class PackedTeacher:
         if same is None:
             raise ValueError(
                 f"A worker found backbone={name!r} with pretrained={pretrained!r} to be "
-                f"{teacher.fingerprint[:12]}..., where it was to find {self.fingerprint[:12]}...: "
-                "other weights, or another version of timm. Provide the same there, or set "
-                "store_backbone=True, with which the backbone itself is sent."
+                f"{teacher.fingerprint[:12]}..., but expected {self.fingerprint[:12]}...: other "
+                "weights, or another version of timm. Provide the same there, or send the "
+                "backbone itself with store_backbone=True."
             )
         return same
 
 
 @dataclass(frozen=True)
 class TeacherHandle:
-    """A teacher that is used where it is, and packed where it has to leave.
+    """A teacher that works as it is in this process, and is packed for others.
 
     Attributes
     ----------
     teacher : Teacher
     device : str, torch.device or None
-        What the user has set.
+        The user's setting.
     include_weights : bool
-        Whether the network itself travels, even if it could be found by name.
+        Whether to send the network itself, even if its name would do.
     """
 
     teacher: Teacher
@@ -120,7 +120,7 @@ class TeacherHandle:
 
 @dataclass(frozen=True)
 class StudentsHandle:
-    """What is done with the tokens, beside the backbone.
+    """The students and the observer of a pass, for the workers.
 
     Attributes
     ----------
@@ -136,7 +136,7 @@ class StudentsHandle:
         return replace(self, students={i: on_device(s, _CPU) for i, s in self.students.items()})
 
     def unpack(self) -> StudentsHandle:
-        """What was packed is ready for use."""
+        """See `Engine.run`; the students are ready for use."""
         return self
 
 
@@ -149,9 +149,9 @@ class PartTask:
     function : callable
         See `CachedPasses.map`.
     source : ImageSource
-        Of the images of the part alone.
+        The images of the part alone.
     part : Part
-        Its indices are those in `source`.
+        Its indices are positions in `source`.
     batch_size, n_jobs
         See `CachedPasses`.
     activation_cache : int
@@ -183,11 +183,11 @@ class PartTask:
         )
 
 
-# What is done with it, where it arrives
+# Work, on arrival
 
 
 def run_part(objects: SharedObjects, task: PartTask) -> tuple[Any, ImageSource]:
-    """Result of a task, and what was found out about its images."""
+    """Result of a task, and its findings about the images."""
     handle, *shared = objects
     result = task.function(task.passes(handle.teacher), task.part, *shared)
     return result, task.source.without_pixels()
@@ -196,7 +196,7 @@ def run_part(objects: SharedObjects, task: PartTask) -> tuple[Any, ImageSource]:
 def embed_part(
     passes: TeacherPasses, part: Part, shared: StudentsHandle, track: Callable[..., Any] = iter
 ) -> tuple[Embedded, tuple[Any, ...]]:
-    """Features of the images of a part, and what the observer has seen of them."""
+    """Features of the images of a part, and the observations of the observer."""
     observer = shared.observer
     if observer is not None:
         observer = observer.part(part.start, part.start + len(part.indices))
@@ -207,25 +207,25 @@ def embed_part(
     return embedded, observer.collected() if observer is not None else ()
 
 
-# Who shares it out
+# Distribution
 
 
 class SharedPasses(CachedPasses):
-    """Passes that an engine shares out among its workers.
+    """Passes whose parts an engine hands to its workers.
 
-    Results are those of `CachedPasses` to the bit. Workers keep no tokens on disk.
+    Results equal those of `CachedPasses` to the bit. Workers keep no tokens on disk.
 
     Parameters
     ----------
     engine : Engine
     device : str, torch.device or None
-        What the user has set, for workers on other machines.
+        The user's setting, for workers on other machines.
     include_weights : bool
-        Whether the backbone itself travels, and not its name.
+        Whether to send the backbone itself, not its name.
     activation_cache : int
-        Bytes of tokens that each worker may keep where it passes over its images again.
+        Bytes of tokens that each worker may keep if it passes over its images again.
     *args, **options
-        Of `CachedPasses`.
+        Parameters of `CachedPasses`.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class SharedPasses(CachedPasses):
         parts: Sequence[Part],
         track: Callable[..., Any],
     ) -> Iterator[Any]:
-        """Results of parts; `track` sees as many batches as a pass in this process has."""
+        """Results of parts; `track` counts as many batches as a pass in this process has."""
 
         def tick() -> Iterator[tuple[Any, ImageSource] | None]:
             for part, outcome in zip(parts, outcomes, strict=True):
@@ -317,7 +317,7 @@ def passes_of(
     include_weights: bool,
     **options: Any,
 ) -> CachedPasses:
-    """Passes under the engine that is active here and now, or in this process alone."""
+    """Passes under the engine that is active now, or in this process alone."""
     options["in_memory"] = HeldActivations(activation_cache)
     engine = active_engine()
     if engine is None:

@@ -1,4 +1,4 @@
-"""A frozen backbone: one pass gives features, and visits the last blocks on the way."""
+"""Teacher: a frozen backbone, whose pass gives features and shows blocks at work."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from skanomaly_vit._images.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class BlockCall:
-    """How the teacher called one of its blocks, so that a student is called alike.
+    """A call of one of the teacher's blocks, for students to repeat.
 
     Attributes
     ----------
     index : int
         Position of the block in the backbone, from 0.
     args, kwargs
-        Everything the block got: the tokens h_{j-1} of shape (batch, tokens, dim) first,
-        then rotary embeddings, position biases, whatever the family passes.
+        All arguments of the block: first the tokens h_{j-1} of shape (batch, tokens, dim), then
+        rotary embeddings, position biases, whatever the family passes.
     output : torch.Tensor
         The block's tokens h_j, shape (batch, tokens, dim).
     """
@@ -45,16 +45,16 @@ class BlockCall:
     @property
     def tokens(self) -> torch.Tensor:
         """The input h_{j-1}, shape (batch, tokens, dim)."""
-        return self.args[0]
+        return self.args[0]  # [B, N, C]
 
     def replay(self, student: nn.Module) -> torch.Tensor:
         """Call `student` as the teacher's block was called: (batch, tokens, dim)."""
-        return student(*self.args, **self.kwargs)
+        return student(*self.args, **self.kwargs)  # [B, N, C]
 
 
-#: Fewer tokens in a batch than this are padded: matrix products of few rows round otherwise than
-#: those of many (seen below 48 rows with two threads on AVX2), and what an image gives would hang
-#: on how many others are in its batch. No network of practical size has so few.
+#: Batches with fewer tokens are padded. Matrix products of few rows round differently from those of
+#: many (seen below 48 rows with two threads on AVX2), so the features of an image would depend on
+#: the size of its batch. No network of practical size has as few tokens.
 _FEW_ROWS = 64
 
 Visitor = Callable[[BlockCall], None]
@@ -65,7 +65,7 @@ def look_away(call: BlockCall) -> None:
 
 
 class Origin(NamedTuple):
-    """What `load_backbone` made a network of, and makes it of again."""
+    """Arguments from which `load_backbone` made a network, and can make it again."""
 
     backbone: str
     pretrained: Pretrained
@@ -83,9 +83,9 @@ class Teacher:
     preprocessing : Preprocessing
         The format of its input.
     device : torch.device
-        Where it runs.
+        Runs the network.
     origin : Origin or None
-        Where `model` comes from; None if it can only be had by copying it.
+        Source of `model`; None if `model` can only be copied.
 
     Attributes
     ----------
@@ -111,7 +111,7 @@ class Teacher:
         self.model.to(device)
 
     def on(self, device: torch.device) -> Teacher:
-        """The teacher, or a copy on another device: others may be using it where it is."""
+        """The teacher, or a copy on another device: others may be using the original."""
         if device == self.device:
             return self
         return Teacher(self.copy_model(), self.preprocessing, device, self.origin)
@@ -124,22 +124,22 @@ class Teacher:
     def copy_blocks(self, indices: Collection[int]) -> dict[int, nn.Module]:
         """Copies of some blocks, by index.
 
-        None has the hooks of a pass that another thread makes meanwhile: as a student it would
-        show its calls to that thread's visitor.
+        No copy has the hooks of another thread's pass: as a student it would show its calls to
+        that thread's visitor.
         """
         with self._one_visit_at_a_time:
             return {index: copy.deepcopy(self.blocks[index]) for index in indices}
 
     def copy_model(self, known: Mapping[int, nn.Module] | None = None) -> nn.Module:
-        """A copy of the network, without hooks as those of `copy_blocks` are.
+        """A copy of the network, without hooks, as in `copy_blocks`.
 
-        Modules that have the ids `known` are not copied: others stand in their place.
+        Modules whose ids are keys of `known` are not copied: the values take their places.
         """
         with self._one_visit_at_a_time:
             return copy.deepcopy(self.model, dict(known or {}))
 
     def last_blocks(self, n_blocks: int | None) -> list[int]:
-        """Indices of the last `n_blocks` (None: of all), or a ValueError if there are fewer."""
+        """Indices of the last `n_blocks` (None: of all); a ValueError if there are fewer."""
         n_there = len(self.blocks)
         if n_blocks is None:
             n_blocks = n_there
@@ -173,36 +173,38 @@ class Teacher:
         Parameters
         ----------
         images : torch.Tensor of shape (batch, 3, height, width)
-            Normalised images.
+            Normalized images.
         blocks : collection of int
             Indices of the blocks that `visit` sees, in the backbone's order; may be empty.
         visit : callable
-            Called with a `BlockCall` as soon as a block has run. The tensors of a block are
-            free again when it returns, so memory is that of one block, not of all.
+            Called with a `BlockCall` as soon as a block has run. The tensors of a block are free
+            again when `visit` returns, so memory holds those of one block, not of all.
 
         Returns
         -------
         features : torch.Tensor of shape (batch, dim)
             The penultimate output: the pooled tokens after the final norm.
         """
-        # Without waiting for the copy: the GPU does, and whoever uses what it gives.
-        images = images.to(self.device, self.dtype, non_blocking=self._is_pinned(images))
+        non_blocking = self._is_pinned(images)  # the GPU waits for the copy, and its readers do
+        images = images.to(self.device, self.dtype, non_blocking=non_blocking)  # [B, 3, H, W]
         n_images = len(images)
-        # Hooks hang on the blocks: a second thread's pass would be shown to the first's visitor.
+        # Hooks are on the blocks: the first thread's visitor would see a second thread's pass.
         with self._one_visit_at_a_time, _visited(self._indexed(blocks), visit, n_images):
-            return penultimate(self.model, self._padded(images))[:n_images]
+            features = penultimate(self.model, self._padded(images))  # [B + padding, C]
+            return features[:n_images]  # [B, C]
 
     def _is_pinned(self, images: torch.Tensor) -> bool:
         return self.device.type == "cuda" and images.is_pinned()
 
     def _padded(self, images: torch.Tensor) -> torch.Tensor:
-        """A batch with so many tokens that its products round as those of a larger one do."""
+        """Pad a batch with too few tokens, so that its products round as those of larger ones."""
         patches = getattr(self.model, "patch_embed", None)
         tokens_per_image = getattr(patches, "num_patches", _FEW_ROWS)
         n_more = math.ceil(_FEW_ROWS / tokens_per_image) - len(images)
         if n_more <= 0:
             return images
-        return torch.cat([images, images[:1].expand(n_more, -1, -1, -1)])
+        padding = images[:1].expand(n_more, -1, -1, -1)  # [1, 3, H, W] -> [n_more, 3, H, W]
+        return torch.cat([images, padding])  # [B + n_more, 3, H, W]
 
     def _indexed(self, blocks: Collection[int]) -> list[tuple[int, nn.Module]]:
         return [(index, block) for index, block in enumerate(self.blocks) if index in blocks]
@@ -238,7 +240,7 @@ def load_teacher(
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """``None`` is the best device there is, of GPUs the rank's own; a named one must be there."""
+    """Resolve ``None`` to the best device, of GPUs the rank's own; a named one must exist."""
     if device is None:
         if torch.cuda.is_available():
             return _own_gpu()
@@ -255,13 +257,13 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if missing:
         raise ValueError(
             f"device={str(device)!r} is not available on this machine. Pass device=None for the "
-            "best there is, or device='cpu'."
+            "best available one, or device='cpu'."
         )
     return resolved
 
 
 def on_device(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module if it is on a device, or a copy there: others may be using it where it is."""
+    """The module, or a copy on another device: others may be using the original."""
     there = torch.empty(0, device=device).device  # "cuda" is the current GPU, which has a number
     tensors = itertools.chain(module.parameters(), module.buffers())
     if all(tensor.device == there for tensor in tensors):
@@ -270,11 +272,11 @@ def on_device(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _own_gpu() -> torch.device:
-    """The GPU that torchrun has in mind for this process, or the current one if it runs alone."""
+    """The GPU that torchrun assigns to this process, or the current one if it runs alone."""
     rank = os.environ.get("LOCAL_RANK")
     if rank is None:
         return torch.device("cuda")
-    # Where each process is shown one GPU only, that is number 0 to all of them.
+    # If each process sees one GPU only, that is number 0 to all of them.
     return torch.device("cuda", int(rank) % torch.cuda.device_count())
 
 
@@ -289,10 +291,10 @@ def _require_blocks(model: nn.Module) -> None:
 
 def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
-        tokens = model.forward_features(images)  # type: ignore[operator]
-        features = model.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+        tokens = model.forward_features(images)  # type: ignore[operator]  # [B, N, C]
+        features = model.forward_head(tokens, pre_logits=True)  # type: ignore[operator]  # [B, C]
     else:
-        features = model(images)
+        features = model(images)  # [B, C]
     if not torch.is_tensor(features) or features.ndim != 2:
         found = tuple(features.shape) if torch.is_tensor(features) else type(features).__name__
         raise ValueError(
@@ -303,7 +305,7 @@ def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """Bring what a teacher gave to numpy, which has no bfloat16: that becomes float32."""
+    """Convert a tensor to numpy, which has no bfloat16: that becomes float32."""
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
     return tensor.cpu().numpy()
@@ -311,13 +313,14 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 @contextmanager
 def _visited(blocks: list[tuple[int, nn.Module]], visit: Visitor, n_images: int) -> Iterator[None]:
-    """Have `visit` called after each of `blocks`, for the first images of the batch."""
+    """Call `visit` after each of `blocks`, with the first `n_images` of the batch."""
 
     def hook_of(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             _require_tokens(module, index, args, output)
-            # One layout, whether tokens come from the network or were kept: products round by it.
+            # The layout of kept tokens, since rounding of products depends on it.
             tokens, output = args[0][:n_images].contiguous(), output[:n_images].contiguous()
+            # [B + padding, N, C] -> [B, N, C], both
             visit(BlockCall(index, (tokens, *args[1:]), kwargs, output))
 
         return hook
@@ -344,16 +347,16 @@ def _require_tokens(module: nn.Module, index: int, args: tuple[Any, ...], output
     if output.data_ptr() == args[0].data_ptr():
         raise ValueError(
             f"backbone's block {index} ({type(module).__name__}) writes its output over its input, "
-            "which a student has to see. Have it return a new tensor."
+            "which students need. Let it return a new tensor."
         )
 
 
-# Of interpolation in float32; other weights differ by far more.
+# Rounding of an interpolation in float32; other weights differ by far more.
 _ROUNDING = 1e-5
 
 
 def positions_of(model: torch.nn.Module) -> torch.Tensor | None:
-    """Position embeddings on the CPU; None for a network that has none of its own."""
+    """Position embeddings on the CPU; None for a network without any."""
     found = getattr(model, "pos_embed", None)
     return found.detach().cpu().clone() if torch.is_tensor(found) else None
 
@@ -361,7 +364,7 @@ def positions_of(model: torch.nn.Module) -> torch.Tensor | None:
 def same_teacher(
     teacher: Teacher, fingerprint: str, positions: torch.Tensor | None
 ) -> Teacher | None:
-    """The teacher if it has a fingerprint, or has it with `positions`; None if it is another."""
+    """The teacher if its fingerprint matches, as it is or with `positions`; None otherwise."""
     if teacher.fingerprint == fingerprint:
         return teacher
     teacher = _with_positions(teacher, positions)
@@ -369,10 +372,9 @@ def same_teacher(
 
 
 def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher:
-    """The teacher with these position embeddings, if its own are the same but for rounding.
+    """The teacher with these position embeddings, if its own differ by rounding alone.
 
-    They are interpolated to the size of the images, which processors of another kind round
-    otherwise.
+    timm interpolates them to the size of the images; other kinds of processors round differently.
     """
     own = positions_of(teacher.model)
     if own is None or positions is None or own.shape != positions.shape:
@@ -382,5 +384,5 @@ def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher
     model = teacher.copy_model()  # others may share it
     with torch.no_grad():
         model.pos_embed.copy_(positions)  # type: ignore[operator]
-    # A worker that loads the origin is sent the positions, and repairs its own alike.
+    # A worker that loads the origin receives the positions too, and corrects its own with them.
     return Teacher(model, teacher.preprocessing, teacher.device, teacher.origin)

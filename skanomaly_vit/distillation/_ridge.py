@@ -48,11 +48,13 @@ class RidgeModule(nn.Module):
 
     def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; other arguments are not used."""
-        mean = tokens.mean(dim=1, keepdim=True)  # (batch, 1, dim)
-        # One product an image: a product of all means rounds otherwise for few images than for
-        # many, and a score would depend on its neighbours.
+        mean = tokens.mean(dim=1, keepdim=True)  # [B, N, C] -> [B, 1, C]
+        # One product per image: a product of all means rounds differently for few images and for
+        # many, so a score would depend on its neighbours.
+        # [B, 1, C] x [B, C, C] + [1, C] -> [B, 1, C]
         shift = torch.bmm(mean, self.mean_weight.expand(len(mean), -1, -1)) + self.bias
-        flat = tokens.flatten(0, 1)
+        flat = tokens.flatten(0, 1)  # [B, N, C] -> [B * N, C]
+        # [B * N, C] + [B * N, C] x [C, C] -> [B, N, C] + [B, 1, C]
         return torch.addmm(flat, flat, self.token_weight).view_as(tokens).add_(shift)
 
 
@@ -104,19 +106,20 @@ class RidgeStatistics:
 
     def add(self, call: BlockCall) -> None:
         """Add the tokens of a batch."""
-        tokens, residual = call.tokens, call.output - call.tokens
+        tokens, residual = call.tokens, call.output - call.tokens  # [B, N, C] each
         batch, n_tokens, dim = tokens.shape
-        mean, mean_residual = tokens.mean(dim=1), residual.mean(dim=1)  # (batch, dim)
-        flat = tokens.reshape(-1, dim)
-        # What the mean token shares with all tokens of its image is the sum over them, so its
-        # products cost one row an image.
-        shared = n_tokens * _outer(mean, mean)
-        total = n_tokens * mean.sum(dim=0).double().cpu()
+        mean, mean_residual = tokens.mean(dim=1), residual.mean(dim=1)  # [B, C] each
+        flat = tokens.reshape(-1, dim)  # [B, N, C] -> [B * N, C]
+        # The products of a mean token with all tokens of its image sum to n_tokens times its own,
+        # so they cost one row per image.
+        shared = n_tokens * _outer(mean, mean)  # [C, C]
+        total = n_tokens * mean.sum(dim=0).double().cpu()  # [C]
+        # [C, C] each
         of_tokens, crossed = _outer(flat, flat), _outer(flat, residual.reshape(-1, dim))
-        crossed_means = n_tokens * _outer(mean, mean_residual)
-        total_residual = n_tokens * mean_residual.sum(dim=0).double().cpu()
+        crossed_means = n_tokens * _outer(mean, mean_residual)  # [C, C]
+        total_residual = n_tokens * mean_residual.sum(dim=0).double().cpu()  # [C]
         square = float(residual.square().sum(dtype=torch.float64))
-        # Nothing is added before all is there: the device can run out of memory up to here.
+        # Add nothing before everything is there: the device can run out of memory up to here.
         t, m = slice(0, dim), slice(dim, 2 * dim)
         self.gram[t, t] += of_tokens
         self.gram[t, m] += shared
@@ -145,10 +148,10 @@ class RidgeStatistics:
         Each squared weight but those of the bias is penalised by `alpha` times the mean square
         of the inputs.
         """
-        penalty = alpha * self.gram.diagonal()[:-1].mean()
+        penalty = alpha * self.gram.diagonal()[:-1].mean()  # [2 * C] -> []
         penalised = self.gram.clone()
         penalised.diagonal()[:-1] += penalty
-        return torch.linalg.solve(penalised, self.cross)
+        return torch.linalg.solve(penalised, self.cross)  # [2 * C + 1, C]
 
     def loss(self, weights: torch.Tensor) -> float:
         """Mean squared error of the map `weights` over the tokens and channels of these images."""
@@ -159,7 +162,7 @@ class RidgeStatistics:
 
 def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Sum over rows of the outer products of `a` and `b`, on the CPU in float64."""
-    return (a.T @ b).double().cpu()
+    return (a.T @ b).double().cpu()  # [n, C], [n, C] -> [C, C]
 
 
 #: Block -> statistics of its tokens.
@@ -252,5 +255,5 @@ def solve_student(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
             "square. Check its weights."
         )
     dim = weights.shape[1]
-    student = RidgeModule(*weights.to(sums.dtype).split([dim, dim, 1]))
+    student = RidgeModule(*weights.to(sums.dtype).split([dim, dim, 1]))  # [C, C], [C, C], [1, C]
     return Trained(student, [sums.loss(weights)], [])

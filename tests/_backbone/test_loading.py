@@ -262,7 +262,7 @@ def test_without_weights_the_error_comes_without_retries_and_names_the_ways_out(
     assert done.returncode == 0, done.stderr
     found, message = done.stdout.split("\n", 1)
     assert int(found) <= at_most
-    assert f"The weights of backbone='{HUB_MODEL}' cannot be had" in message
+    assert f"The weights of backbone='{HUB_MODEL}' are unavailable" in message
     for way_out in (
         "HF_HOME",
         "pretrained='path/to/checkpoint.safetensors'",

@@ -101,7 +101,7 @@ def test_a_fit_goes_on_with_smaller_parts(limit, student, options, make, images)
     np.testing.assert_allclose(in_parts, scores, rtol=1e-6)
     np.testing.assert_allclose(maps_in_parts, maps, rtol=1e-4, atol=1e-5)
     tried = [int(re.search(r"cpu with (\d) images of 128 x 128 pix", m)[1]) for m in messages]
-    left = [int(re.search(r"in parts of (\d) at most", m)[1]) for m in messages]
+    left = [int(re.search(r"into parts of at most (\d)", m)[1]) for m in messages]
     assert left == [n // 2 for n in tried]
     assert tried[1:] == left[:-1]  # each size once, and not every time
     assert left[-1] <= limit
@@ -111,7 +111,7 @@ def test_a_fit_goes_on_with_smaller_parts(limit, student, options, make, images)
 def test_a_step_of_training_in_parts_is_the_same_step(where, make, images):
     options = {"student": "block", "batch_size": 7}
     expected = make(**options).fit(images).distillation_
-    with pytest.warns(OutOfMemoryWarning, match="of 3 at most"):
+    with pytest.warns(OutOfMemoryWarning, match="parts of at most 3"):
         found = make(4, where, **options).fit(images).distillation_
     for a, b in zip(expected.students_, found.students_, strict=True):
         for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True):

@@ -176,7 +176,7 @@ def test_split_is_a_partition(n, fraction, held_out):
 
 
 def test_split_that_leaves_nothing():
-    with pytest.raises(ValueError, match=r"n_samples=1\), of which validation_fraction=0.2 holds"):
+    with pytest.raises(ValueError, match=r"n_samples=1\), but validation_fraction=0.2 holds"):
         split_validation(1, 0.2, np.random.RandomState(0))
 
 
