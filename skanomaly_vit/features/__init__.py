@@ -1,4 +1,4 @@
-"""Images to feature vectors: those of a frozen backbone, and of a tuned one."""
+"""Feature extraction: images to vectors, by a frozen backbone or a tuned one."""
 
 from skanomaly_vit.features._compact import CompactFeatures
 from skanomaly_vit.features._mean_shifted import MeanShiftedFeatures

@@ -1,4 +1,4 @@
-"""Features tuned to lie close together (PANDA)."""
+"""PANDA: features tuned to lie close together."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from skanomaly_vit.features._tuning import Objective, Track, TunedNetwork, Tunin
 
 
 class Compactness(Objective[BlockCall]):
-    """Mean squared distance of features to a fixed centre (PANDA).
+    """Mean squared distance of features to a fixed center (PANDA).
 
-    Divided by the number of channels, as in the authors' code.
+    It is divided by the number of channels, as in the authors' code.
 
     Parameters
     ----------
     passes : TeacherPasses
-        Give the tokens before the first block that learns; they do not change.
+        Give the tokens before the first block that learns, which do not change.
     network : TunedNetwork
     center : ndarray of shape (dim,)
     """
@@ -49,22 +49,22 @@ class Compactness(Objective[BlockCall]):
         return self._passes.n_batches(n_images)
 
     def losses(self, batch: BlockCall) -> torch.Tensor:
-        return (self._network.features_from(batch) - self._center).square().mean(dim=1)
+        features = self._network.features_from(batch)  # [B, C]
+        return (features - self._center).square().mean(dim=1)  # [B, C] -> [B]
 
 
 class CompactFeatures(TunedFeatures):
     """Features tuned to lie close together on normal images (PANDA).
 
-    The last blocks of a Vision Transformer are tuned by stochastic gradient descent so that the
-    pooled features of normal images come closer to a fixed centre, the mean feature of all of
-    them, held-out ones too, under the pre-trained network: the loss is the mean squared distance
-    to it [1]_. Images of another kind are not drawn along, or less. Only a density after it, such
-    as `KNNDensity`, makes a score of the features.
+    `fit` tunes the last blocks of a Vision Transformer by stochastic gradient descent. The loss is
+    the mean squared distance of pooled features to a fixed center [1]_: the mean feature of all
+    normal images, held-out ones too, under the pre-trained network. Images of another kind move
+    less towards it, or not at all. A density such as `KNNDensity` turns the features into a score.
 
     The loss is smallest where all images have the same feature, whatever they show. Against this
-    collapse the authors stop after a fixed number of epochs and clip the gradient; beyond that,
-    and this is ours, tuning ends where the loss on held-out images falls below a share of what
-    it was (`min_spread`).
+    collapse the authors stop after a fixed number of epochs and clip the gradient. We add a third
+    guard: tuning ends where the loss on held-out images falls below a share of its initial value
+    (`min_spread`).
 
     Parameters
     ----------
@@ -74,46 +74,46 @@ class CompactFeatures(TunedFeatures):
     pretrained : bool, str or path-like, default=True
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
         draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
-        read as tensors only. Of no effect if `backbone` is a network.
+        read as tensors only. Ignored if `backbone` is a network.
     image_size : int, tuple of (int, int) or None, default=None
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
     image_shape : tuple of (int, int, int) or None, default=None
-        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+        Height, width and channels of an image, if `X` is a 2-D array of flattened images.
     n_tuned_blocks : int, default=2
-        How many of the last blocks are tuned, together with the final norm.
+        Number of last blocks to tune, together with the final norm.
     max_epochs : int, default=15
         Passes over the training images, at most; the authors' number.
     learning_rate : float, default=1e-2
         Of stochastic gradient descent with momentum 0.9; the authors' value.
     validation_fraction : float, default=0.2
-        Share of the images in [0, 1) that no step is made on: they take part in the centre
-        alone. The epoch with the smallest loss on them is kept. With 0 the last epoch counts,
+        Share of the images in [0, 1) that `fit` does not train on: only the center depends on
+        them. `fit` keeps the epoch with the smallest loss on them. With 0 the last epoch counts,
         and only `max_epochs` guards against collapse.
     patience : int, default=3
-        Tuning ends after so many epochs without a smaller loss on the held-out images.
+        Tuning ends after this number of epochs without a smaller loss on the held-out images.
     min_spread : float, default=0.5
-        Share in [0, 1) of the held-out loss before tuning. The first epoch with a smaller one
-        ends tuning, and is not kept.
+        Share in [0, 1) of the held-out loss before tuning. The first epoch with a smaller loss
+        ends tuning, and does not count.
     activation_cache : int, default=2**30
         Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
         that they pass through it once and not in every epoch. The result does not depend on it.
     max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are refused before they are decoded, lest a small file
-        fill the memory. ``None`` is no limit.
+        Files and PIL images of more pixels are rejected before they are decoded, so that a small
+        file cannot fill the memory. ``None`` is no limit.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
     store_backbone : bool, default=False
-        Whether a pickle holds the backbone beside what was tuned. If not, it is loaded again
-        where the pickle is used, as `backbone` and `pretrained` say, and refused if it is not the
-        same to the bit.
+        Whether a pickle holds the backbone beside the tuned parameters. If not, the estimator loads
+        it again from `backbone` and `pretrained` where the pickle is used, and rejects one that
+        differs in a bit.
     device : str, torch.device or None, default=None
         Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
     n_jobs : int or None, default=None
         Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
     memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
-        Where features and tokens are kept for other calls: a folder, a `DiskCache`, or an object
-        such as `joblib.Memory`, which keeps features alone. The keys are the contents of images
-        and the weights of the network. Results are the same with or without.
+        Keeps features and tokens for other calls: a folder, a `DiskCache`, or an object such as
+        `joblib.Memory`, which keeps features alone. The keys are the contents of images and the
+        weights of the network. Results are the same with and without.
     random_state : int, RandomState instance or None, default=None
         Seed of the order of images, of the validation split, and of random weights.
     verbose : int, default=0
@@ -122,17 +122,17 @@ class CompactFeatures(TunedFeatures):
     Attributes
     ----------
     center_ : ndarray of shape (dim,)
-        Mean feature of all images that `fit` was given, held-out ones too, before tuning.
+        Mean feature of all images of `fit`, held-out ones too, before tuning.
     history_ : list of dict
-        Per epoch ``epoch``, ``train_loss``, ``valid_loss`` where images were held out, and
+        Per epoch ``epoch``, ``train_loss``, ``valid_loss`` if images were held out, and
         ``seconds``.
     initial_loss_ : float
-        Loss on the held-out images before tuning; nan if none were held out.
+        Loss on the held-out images before tuning; nan without held-out images.
     n_epochs_ : int
-        Epochs of tuning that are in the features; 0 is the pre-trained network, which is kept
-        if no epoch brings a gain on the held-out images.
+        Epochs of tuning behind the features; 0 is the pre-trained network, which `fit` keeps if no
+        epoch improves the loss on the held-out images.
     validation_indices_ : ndarray of int
-        Positions in `X` of the images that were held out.
+        Positions in `X` of the held-out images.
     backbone_fingerprint_ : str
         SHA-256 over class, weights and preprocessing of the backbone, before tuning.
     n_features_in_ : int
@@ -143,16 +143,16 @@ class CompactFeatures(TunedFeatures):
 
     See Also
     --------
-    MeanShiftedFeatures : Tuned by contrast, which cannot collapse.
+    MeanShiftedFeatures : Features tuned by contrast, which cannot collapse.
     ViTFeatures : The features before tuning.
-    skanomaly_vit.evaluation.NeighborDistance : What the authors score features by.
+    skanomaly_vit.evaluation.NeighborDistance : The authors' score of the features.
 
     Notes
     -----
-    As in the authors' code, which tunes the last two stages of a ResNet: the squared distance is
-    divided by the number of channels, the norm of the gradient clipped to 1e-3, the weight decay
-    5e-5. The network stays in eval mode. Steps are as short as that: a few hundred images need
-    more epochs, or a larger `learning_rate`, to move as far as the authors' thousands.
+    As in the authors' code, which tunes the last two stages of a ResNet, the squared distance is
+    divided by the number of channels, the norm of the gradient is clipped to 1e-3, and the weight
+    decay is 5e-5. The network stays in eval mode. Steps are therefore short: a few hundred images
+    need more epochs, or a larger `learning_rate`, to move as far as the authors' thousands.
 
     References
     ----------
@@ -221,7 +221,7 @@ class CompactFeatures(TunedFeatures):
     def _fitting_passes(
         self, teacher: Teacher, source: ImageSource, network: TunedNetwork
     ) -> CachedPasses:
-        """Passes that keep the tokens before the first tuned block from one to the next."""
+        """Passes that keep the tokens before the first tuned block for the next pass."""
         return self._passes(
             teacher, source, activation_cache=self.activation_cache, kept_blocks=[network.first]
         )

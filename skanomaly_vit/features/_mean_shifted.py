@@ -1,4 +1,4 @@
-"""Features tuned by contrast around their mean (MSAD)."""
+"""MSAD: features tuned by contrast around their mean."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from skanomaly_vit.features._tuning import Objective, Track, TunedNetwork, Tunin
 
 
 class MeanShiftedContrast(Objective[torch.Tensor]):
-    """InfoNCE between two views of each image, angles taken around a fixed centre.
+    """InfoNCE between two views of each image, with angles around a fixed center.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class MeanShiftedContrast(Objective[torch.Tensor]):
     preprocessing : Preprocessing
     network : TunedNetwork
     center : ndarray of shape (dim,)
-        Of features scaled to length 1.
+        Mean of features scaled to length 1.
     temperature : float
     batch_size : int
     n_jobs : int or None
@@ -56,7 +56,7 @@ class MeanShiftedContrast(Objective[torch.Tensor]):
         self._temperature = temperature
         self._batch_size = batch_size
         self._n_jobs = n_jobs
-        # Colours are changed on the scale where white is 1, and normalised after that.
+        # Colors change on the scale where white is 1, before normalization.
         self._plain = dataclasses.replace(preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
         self._augment = _augmentation(preprocessing)
 
@@ -74,12 +74,12 @@ class MeanShiftedContrast(Objective[torch.Tensor]):
     def losses(self, batch: torch.Tensor) -> torch.Tensor:
         features = torch.nn.functional.normalize(
             self._network.features(batch.flatten(0, 1))
-        )  # (2 * images, dim)
-        first, second = (features - self._center).chunk(2)
+        )  # [2, B, 3, H, W] -> [2 * B, C]
+        first, second = (features - self._center).chunk(2)  # [B, C] each
         return info_nce(first, second, self._temperature)
 
     def _starts(self, n_images: int) -> range:
-        """Where batches start: not at the last image, since the loss of one alone is 0."""
+        """Starts of batches: never the last image, since the loss of a single image is 0."""
         return range(0, n_images - 1, self._batch_size)
 
     def _views(self, images: torch.Tensor, seed: int) -> torch.Tensor:
@@ -87,19 +87,18 @@ class MeanShiftedContrast(Objective[torch.Tensor]):
         # Image by image, since torchvision would change all images of a batch alike.
         with seeded(seed):  # torchvision draws from torch's global generator
             views = [self._augment(image) for _ in range(2) for image in images]
-        return torch.stack(views).unflatten(0, (2, len(images)))
+        return torch.stack(views).unflatten(0, (2, len(images)))  # [2, B, 3, H, W]
 
 
 def info_nce(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
-    """InfoNCE of each image, given vectors of two views of each.
+    """InfoNCE of each image, from the vectors of its two views.
 
-    A view has to be told by its angle to be the other one of its image, among all other views
-    of the batch.
+    The loss asks which of all other views in the batch belongs to the same image, by angle alone.
 
     Parameters
     ----------
     first, second : torch.Tensor of shape (images, dim)
-        Of any length; only directions count.
+        Vectors of any length; only directions count.
     temperature : float
 
     Returns
@@ -108,16 +107,16 @@ def info_nce(first: torch.Tensor, second: torch.Tensor, temperature: float) -> t
         Mean of both views.
     """
     n_images = len(first)
-    directions = torch.nn.functional.normalize(torch.cat([first, second]))  # (2 * images, dim)
-    similarity = directions @ directions.T / temperature  # (2 * images, 2 * images)
+    directions = torch.nn.functional.normalize(torch.cat([first, second]))  # [2 * B, C]
+    similarity = directions @ directions.T / temperature  # [2 * B, 2 * B]
     similarity.fill_diagonal_(-torch.inf)
-    partner = torch.arange(2 * n_images, device=first.device).roll(n_images)
+    partner = torch.arange(2 * n_images, device=first.device).roll(n_images)  # [2 * B]
     losses = torch.nn.functional.cross_entropy(similarity, partner, reduction="none")
-    return losses.view(2, n_images).mean(dim=0)
+    return losses.view(2, n_images).mean(dim=0)  # [2 * B] -> [B]
 
 
 def _augmentation(preprocessing: Preprocessing) -> v2.Compose:
-    """The changes that views are made by in the authors' code, then the backbone's own scale."""
+    """Random changes of the authors' code, then the backbone's own normalization."""
     height, width = preprocessing.image_size
     kernel = max(3, min(height, width) // 20 * 2 + 1)  # a tenth of the image, odd
     return v2.Compose(
@@ -135,14 +134,14 @@ def _augmentation(preprocessing: Preprocessing) -> v2.Compose:
 class MeanShiftedFeatures(TunedFeatures):
     """Features tuned by contrast around the mean of normal images, of length 1 (MSAD).
 
-    The last blocks of a Vision Transformer are tuned by stochastic gradient descent on pairs of
-    random views of normal images. Features are scaled to length 1 and seen from a fixed centre,
-    the mean feature of all images, held-out ones too, under the pre-trained network; the
-    direction in which one view of an image lies has to be nearer to that of the other view than
-    to those of all other images of the batch (InfoNCE) [1]_. Angles are taken at the centre since
-    at the origin, where contrastive learning has them, the loss would drive normal images apart.
-    The authors score the features by cosine distance to the two nearest neighbours; as all have
-    length 1, Euclidean distance (`KNNDensity`) has the same neighbours.
+    `fit` tunes the last blocks of a Vision Transformer by stochastic gradient descent on pairs of
+    random views of normal images. Features have length 1 and are seen from a fixed center, the
+    mean feature of all images, held-out ones too, under the pre-trained network. The loss
+    (InfoNCE) [1]_ pulls the directions of both views of an image together, and away from those of
+    all other images of the batch. It takes angles at the center: at the origin, as usual in
+    contrastive learning, it would drive normal images apart. The authors score the features by
+    cosine distance to the two nearest neighbours; as all features have length 1, Euclidean distance
+    (`KNNDensity`) has the same neighbours.
 
     Parameters
     ----------
@@ -152,42 +151,42 @@ class MeanShiftedFeatures(TunedFeatures):
     pretrained : bool, str or path-like, default=True
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
         draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
-        read as tensors only. Of no effect if `backbone` is a network.
+        read as tensors only. Ignored if `backbone` is a network.
     image_size : int, tuple of (int, int) or None, default=None
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
     image_shape : tuple of (int, int, int) or None, default=None
-        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+        Height, width and channels of an image, if `X` is a 2-D array of flattened images.
     n_tuned_blocks : int, default=2
-        How many of the last blocks are tuned, together with the final norm.
+        Number of last blocks to tune, together with the final norm.
     max_epochs : int, default=20
         Passes over the training images, at most; the authors' number.
     learning_rate : float, default=1e-5
         Of stochastic gradient descent; the authors' value.
     temperature : float, default=0.25
-        By which cosines are divided in the loss.
+        Divisor of the cosines in the loss.
     validation_fraction : float, default=0.2
-        Share of the images in [0, 1) that no step is made on: they take part in the centre
-        alone. The epoch with the smallest loss on them is kept. With 0 the last epoch counts.
+        Share of the images in [0, 1) that `fit` does not train on: only the center depends on
+        them. `fit` keeps the epoch with the smallest loss on them. With 0 the last epoch counts.
     patience : int, default=3
-        Tuning ends after so many epochs without a smaller loss on the held-out images.
+        Tuning ends after this number of epochs without a smaller loss on the held-out images.
     max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are refused before they are decoded, lest a small file
-        fill the memory. ``None`` is no limit.
+        Files and PIL images of more pixels are rejected before they are decoded, so that a small
+        file cannot fill the memory. ``None`` is no limit.
     batch_size : int, default=64
-        Images in a step of training, at least 2, and in a pass of the backbone. An image that is
-        left over joins the step before, since its views are told from those of others.
+        Images in a step of training, at least 2, and in a pass of the backbone. A single leftover
+        image joins the step before, since the loss compares its views with those of others.
     store_backbone : bool, default=False
-        Whether a pickle holds the backbone beside what was tuned. If not, it is loaded again
-        where the pickle is used, as `backbone` and `pretrained` say, and refused if it is not the
-        same to the bit.
+        Whether a pickle holds the backbone beside the tuned parameters. If not, the estimator loads
+        it again from `backbone` and `pretrained` where the pickle is used, and rejects one that
+        differs in a bit.
     device : str, torch.device or None, default=None
         Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
     n_jobs : int or None, default=None
         Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
     memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
-        Where features are kept for other calls: a folder, a `DiskCache`, or an object such as
+        Keeps features for other calls: a folder, a `DiskCache`, or an object such as
         `joblib.Memory`. The keys are the contents of images and the weights of the network.
-        Results are the same with or without.
+        Results are the same with and without.
     random_state : int, RandomState instance or None, default=None
         Seed of the order of images and of their views, of the validation split, and of random
         weights.
@@ -197,18 +196,18 @@ class MeanShiftedFeatures(TunedFeatures):
     Attributes
     ----------
     center_ : ndarray of shape (dim,)
-        Mean of the features, each scaled to length 1, of all images that `fit` was given,
-        held-out ones too, before tuning.
+        Mean of the features, each scaled to length 1, of all images of `fit`, held-out ones too,
+        before tuning.
     history_ : list of dict
-        Per epoch ``epoch``, ``train_loss``, ``valid_loss`` where images were held out, and
+        Per epoch ``epoch``, ``train_loss``, ``valid_loss`` if images were held out, and
         ``seconds``.
     initial_loss_ : float
-        Loss on the held-out images before tuning; nan if none were held out.
+        Loss on the held-out images before tuning; nan without held-out images.
     n_epochs_ : int
-        Epochs of tuning that are in the features; 0 is the pre-trained network, which is kept
-        if no epoch brings a gain on the held-out images.
+        Epochs of tuning behind the features; 0 is the pre-trained network, which `fit` keeps if no
+        epoch improves the loss on the held-out images.
     validation_indices_ : ndarray of int
-        Positions in `X` of the images that were held out.
+        Positions in `X` of the held-out images.
     backbone_fingerprint_ : str
         SHA-256 over class, weights and preprocessing of the backbone, before tuning.
     n_features_in_ : int
@@ -219,17 +218,17 @@ class MeanShiftedFeatures(TunedFeatures):
 
     See Also
     --------
-    CompactFeatures : Tuned to lie close together.
+    CompactFeatures : Features tuned to lie close together.
     ViTFeatures : The features before tuning.
-    skanomaly_vit.evaluation.NeighborDistance : What the authors score features by; here by cosine.
+    skanomaly_vit.evaluation.NeighborDistance : The authors' score of the features, by cosine.
 
     Notes
     -----
-    As in the authors' code, views are made by a random crop of 0.2 to 1 of the area, changes of
-    colour, grey, blur and mirroring (here of images already resized to the backbone's size), and
-    the weight decay is 5e-5. That code has neither held-out images nor an early end, and tunes
-    the last two stages of a ResNet. The network stays in eval mode; held-out images are seen in
-    the same views in every epoch. A few hundred images make so few steps that the authors'
+    As in the authors' code, views come from a random crop of 0.2 to 1 of the area, changes of
+    color, gray, blur and mirroring (here of images already resized to the backbone's size), and
+    the weight decay is 5e-5. That code has neither held-out images nor early stopping, and tunes
+    the last two stages of a ResNet. The network stays in eval mode; held-out images have the same
+    views in every epoch. With a few hundred images, epochs have few steps, and the authors'
     `learning_rate` hardly moves the features.
 
     References
@@ -253,7 +252,7 @@ class MeanShiftedFeatures(TunedFeatures):
         "batch_size": [Interval(Integral, 2, None, closed="left")],
     }
 
-    # Of one image alone the loss is 0, whatever the network: there is none to tell its views from.
+    # The loss of a single image is 0, whatever the network: its views meet no others.
     _min_images: ClassVar[int] = 2
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the transformers that tune a backbone share: how they fit, and what a pickle holds."""
+"""Base class of the transformers that tune a backbone: fitting, transforming, pickling."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class TunedFeatures(
 ):
     """Base of the transformers that tune the last blocks of a backbone.
 
-    The backbone itself is left as it is: a pickle holds what was tuned, and finds the rest again
-    as `ImageEstimator` does.
+    The backbone itself stays unchanged: a pickle holds the tuned parameters, and finds the rest
+    again as `ImageEstimator` does.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -49,7 +49,7 @@ class TunedFeatures(
         "n_tuned_blocks": [Interval(Integral, 1, None, closed="left")],
     }
 
-    #: Fewest images to learn from, and to hold out if any are.
+    #: Fewest images to learn from, and to hold out if `validation_fraction` is above 0.
     _min_images: ClassVar[int] = 1
 
     n_tuned_blocks: int
@@ -72,7 +72,7 @@ class TunedFeatures(
         X : images
             Any images that `TransformalyDetector.fit` takes.
         y : None
-            Ignored. Labels that show anomalies among the images give a `LabelWarning`.
+            Ignored, except that labels of anomalies among the images give a `LabelWarning`.
 
         Returns
         -------
@@ -85,13 +85,13 @@ class TunedFeatures(
             If a parameter, the images or the backbone are not as described, or a loss is not
             finite.
         WeightsUnavailableError
-            If the weights cannot be had.
+            If the weights are unavailable.
 
         Warns
         -----
         ConvergenceWarning
-            If no epoch brought a gain on the held-out images, so that the features are those of
-            the backbone as it was.
+            If no epoch improved the loss on the held-out images, so that the features are those of
+            the backbone before tuning.
         """
         warn_about_labels(y, stacklevel=4)  # past the two decorators
         source = self._open(X, reset=True)
@@ -109,13 +109,13 @@ class TunedFeatures(
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         self._tune(teacher, source, split, seed, Progress(self, context))
         self._hold(teacher, teacher_seed)
-        self._held_tuned()  # here, since `transform` is to leave the attributes alone
+        self._held_tuned()  # here, since `transform` must not change the attributes
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         if self.history_ and self.n_epochs_ == 0:
             warnings.warn(
-                f"{len(self.history_)} epochs brought no gain on {len(split[1])} held-out images: "
-                "the features are those of the backbone before tuning. Pass more images or another "
-                "learning_rate.",
+                f"Tuning did not improve the loss on {len(split[1])} held-out images in "
+                f"{len(self.history_)} epochs; the features are those of the backbone before "
+                "tuning. Pass more images or another learning_rate.",
                 ConvergenceWarning,
                 stacklevel=4,  # past the two decorators
             )
@@ -165,7 +165,7 @@ class TunedFeatures(
             progress=progress,
             verbose=self.verbose,
         )
-        # Last, lest a fit that fails leaves half of a new state in an old one.
+        # Last, so that a fit that fails leaves the old state whole.
         self._tuned_state, self._tuned_teacher = tuned.state, None
         self._n_features_out = len(center)
         self.center_, self.validation_indices_ = center, split[1]
@@ -188,14 +188,14 @@ class TunedFeatures(
         network: TunedNetwork,
         center: np.ndarray,
     ) -> Objective[Any]:
-        """What the network is tuned to minimise."""
+        """The loss that tuning minimizes."""
 
     @abstractmethod
     def _schedule(self) -> TuningSchedule:
-        """How it is tuned."""
+        """Schedule of the tuning."""
 
     def _held_tuned(self) -> Teacher:
-        """The tuned network, on the device that this estimator is to run on, here and now."""
+        """The tuned network, on the device that `device` means here and now."""
         if self._tuned_teacher is None:
             self._tuned_teacher = tuned_copy(self._held_teacher(), self._tuned_state)
         self._tuned_teacher = self._tuned_teacher.on(resolve_device(self.device))
@@ -204,5 +204,5 @@ class TunedFeatures(
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if "_tuned_teacher" in state:
-            state["_tuned_teacher"] = None  # made again of the backbone and what was tuned
+            state["_tuned_teacher"] = None  # made again from the backbone and the tuned parameters
         return state

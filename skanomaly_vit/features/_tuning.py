@@ -1,4 +1,4 @@
-"""How the last blocks of a backbone are tuned: what learns, which state counts, when to stop."""
+"""Tuning of a backbone's last blocks: learning parameters, best state, early stopping."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from torch import nn
 from skanomaly_vit._backbone.teacher import BlockCall, Teacher, look_away
 from skanomaly_vit._utils.progress import Progress, log
 
-#: Names of what normalises the tokens after the last block, or what is pooled of them, in timm.
+#: timm's names of the norms after the last block, on tokens or on the pooled vector.
 _FINAL_NORMS = ("norm", "fc_norm")
 
 Batch = TypeVar("Batch")
 
-#: Shows the batches that it passes on to whoever follows the progress.
+#: Wraps the iterator of batches, to follow progress.
 Track = Callable[[Iterator[Any]], Iterator[Any]]
 
 
 class _Skip(nn.Module):
-    """Stands in the place of a block whose output is known."""
+    """Replaces a block whose output is known."""
 
     def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return tokens
+        return tokens  # [B, N, C]
 
 
 class TunedNetwork:
-    """A copy of a teacher's network of which the last blocks and the final norm can learn.
+    """A copy of a teacher's network whose last blocks and final norm can learn.
 
-    It stays in eval mode: no dropout, so that no global random state is used.
+    It stays in eval mode: without dropout, it needs no global random state.
 
     Parameters
     ----------
     teacher : Teacher
-        Is left as it is.
+        Stays unchanged.
     n_blocks : int
-        How many of the last blocks learn.
+        Number of last blocks that learn.
 
     Attributes
     ----------
@@ -69,24 +69,25 @@ class TunedNetwork:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the network."""
         return self._whole.device
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What learns, by name."""
+        """Parameters that learn, by name."""
         named = self._whole.model.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Pooled features (batch, dim) of normalised images (batch, 3, height, width)."""
+        """Pooled features (batch, dim) of normalized images (batch, 3, height, width)."""
         return self._whole(images, blocks=(), visit=look_away)
 
     def features_from(self, call: BlockCall) -> torch.Tensor:
-        """Pooled features (batch, dim) from how the teacher called the block `first`."""
+        """Pooled features (batch, dim) from the teacher's call of the block `first`."""
         height, width = self._tail.preprocessing.image_size
-        # What is done with tokens after the blocks differs between families: each network does
-        # it itself, on blank images whose tokens are exchanged before the first block that learns.
+        # Families pool tokens differently, so each network does it itself: it runs on blank images,
+        # and their tokens are replaced before the first block that learns.
+        # [1, 3, H, W] -> [B, 3, H, W]
         blank = torch.zeros(1, 3, height, width).expand(len(call.tokens), -1, -1, -1)
         block = self._tail.blocks[self.first]
 
@@ -97,7 +98,7 @@ class TunedNetwork:
             return self._tail(blank, blocks=(), visit=look_away)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """A copy of what has learned, on the CPU."""
+        """A copy of the learned parameters, on the CPU."""
         return {
             name: value.detach().to("cpu", copy=True) for name, value in self.parameters.items()
         }
@@ -114,20 +115,20 @@ def tuned_copy(teacher: Teacher, state: dict[str, torch.Tensor]) -> Teacher:
 
 
 def _copy_of(teacher: Teacher, known: Mapping[int, nn.Module] | None = None) -> Teacher:
-    """A copy, `known` as in `Teacher.copy_model`."""
+    """A copy of a teacher; `known` as in `Teacher.copy_model`."""
     return Teacher(teacher.copy_model(known), teacher.preprocessing, teacher.device)
 
 
 class Objective(ABC, Generic[Batch]):
-    """What a network is tuned to minimise."""
+    """A loss that tuning minimizes."""
 
     @abstractmethod
     def batches(self, indices: np.ndarray, seed: int, track: Track) -> Iterator[Batch]:
-        """The images at `indices`, in this order; `seed` is that of any random change to them."""
+        """Batches of the images at `indices`, in order; `seed` seeds random changes to them."""
 
     @abstractmethod
     def n_batches(self, n_images: int) -> int:
-        """How many `batches` there are of so many images."""
+        """Number of `batches` of `n_images`."""
 
     @abstractmethod
     def losses(self, batch: Batch) -> torch.Tensor:
@@ -136,23 +137,23 @@ class Objective(ABC, Generic[Batch]):
 
 @dataclass(frozen=True)
 class TuningSchedule:
-    """What governs the tuning.
+    """Parameters of the tuning.
 
     Attributes
     ----------
     max_epochs, learning_rate
-        As the transformers describe them.
+        See the transformers.
     patience : int
-        Epochs without a gain on held-out images after which tuning ends.
+        Tuning ends after this number of epochs without a smaller held-out loss.
     min_share : float
-        Tuning ends where the held-out loss falls below this share of what it was before; that
-        state does not count.
+        Tuning ends where the held-out loss falls below this share of the initial one; that state
+        does not count.
     momentum : float
-        Of stochastic gradient descent.
+        Momentum of stochastic gradient descent.
     max_norm : float
-        To which the norm of the gradient is clipped.
+        Clips the norm of the gradient.
     weight_decay : float
-        The authors' of both methods.
+        The value of the authors of both methods.
     """
 
     max_epochs: int
@@ -166,20 +167,20 @@ class TuningSchedule:
 
 @dataclass
 class Tuned:
-    """The state that counts, and how it came about.
+    """The best state so far, and its history.
 
     Attributes
     ----------
     state : dict of str to torch.Tensor
         See `TunedNetwork.state`.
     initial_loss : float
-        On the held-out images before tuning; nan without such images.
+        Loss on the held-out images before tuning; nan without such images.
     n_epochs : int
-        Epochs that led to `state`; 0 if none was a gain.
+        Epochs that led to `state`; 0 if none improved the loss.
     history : list of dict
-        Of all epochs.
+        Records of all epochs.
     best_loss : float
-        Of `state` on the held-out images.
+        Loss of `state` on the held-out images.
     """
 
     state: dict[str, torch.Tensor]
@@ -189,7 +190,7 @@ class Tuned:
     best_loss: float
 
     def judge(self, network: TunedNetwork, schedule: TuningSchedule) -> bool:
-        """Keep the state after an epoch if it is the best so far; whether to go on."""
+        """Keep the state after an epoch if it is the best so far; True to go on."""
         epoch, loss = len(self.history), self.history[-1].get("valid_loss")
         if loss is None:
             self.state, self.n_epochs = network.state(), epoch
@@ -220,11 +221,11 @@ def tune(
     network : TunedNetwork
     objective : Objective
     train, held_out : ndarray of int
-        Indices of the images to learn from, and to choose the best state by. Without any held
-        out, the last state counts.
+        Indices of the images to learn from, and to choose the best state by. Without held-out
+        images the last state counts.
     schedule : TuningSchedule
     seed : int
-        Of the order of images, and of random changes to them.
+        Seeds the order of images, and random changes to them.
     progress : Progress
         Gets an ``epoch`` task per epoch with a ``batch`` task per batch.
     verbose : int
@@ -278,7 +279,7 @@ def _mean(losses_of: Callable[[Any], torch.Tensor], batches: Iterator[Any]) -> f
 
 
 def _derive(*entropy: int) -> int:
-    """A seed that follows from others."""
+    """A seed derived from others."""
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 

@@ -1,4 +1,4 @@
-"""Images to the pre-trained features of a Vision Transformer."""
+"""Pre-trained features of images, from a frozen Vision Transformer."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from skanomaly_vit.distributed._torchrun import agreed
 class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):
     """Pre-trained features of images: the pooled output of a frozen Vision Transformer.
 
-    The feature is the penultimate output of the backbone, the class token (or whatever the
-    backbone pools) after the final norm: z_p of [1]_, section 3.1. Nothing is trained; `fit`
-    loads the backbone.
+    A feature is the penultimate output of the backbone: the class token (or whatever the backbone
+    pools) after the final norm, z_p of [1]_, section 3.1. `fit` trains nothing; it loads the
+    backbone.
 
     Parameters
     ----------
@@ -34,27 +34,27 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
     pretrained : bool, str or path-like, default=True
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
         draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
-        read as tensors only. Of no effect if `backbone` is a network.
+        read as tensors only. Ignored if `backbone` is a network.
     image_size : int, tuple of (int, int) or None, default=None
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
     image_shape : tuple of (int, int, int) or None, default=None
-        Height, width and channels of an image, if `X` comes as a 2-D array of flattened images.
+        Height, width and channels of an image, if `X` is a 2-D array of flattened images.
     max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are refused before they are decoded, lest a small file
-        fill the memory. ``None`` is no limit.
+        Files and PIL images of more pixels are rejected before they are decoded, so that a small
+        file cannot fill the memory. ``None`` is no limit.
     batch_size : int, default=32
-        Images that are decoded and go through the backbone at once.
+        Images to decode and to pass through the backbone at once.
     store_backbone : bool, default=False
-        Whether a pickle holds the backbone. If not, it is loaded again where the pickle is used,
-        as `backbone` and `pretrained` say, and refused if it is not the same to the bit.
+        Whether a pickle holds the backbone. If not, the estimator loads it again from `backbone`
+        and `pretrained` where the pickle is used, and rejects one that differs in a bit.
     device : str, torch.device or None, default=None
         Where the backbone runs. ``None`` is CUDA or MPS if there is one, else the CPU.
     n_jobs : int or None, default=None
         Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
     memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
-        Where features are kept for other calls: a folder, a `DiskCache`, or an object such as
+        Keeps features for other calls: a folder, a `DiskCache`, or an object such as
         `joblib.Memory`. The keys are the contents of images and the weights of the backbone.
-        Results are the same with or without.
+        Results are the same with and without.
     random_state : int, RandomState instance or None, default=None
         Seed of random weights; used only with ``pretrained=False``.
 
@@ -70,12 +70,12 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
 
     See Also
     --------
-    BlockDistillation : The second feature space, what students fail to imitate.
-    TransformalyDetector : Both spaces and a density in each.
+    BlockDistillation : The second feature space: errors of students.
+    TransformalyDetector : Both spaces, with a density in each.
 
     Notes
     -----
-    Memory is one batch of images and activations beyond the features themselves.
+    Beyond the features themselves, memory holds one batch of images and activations.
 
     References
     ----------
@@ -125,8 +125,8 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         Parameters
         ----------
         X : images
-            Any images that `TransformalyDetector.fit` takes; one is looked at, to see that the
-            backbone works.
+            Any images that `TransformalyDetector.fit` takes. `fit` passes one through the backbone,
+            to see that it works.
         y : None
             Ignored.
 
@@ -140,7 +140,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         ValueError
             If a parameter, the images or the backbone are not as described.
         WeightsUnavailableError
-            If the weights cannot be had.
+            If the weights are unavailable.
         """
         source = self._open(X, reset=True)
         seed = draw_seed(agreed(check_random_state(self.random_state)))
@@ -157,7 +157,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         Returns
         -------
         Z : ndarray of shape (n_images, dim)
-            In the floating type of the backbone, as a rule float32; of bfloat16 in float32.
+            In the floating type of the backbone, as a rule float32; bfloat16 becomes float32.
 
         Raises
         ------

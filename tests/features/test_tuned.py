@@ -247,7 +247,7 @@ def test_tuning_ends_without_a_gain_and_keeps_the_best(cls, make, images, monkey
 @BOTH
 def test_without_a_gain_the_pretrained_features_are_kept(cls, make, tiny, images):
     with pytest.warns(
-        ConvergenceWarning, match="1 epochs brought no gain on .* held-out"
+        ConvergenceWarning, match="did not improve the loss on .* held-out images in 1 epochs"
     ) as caught:
         features = make(cls, learning_rate=1e-30, patience=1).fit(images)
     assert caught[0].filename == __file__
