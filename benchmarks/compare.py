@@ -1,11 +1,11 @@
 """Measure detectors class by class, on equal terms, and write every figure to a CSV file.
 
 Each method is evaluated by `skanomaly_vit.evaluation.one_vs_rest`, with each class in turn the
-normal one (unimodal) or the anomaly (multimodal). With `--memory` what was measured is
-remembered: a run that was cut off goes on where it stopped, and tokens and students are shared
-between methods. The rows of the CSV file are replaced, not doubled, when a run is repeated.
+normal one (unimodal) or the anomaly (multimodal). `--memory` keeps results: a run that was cut off
+resumes where it stopped, and methods share tokens and students. A repeated run replaces its rows of
+the CSV file.
 
-`--backbone vit_base_patch16_384.augreg_in21k_ft_in1k` is the paper's.
+The paper's backbone is `--backbone vit_base_patch16_384.augreg_in21k_ft_in1k`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def load(args: argparse.Namespace, seed: int) -> Any:
-    """Images of all classes; which ones depends on the seed."""
+    """Images of all classes, drawn by the seed."""
     if list(Path(args.data).glob("*-ubyte*")):
         return draw(datasets.load_fashion_mnist(args.data), args, seed)
     return draw(datasets.load_image_folder(args.data), args, seed)
@@ -85,7 +85,7 @@ def draw(data: Any, args: argparse.Namespace, seed: int) -> Any:
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """What a figure has to be quoted with."""
+    """Circumstances to quote with a figure."""
     blank = np.zeros((1, 8, 8, 3), np.uint8)
     features = ViTFeatures(backbone=args.backbone, image_size=args.image_size).fit(blank)
     size = features._held_teacher().preprocessing.image_size
@@ -98,7 +98,7 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of this script, with a + where files have been changed since."""
+    """Commit of this script, with a + if files have changed since."""
     command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"]
     folder = Path(__file__).parent
     return subprocess.run(

@@ -1,8 +1,8 @@
-"""What a coreset costs `KNNDensity`: AUROC and rank correlation at several `max_samples`.
+"""Cost of a coreset in `KNNDensity`: AUROC and rank correlation at several `max_samples`.
 
-The pre-trained features of one class are the normal ones; half of the images that are scored are of
-that class, half of the others. Each size is drawn with several seeds. The rank correlation
-(Spearman's) is that with the scores of all training samples.
+One class is normal, and gives the pre-trained features to fit on. Half of the scored images are of
+that class, half of the others. Several seeds draw each size. Spearman's rank correlation compares
+with the scores of all training samples.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def row_of(subsampling, size, scores, full, is_normal):
 
 
 def time_projection(options) -> None:
-    """Seconds of a greedy choice of 1000 of 10,000 rows, and how far it reaches."""
+    """Seconds of a greedy choice of 1000 of 10,000 rows, and its reach."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(10_000, 384)) @ rng.normal(size=(384, 384)) / 20
     for n_projected in (384, 128, 32):

@@ -1,13 +1,13 @@
-"""Measure how many normal images are flagged, against how many were allowed to be.
+"""Measure the rate of false alarms against the accepted rate.
 
-Normal images alone, drawn anew in every split: some to fit on, of which the detector holds out a
-fifth, and others that it flags or not. *Conformal* is the detector's threshold; *percentile* is
-what is often done instead, the quantile of the scores of the images that were learned from. Beside
-the mean over splits stand its 95 % confidence interval and the share of splits in which more than
-twice the level was flagged. *Drift* is the share of splits in which `drift` cries wolf at a level.
-With `--planted SHARE`, how many planted anomalies `audit` ranks among its first 10 %.
+Every split draws normal images anew: some to fit on (the detector holds out a fifth of them), and
+others to flag or not. *Conformal* is the detector's threshold; *percentile* is a frequent
+alternative, the quantile of the scores of the training images. The table shows the mean over the
+splits, its 95 % confidence interval, and the share of splits that flag more than twice the level.
+*Drift* is the share of splits in which `drift` cries wolf at a level. With `--planted SHARE`, the
+script counts the planted anomalies that `audit` ranks among its first 10 %.
 
-Tokens are remembered (`--memory`, 1.24 MB an image): the backbone sees each image once.
+`--memory` keeps tokens (1.24 MB per image): the backbone sees each image once.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def report(args: argparse.Namespace, rule: str, level: float, rates: np.ndarray)
 
 
 def plant(args: argparse.Namespace, normal: np.ndarray, anomalies: np.ndarray) -> None:
-    """How many anomalies among the training images an audit ranks first."""
+    """Print the share of planted anomalies among the first images of an audit."""
     rng = np.random.default_rng(args.seed)
     n_planted = round(args.planted * args.train)
     X = np.concatenate(

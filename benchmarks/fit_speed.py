@@ -1,12 +1,12 @@
-"""Compare fitting by the paper's procedure with the detector's default, in one run.
+"""Compare the speed of a fit by the paper's procedure with the detector's default, in one run.
 
 (a) *paper*: a student for each of the L blocks, all tokens, Adam at 1e-4, batches of 32, 30 epochs,
-    no stopping; the backbone once for the features and once more for the discrepancies; PCA to 90 %
-    of the variance, whitened, and a Gaussian in each space, on all training images.
+    no early stopping; one pass of the backbone for the features and another for the discrepancies;
+    a PCA to 90 % of the variance, whitened, and a Gaussian in each space, on all training images.
 (b) *default*: `TransformalyDetector(random_state=seed)`.
 
-Both see the same images, unimodal setting: the named class is normal. With fewer than 30 epochs the
-seconds are those of the epochs that ran: no figure is extrapolated.
+Both see the same images in the unimodal setting: the named class is normal. With fewer than 30
+epochs the seconds count the epochs that ran; the script extrapolates nothing.
 """
 
 from __future__ import annotations

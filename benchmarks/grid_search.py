@@ -1,11 +1,11 @@
-"""Compare a grid search that remembers with plain fits, in one run.
+"""Compare a grid search with `memory` with plain fits, in one run.
 
-A grid of 5 numbers of blocks x 4 PCA variances, 3 folds: normal images of one class to train on,
-others of it and anomalies to test on.
+The grid has 5 numbers of blocks x 4 PCA variances, with 3 folds: each trains on normal images of
+one class, and tests on other images of that class and anomalies.
 
 - *plain fits*: three fits of the default setting, one on each fold's training images, no `memory`;
 - *search*: `GridSearchCV` over the grid with `memory` in an empty folder;
-- *again*: the same search in a new process, with what the first one left;
+- *again*: the same search in a new process, with the cache of the first one;
 - *plain search*: with `--plain`, the search without `memory`, to see that every score is the same.
 """
 
@@ -105,7 +105,7 @@ def fit_plainly(args: argparse.Namespace, X: list[str], y: np.ndarray) -> float:
 def in_new_process(
     args: argparse.Namespace, X: list[str], y: np.ndarray, folder: str | None
 ) -> tuple[float, np.ndarray]:
-    """Nothing that one search holds in memory is there for the next."""
+    """Run in a new process, which inherits nothing that a search holds in memory."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(search, args, X, y, folder).result()
 

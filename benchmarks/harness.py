@@ -1,4 +1,4 @@
-"""What the benchmarks share: images from class folders, numbers from arguments, circumstances."""
+"""Helpers of the benchmarks: images from class folders, arguments, tables, circumstances."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def split_classes(folders: list[Path], setting: str, name: str) -> tuple[list[Pa
 
 
 def sample(folders: list[Path], n_images: int, seed: int, *, everything: bool = False) -> list[str]:
-    """Draw images at random, as many from each folder as goes, the same ones for a `seed`."""
+    """Draw images at random, from all folders alike as far as they go; `seed` decides which."""
     share, rest = divmod(n_images, len(folders))
     paths = []
     for i, folder in enumerate(folders):
         wanted = None if everything else share + (i < rest)
-        # A generator of its own: which images are drawn does not hang on the other classes.
+        # A generator of its own, so that the draw does not depend on other classes.
         rng = np.random.default_rng([seed, *folder.name.encode()])
         paths += rng.permutation(images_in(folder))[:wanted].tolist()
     return paths
@@ -123,7 +123,7 @@ def peak_memory() -> float:
 
 
 def print_circumstances(seed: int) -> None:
-    """Print what a number has to be quoted with: command, versions, machine, seed."""
+    """Print the circumstances of a number: command, versions, machine, seed."""
     versions = ["torch", "timm", "scikit-learn"]
     print("$", shlex.join(["python", *sys.argv]))
     print(f"skanomaly-vit {__version__},", ", ".join(f"{v} {version(v)}" for v in versions))
@@ -149,7 +149,7 @@ def append_csv(path: Path, row: dict[str, Any]) -> None:
 
 
 def merge_csv(path: Path, row: dict[str, Any], key: Sequence[str]) -> None:
-    """Write a row, in place of that with the same values under `key`, if there is one."""
+    """Write a row, replacing a row with the same values under `key`."""
     rows = []
     if path.exists():
         with path.open(newline="") as file:

@@ -1,20 +1,20 @@
-"""Where time goes between a JPEG file and a score, by size of image, and who decodes fastest.
+"""Input pipeline: time between a JPEG file and a score, by image size and decoder.
 
 For each size, with synthetic photographs as JPEG files:
 
 - *decode*: images/s of decoding alone: Pillow; Pillow in a thread, and in a process, a core;
   torchvision's ``decode_jpeg``; Pillow's draft mode, which decodes at an eighth to all of the
-  size. With the largest difference to Pillow in grey levels: of decoded pixels, or, where sizes
-  differ, of those that the network gets, and its mean;
+  size. With the largest and the mean difference from Pillow in gray levels: of decoded pixels, or,
+  where sizes differ, of the network's input;
 - *prepare*: images/s of decoding, resizing and normalising in one thread;
 - *network*: images/s of the backbone and students on prepared batches;
 - *score*: images/s of `score_samples` from files, with one thread, with one a core, and with
   batches read ahead in a thread (which the package does for other devices than CPUs only);
-- *device*: the same for a stand-in that sleeps 10 ms an image and leaves the cores alone, as a GPU
-  does: what reading ahead brings where the network is not on the same cores.
+- *device*: the same for a stand-in that sleeps 10 ms per image and leaves the cores alone, as a GPU
+  does: the gain of reading ahead where the network runs elsewhere.
 
-The sides of a size take turns, medians count. ``cpu_ms`` is the processor time of an image, in all
-threads of this process: other than rates it can be trusted on a machine that is busy otherwise.
+The sides of a size take turns; medians count. ``cpu_ms`` is the processor time per image, over all
+threads of this process. Unlike rates, it holds on a machine that other programs keep busy.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ COLUMNS: Columns = {
     "largest_difference": (">18", ".2f"),
     "mean_difference": (">15", ".3f"),
 }
-SLEEP = 0.01  # seconds an image, of the stand-in for a device
+SLEEP = 0.01  # seconds per image, of the stand-in for a device
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def save_photographs(n_images: int, size: tuple[int, int], folder: Path) -> list[str]:
-    """Smooth shapes with grain, which compress about as photographs do."""
+    """Save smooth shapes with grain, which compress about as photographs do."""
     rng, paths = np.random.default_rng(0), []
     height, width = size
     grain = rng.normal(0, 6, (height, width, 1)).astype(np.float32)
@@ -159,7 +159,7 @@ def decode_in_threads(paths: list[str]) -> None:
 
 
 def shape_of(path: str) -> tuple[int, ...]:
-    """What a worker sends back is small, so that its decoding counts and not the sending."""
+    """Shape of a decoded image: a small result, so that decoding counts, not sending."""
     return decode_image(path).shape
 
 
@@ -172,7 +172,7 @@ def decode_by_torchvision(path: str) -> np.ndarray:
 
 
 def decode_draft(path: str, side: int) -> np.ndarray:
-    """At the smallest size that JPEG gives and that is no smaller than the network's input."""
+    """Decode at the smallest size of JPEG that is no smaller than the network's input."""
     with Image.open(path) as image:
         image.draft("RGB", (side, side))
         return np.asarray(image)
@@ -238,7 +238,7 @@ def report(
 
 
 def differences(side: str, paths: list[str], detector: TransformalyDetector) -> tuple[float, float]:
-    """Largest and mean difference to Pillow, in grey levels."""
+    """Largest and mean difference from Pillow, in gray levels."""
     own = detector.features_._held_teacher().preprocessing
     levels = Preprocessing(own.image_size, (0.0,) * 3, (1 / 255,) * 3, own.interpolation)
     found = []

@@ -1,9 +1,9 @@
-"""Measure anomaly maps where masks say what is defective.
+"""Measure anomaly maps against masks of defects.
 
-On solar cells: defects pasted (by `paste_defects`) on functional cells that nothing was fitted on,
-or, with `--mvtec PATH`, the real defects and masks of a category of MVTec AD.
-Beside the three maps of the detector stand a map by chance and what a plain reconstruction gives:
-a PCA of patches, of their pixels or of their tokens, whose error is the map.
+On solar cells, `paste_defects` pastes defects on functional cells that no fit has seen. With
+`--mvtec PATH`, the script uses the real defects and masks of a category of MVTec AD. It compares
+the three maps of the detector with a random map and with plain reconstruction: the error of a PCA
+of patches, of their pixels or of their tokens.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace, seed: int) -> list[Bunch]:
-    """Each a name, normal images to fit on, images, their masks and the kinds of their defects."""
+    """Data sets: name, normal images to fit on, test images, their masks and kinds of defects."""
     if args.mvtec:
         data = datasets.load_mvtec(args.mvtec)
         name = f"mvtec-{Path(args.mvtec).name}"
@@ -114,9 +114,9 @@ def by_chance(detector: TransformalyDetector, data: Bunch, seed: int) -> Any:
 
 
 def pca_map(data: Bunch, patches_of: Any) -> Any:
-    """Error of a PCA, fitted on normal patches and keeping 90 % of their variance, as a map."""
+    """Error map of a PCA that keeps 90 % of the variance of normal patches."""
     normal = patches_of(data.train)
-    values = patches_of(data.images)  # (images, rows, columns, what is in a patch)
+    values = patches_of(data.images)  # [n, rows, columns, values per patch]
     pca = PCA(0.9, svd_solver="full").fit(normal.reshape(-1, normal.shape[-1])[::4])
     flat = values.reshape(-1, values.shape[-1])
     error = np.square(flat - pca.inverse_transform(pca.transform(flat))).mean(axis=1)
@@ -139,7 +139,7 @@ def batches(detector: TransformalyDetector, images: Any) -> Any:
 
 
 def pixels(detector: TransformalyDetector, images: Any) -> np.ndarray:
-    """Grey values of the patches that the backbone sees: (images, rows, columns, pixels)."""
+    """Gray values of the backbone's patches: (images, rows, columns, pixels)."""
     rows, columns = layout(detector)
     grey = torch.cat([batch.mean(dim=1) for batch in batches(detector, images)])
     patches = grey.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
@@ -148,7 +148,7 @@ def pixels(detector: TransformalyDetector, images: Any) -> np.ndarray:
 
 @torch.inference_mode()
 def tokens(detector: TransformalyDetector, images: Any) -> np.ndarray:
-    """Tokens after the middle block, those that the map of features sees."""
+    """Tokens after the middle block, as in the map of features."""
     teacher = detector.features_._held_teacher()
     found = layout_of(teacher)
     collected: list[torch.Tensor] = []

@@ -1,9 +1,9 @@
 """Peak resident memory of `fit` and `score_samples` at growing numbers of JPEG files.
 
-Each number of images is a process of its own; the peak is that of the whole process, Python and
-torch included, as the system counts it. The files are links to fewer different ones: what is read,
-decoded and remembered is the same. The tiny backbone, of random weights, goes through the same code
-as any other, in a fraction of the time.
+Each number of images runs in a process of its own. The peak is that of the whole process, Python
+and torch included, as the system counts it. Many files are links to a few: the process reads,
+decodes and keeps as much. The tiny backbone, of random weights, runs the same code as any other, in
+a fraction of the time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from harness import append_csv, peak_memory, positive, print_circumstances
 from PIL import Image
 
-#: Bytes that `fit` may keep tokens in: a constant too, but one that larger numbers of images fill.
+#: Bytes of tokens that `fit` may keep: a constant too, but larger numbers of images fill it.
 ACTIVATION_CACHE = 2**24
 
 
@@ -85,7 +85,7 @@ def measure(folder: str, backbone: str, n_images: int, n_distinct: int) -> list[
 
 
 def work(folder: str, backbone: str, n_images: str) -> None:
-    """Fit and score, and print what each took."""
+    """Fit and score, and print the peak and the seconds of each."""
     from skanomaly_vit import TransformalyDetector
 
     paths = np.array([os.path.join(folder, f"{i:07}.jpg") for i in range(int(n_images))])
@@ -122,7 +122,7 @@ def tiny() -> Any:
 
 
 def report_growth(rows: list[dict[str, object]]) -> None:
-    """By how much the peak of the largest number is above that of the one before it."""
+    """Print the growth of the peak from the second largest number to the largest."""
     tiny_rows = [row for row in rows if row["backbone"] == "tiny"]
     sizes = sorted({row["n_images"] for row in tiny_rows})
     if len(sizes) < 2:

@@ -1,4 +1,4 @@
-"""The methods that are compared: the detector, its variants, and baselines."""
+"""Methods to compare: the detector, its variants, and baselines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skanomaly_vit.evaluation import BASELINES, make_baseline
 #: The densities of the paper, which the ablations of the paper vary.
 GAUSSIANS: dict[str, Any] = {"density": "gaussian", "pca_variance": 0.9, "fusion": "product"}
 
-#: Name -> what sets a variant of the detector apart from its default.
+#: Name -> parameters of a variant of the detector that differ from its defaults.
 VARIANTS: dict[str, dict[str, Any]] = {
     "transformaly": {},
     "pretrained": {"feature_spaces": "pretrained"},
@@ -37,9 +37,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"recipe": "paper"},
 }
 
-#: Name -> a baseline with other parameters. At its authors' learning rate, 1e-5, so few images as
-#: here leave the features of MSAD where they were; of 1e-4, 1e-3 and 1e-2 the last has the smallest
-#: loss on held-out normal images.
+#: Name -> a baseline with other parameters. At the authors' learning rate, 1e-5, as few images as
+#: here do not move the features of MSAD; of 1e-4, 1e-3 and 1e-2 the last has the smallest loss on
+#: held-out normal images.
 BASELINE_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "msad-1e-2": ("msad", {"learning_rate": 1e-2}),
 }
@@ -57,7 +57,7 @@ METHODS = [*VARIANTS, *BASELINES, *BASELINE_VARIANTS, *PYOD, "patchcore"]
 
 
 class PyODScorer(BaseEstimator):
-    """A detector of PyOD, whose scores are high for anomalies, as scikit-learn has them."""
+    """A detector of PyOD with scikit-learn's sign: PyOD's scores are high for anomalies."""
 
     def __init__(self, name: str) -> None:
         self.name = name

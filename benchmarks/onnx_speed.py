@@ -1,17 +1,17 @@
-"""What a detector costs in ONNX Runtime: rate, size and AUROC, in float32 and with int8 weights.
+"""Cost of a detector in ONNX Runtime: rate, size and AUROC, in float32 and with int8 weights.
 
-Sides, all of one fitted detector, on the same test images, from memory:
+All sides are of one fitted detector, on the same test images, in memory:
 
 - *torch*: `TransformalyDetector.score_samples`;
-- *onnx*: `OnnxDetector.score_samples` of what `export_onnx` writes;
-- *int8 weights*: the backbone's matrices stored as int8, one scale a column, computed in float32;
+- *onnx*: `OnnxDetector.score_samples` of a file from `export_onnx`;
+- *int8 weights*: the backbone's matrices stored as int8, one scale per column, computed in float32;
 - *int8 products*: the backbone's matrix products in int8 (``onnxruntime.quantization``, dynamic);
 - *int8 products, students too*: those of the students as well.
 
-The last three are no part of the package: this script changes the exported graph. Rates are medians
+The package does not offer the last three: this script changes the exported graph. Rates are medians
 over repeats in which the sides take turns. ``moved`` is the largest difference of a normal image's
-score to torch, in standard deviations of the scores of normal test images; ``flagged`` the share of
-normal test images below the threshold, which is that of the float32 detector for all sides.
+score from torch, in standard deviations of the scores of normal test images. ``flagged`` is the
+share of normal test images below the threshold of the float32 detector.
 """
 
 from __future__ import annotations
@@ -168,11 +168,11 @@ def products(model: onnx.ModelProto, *, students: bool) -> list[onnx.NodeProto]:
 
 
 def store_as_int8(path: Path, target: Path) -> None:
-    """Write a copy with the weights of products as int8, one scale a column."""
+    """Write a copy with the weights of products as int8, one scale per column."""
     model = onnx.load(path)
     weights = {weight.name: weight for weight in model.graph.initializer}
     for name in {node.input[1] for node in products(model, students=False)}:
-        values = onnx.numpy_helper.to_array(weights[name])  # (inputs, outputs)
+        values = onnx.numpy_helper.to_array(weights[name])  # [inputs, outputs]
         scale = np.abs(values).max(axis=0) / 127
         integers = np.rint(values / scale).astype(np.int8)
         weights[name].CopyFrom(onnx.numpy_helper.from_array(integers, f"{name}.int8"))
@@ -197,8 +197,8 @@ def compute_in_int8(path: Path, target: Path, *, students: bool) -> None:
 
 
 def rewrite(model: onnx.ModelProto, target: Path) -> None:
-    """Write a changed graph as `export_onnx` would, with a checksum that fits."""
-    values = _onnx_file._take_values("", model)
+    """Write a changed graph as `export_onnx` would, with a valid checksum."""
+    values = _onnx_file._read_values("", model)
     values.pop("sha256")
     del model.metadata_props[:]
     _onnx_file.write(target, model, values)

@@ -1,7 +1,7 @@
 """PatchCore as anomalib has it, on the patches of a Vision Transformer, as an outlier detector.
 
-anomalib's memory bank, coreset, nearest neighbours and re-weighted score; its convolutional feature
-extractor is replaced by ours, so that all methods see the same images through the same weights.
+Memory bank, coreset, nearest neighbours and re-weighted score are anomalib's. Our backbone replaces
+its convolutional one, so that all methods see the same images through the same weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from skanomaly_vit._images.source import open_images
 
 
 class PatchMaps(nn.Module):
-    """Normalised tokens of the patches after some blocks, as maps, by block."""
+    """Normalized tokens of the patches after some blocks, as maps, by block."""
 
     def __init__(self, teacher: Teacher, blocks: list[int]) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ class PatchMaps(nn.Module):
         model: Any = self.teacher.model
 
         def visit(call: BlockCall) -> None:
-            tokens = model.norm(call.output)[:, model.num_prefix_tokens :]  # (batch, patches, dim)
+            tokens = model.norm(call.output)[:, model.num_prefix_tokens :]  # [B, P, C]
             side = model.patch_embed.grid_size
-            maps[str(call.index)] = tokens.mT.unflatten(2, side)  # (batch, dim, height, width)
+            maps[str(call.index)] = tokens.mT.unflatten(2, side)  # [B, C, rows, columns]
 
         self.teacher(images, blocks=self.blocks, visit=visit)
         return maps
@@ -45,10 +45,10 @@ class PatchCoreDetector(BaseEstimator):
     Parameters
     ----------
     backbone, image_size, random_state
-        As those of the detector.
+        As in the detector.
     bank_size : int
-        Patches in the memory bank, at most; of 500 images of 8 x 8 patches a fiftieth. The authors
-        lose next to nothing with a hundredth (Roth et al., CVPR 2022, table 1).
+        Patches in the memory bank, at most: a fiftieth of those of 500 images of 8 x 8 patches.
+        The authors lose next to nothing with a hundredth (Roth et al., CVPR 2022, table 1).
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class PatchCoreDetector(BaseEstimator):
             self.backbone, pretrained=True, image_size=self.image_size, device="cpu", seed=0
         )
         depth = len(self.teacher_.blocks)
-        blocks = [depth // 2, 3 * depth // 4]  # the middle of the network, as the authors have it
-        # Weights of a ResNet are not needed, since its place is taken.
+        blocks = [depth // 2, 3 * depth // 4]  # the middle of the network, as in the authors' code
+        # The ResNet needs no weights, since ours replaces it.
         model = PatchcoreModel(["layer3"], backbone="resnet18", pre_trained=False)
         model.feature_extractor = PatchMaps(self.teacher_, blocks)
         model.layers = [str(block) for block in blocks]
         self.model_ = model.train()
         n_patches = sum(len(batch) for batch in map(self.model_, self._batches(X)))
-        # Without the last, what autograd keeps of each step of the coreset fills the memory.
+        # Without no_grad, autograd fills the memory with the steps of the coreset.
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(self.random_state)
             self.model_.subsample_embedding(min(1.0, self.bank_size / n_patches))

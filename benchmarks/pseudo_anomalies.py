@@ -1,10 +1,10 @@
 """Measure whether pseudo-anomalies rank settings as real anomalies do.
 
-For each class, the detector learns from normal images. Each setting of a grid is then rated twice:
-by `pseudo_anomaly_scorer` on other normal images, as someone without a labelled anomaly would, and
-by the AUROC on a test set with real anomalies. The agreement is Spearman's correlation of both
-ratings over the settings. What the choice is worth in the end is the real AUROC of the setting
-that pseudo-anomalies choose, next to the best setting's, the median's and the default's.
+For each class, the detector learns from normal images. The script rates each setting of a grid
+twice: by `pseudo_anomaly_scorer` on other normal images, as someone without labelled anomalies
+would, and by the AUROC on a test set with real anomalies. The agreement is Spearman's correlation
+of both ratings over the settings. The value of the choice is the real AUROC of the setting that
+pseudo-anomalies choose, next to those of the best, the median and the default setting.
 """
 
 from __future__ import annotations
@@ -105,13 +105,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# What there is to tell apart: name, training images, normal images, test images, test labels
+# Tasks: name, training images, normal images, test images, test labels
 
 Task = tuple[str, Sequence[Any], Sequence[Any], Sequence[Any], np.ndarray]
 
 
 def class_tasks(args: argparse.Namespace) -> Iterator[Task]:
-    """One class of --data is normal, the others are not."""
+    """Tasks in which one class of --data is normal, and the others are not."""
     if args.data is None:
         return
     folders = find_classes(args.data)
@@ -126,7 +126,7 @@ def class_tasks(args: argparse.Namespace) -> Iterator[Task]:
 
 
 def solar_tasks(args: argparse.Namespace) -> Iterator[Task]:
-    """Functional monocrystalline solar cells are normal, defective ones are not."""
+    """The task in which functional monocrystalline solar cells are normal, defective ones not."""
     if not args.solar:
         return
     try:
@@ -138,7 +138,7 @@ def solar_tasks(args: argparse.Namespace) -> Iterator[Task]:
     functional, defective = (
         rng.permutation(np.flatnonzero((cell_type == "mono") & (probability == p))) for p in (0, 1)
     )
-    # There are 588 functional cells: all sets shrink alike if those asked for are more.
+    # There are 588 functional cells: if the arguments ask for more, all sets shrink alike.
     wanted = np.cumsum([args.train, args.pseudo, args.test - args.test // 2])
     ends = (wanted * min(1, len(functional) / wanted[-1])).astype(int)
     train, pseudo, held_out = np.split(functional[: ends[-1]], ends[:-1])
@@ -163,8 +163,8 @@ def signs(n_normal: int, n_abnormal: int) -> np.ndarray:
 class Embedder:
     """Both feature spaces of images, each image embedded once.
 
-    Densities, PCA and the number of blocks do not touch the network, and a student knows nothing
-    of the others. So one fit serves all settings.
+    Densities, PCA and the number of blocks do not change the network, and students do not depend
+    on each other. So one fit serves all settings.
     """
 
     def __init__(self, args: argparse.Namespace, train: Sequence[Any]) -> None:
@@ -201,7 +201,7 @@ def key_of(image: Any) -> bytes:
 
 
 class Setting:
-    """The detector with other parameters, on features that are there already."""
+    """The detector with other parameters, on computed features."""
 
     def __init__(
         self,
@@ -230,7 +230,7 @@ class Setting:
 
 
 def grid() -> list[tuple[Any, ...]]:
-    """Settings that differ: blocks do not matter to one space alone, nor the PCA to the other."""
+    """Settings that differ: one space ignores the number of blocks, the other the PCA."""
     return [
         setting
         for density in DENSITIES

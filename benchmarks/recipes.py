@@ -1,12 +1,13 @@
 """Compare recipes: features, discrepancies, densities and fusions, on images of the training part.
 
-The test part of a data set is not looked at: of each class `--train` images are for training and
-`--choose` others for measuring, all from `train/<class>/`. Ridge students; tokens pass through the
-backbone once and lie in a temporary folder (0.6 MB an image). Statistics of ridge students add up,
-so all settings, classes and folds are solved from those of each class and fold.
+The script ignores the test part of a data set: of each class it takes `--train` images for training
+and `--choose` others for measuring, all from `train/<class>/`. Students are ridge students; images
+pass through the backbone once, and a temporary folder keeps their tokens (0.6 MB per image).
+Statistics of ridge students add up, so those of each class and fold give all settings, classes and
+folds.
 
-Discrepancies of the training images are *seen* (by students that learned from them) or *crossed*
-(by students that learned from the other four fifths).
+Discrepancies of the training images are *seen* (of students that learned from them) or *crossed*
+(of students that learned from the other four fifths).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ N_SEEN = 2000  # training images of the multimodal setting whose discrepancies a
 BATCH = 64
 SETTINGS = ("unimodal", "multimodal")
 
-Scores = tuple[np.ndarray, np.ndarray]  # of the training images and of those to measure on
+Scores = tuple[np.ndarray, np.ndarray]  # of training images, and of images to measure on
 Scorer = Callable[[np.ndarray, np.ndarray], Scores]
 
 
@@ -71,7 +72,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class Images:
-    """Which images there are, of what class, and in which fold."""
+    """Images, with their classes and folds."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         folders = find_classes(args.data)["train"]
@@ -158,7 +159,7 @@ class Tokens:
 
 
 class Discrepancies:
-    """Errors of ridge students, (training images, blocks) seen and crossed, and of the others."""
+    """Errors of ridge students, (images, blocks): of training images, seen and crossed; others."""
 
     def __init__(self, images: Images, tokens: Tokens, alpha: float) -> None:
         self.images, self.alpha = images, alpha
@@ -239,7 +240,7 @@ def whitened(train: np.ndarray, others: np.ndarray) -> Scores:
 
 
 def k_means(train: np.ndarray, others: np.ndarray) -> Scores:
-    """Ten centres and one shrunk covariance around them."""
+    """Ten centers and one shrunk covariance around them."""
     means = KMeans(10, n_init=3, random_state=0).fit(train)
     around = GaussianDensity(shrinkage="ledoit_wolf").fit(
         train - means.cluster_centers_[means.labels_]
@@ -260,7 +261,7 @@ def logarithmic(scorer: Scorer) -> Scorer:
 LEDOIT_WOLF = with_density(GaussianDensity(shrinkage="ledoit_wolf"))
 GAUSSIAN = with_density(GaussianDensity())
 
-#: Name -> features that are put side by side, and a scorer of them.
+#: Name -> features to concatenate, and their scorer.
 PRETRAINED: dict[str, tuple[list[str], Scorer]] = {
     "pca 90 %, gaussian": (["cls"], whitened),
     "ledoit-wolf": (["cls"], LEDOIT_WOLF),
@@ -270,7 +271,7 @@ PRETRAINED: dict[str, tuple[list[str], Scorer]] = {
     "10 means": (["cls"], k_means),
 }
 
-#: Name -> which discrepancies of the training images, and a scorer of them.
+#: Name -> kind of discrepancies of the training images, and their scorer.
 DISCREPANCY: dict[str, tuple[str, Scorer]] = {
     "gaussian": ("seen", GAUSSIAN),
     "gaussian, crossed": ("crossed", GAUSSIAN),

@@ -1,9 +1,9 @@
-"""Measure the size of a report, the seconds to write it, and those that a browser takes to open it.
+"""Measure the size of a report, and the seconds to write it and to open it in a browser.
 
-The images are solar cells of `elpv-dataset`, turned and mirrored where more are asked for than
-there are; each is a file of its own. A browser opens the report from the disk several times, each
-time in a context of its own; what counts is the time from the start of the navigation to the end of
-the load event, as the browser itself tells it, and to the first picture on the screen.
+The images are solar cells of `elpv-dataset`, each a file of its own. If the arguments ask for more
+than it has, cells are turned and mirrored. A browser opens the report from the disk several times,
+each time in a new context. It measures the time from the start of the navigation to the end of the
+load event, and to the first picture on the screen.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from skanomaly_vit.report import write_report
 
 N_TRAIN = 60
 SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-#: What the browser measured, in milliseconds.
+#: Times that the browser measured, in milliseconds.
 TIMES = """() => {
     const [navigation] = performance.getEntriesByType("navigation");
     const [paint] = performance.getEntriesByName("first-contentful-paint");
@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def make_images(cells: Any, chosen: np.ndarray, n: int, folder: Path) -> tuple[list[Path], Any]:
-    """Files of n images, each cell turned in another way each time it comes up."""
+    """Files of n images; a cell that repeats is turned in another way each time."""
     paths, labels = [], []
     for i in range(n):
         cell, turn = chosen[i % len(chosen)], (i // len(chosen)) % len(Image.Transpose)

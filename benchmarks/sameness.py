@@ -1,9 +1,9 @@
-"""Measure where a detector gives the same scores, and how close it stays elsewhere.
+"""Measure the reproducibility of scores: same bits, or how close.
 
-A detector is fitted on solar cells and scores other cells; then the same is done in other ways,
-and the scores are compared: are all bits the same, what is the largest difference (absolute, and
-in standard deviations of the scores), and what is Spearman's rank correlation. Rows with "fit"
-repeat the fit as well; the others score with one saved model. `--python` names interpreters of
+A detector learns from solar cells and scores other cells. The script repeats that in other ways and
+compares the scores: whether all bits are the same, the largest difference (absolute, and in
+standard deviations of the scores), and Spearman's rank correlation. Rows with "fit" repeat the fit
+as well; the others score with one saved model. `--python` names interpreters of
 other environments (other versions of torch) in which the package is installed, `--devices` other
 devices.
 """
@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 
 from skanomaly_vit import TransformalyDetector, datasets
 
-#: Scores paths with a model, in a process of its own.
+#: Program that scores paths with a model, in a process of its own.
 SCORE = """
 import sys, numpy, torch
 from skanomaly_vit import TransformalyDetector
@@ -82,7 +82,7 @@ def ways(
     train: list[str],
     test: list[str],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Name of each way, and its scores."""
+    """Yield the name of each way, and its scores."""
     yield "fit again", make(args).fit(train).score_samples(test)
     yield "fit with n_jobs=2", make(args, n_jobs=2).fit(train).score_samples(test)
     yield (

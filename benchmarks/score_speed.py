@@ -1,12 +1,12 @@
 """Compare the rate of `score_samples` with the bare backbone's, in one run.
 
-Sides, all on the same images, batches and threads, interleaved and repeated; medians count:
+All sides see the same images, batches and threads, interleaved and repeated; medians count:
 
-- *bare*: the backbone's forward pass on normalised tensors in memory;
+- *bare*: the backbone's forward pass on normalized tensors in memory;
 - *bare, bf16*, *bare, compiled*: the same under `torch.autocast`, and through `torch.compile` (only
-  with `--compile`; it needs a C++ compiler), to see whether they would pay on this machine;
-- *two networks*: the evaluation of the paper's code, the backbone once for its features and once
-  more, block by block beside all students, for the discrepancies;
+  with `--compile`; it needs a C++ compiler), to see whether they pay on this machine;
+- *two networks*: the evaluation in the paper's code, one pass of the backbone for its features and
+  another, block by block beside all students, for the discrepancies;
 - *ridge*, *block*: `score_samples` of the detector on decoded images in memory;
 - *ridge, paths*: the same from JPEG files on disk.
 """

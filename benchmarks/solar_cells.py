@@ -1,10 +1,10 @@
 """Measure detectors on the solar cells of elpv-dataset, by type of module and probability.
 
-Trained on functional cells (probability of a defect 0) of one type; tested on others of that type
-and on the cells of one probability, 0.33, 0.67 or 1. *brightness* and *contrast* are detectors
-that see nothing but the mean, or the standard deviation, of a cell's pixels: how much of a figure
-is won by looking at the light alone. With `--equalize` each cell is brought to one mean and one
-standard deviation before any detector sees it, so that light says nothing.
+Detectors learn from functional cells (probability of a defect 0) of one type. The test has other
+functional cells of that type and the cells of one probability, 0.33, 0.67 or 1. *brightness* and
+*contrast* are detectors that see nothing but the mean, or the standard deviation, of a cell's
+pixels: they show how much of a figure comes from the light alone. `--equalize` gives every cell the
+same mean and standard deviation before any detector sees it, so that light says nothing.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
-    centred = (image - image.mean()) / max(float(image.std()), 1e-6)
-    return np.clip(0.5 + 0.15 * centred, 0, 1)
+    centered = (image - image.mean()) / max(float(image.std()), 1e-6)
+    return np.clip(0.5 + 0.15 * centered, 0, 1)
 
 
 def measure(

@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def pair(rows: pd.DataFrame, method: str) -> pd.DataFrame:
-    """Only the runs that `method` has, of the methods that have them all."""
+    """Runs that `method` has, of the methods that have all of them."""
     run = ["setting", "seed", "class"]
     runs = rows.loc[rows["method"] == method, run]
     rows = rows.merge(runs, on=run)
@@ -38,7 +38,7 @@ def pair(rows: pd.DataFrame, method: str) -> pd.DataFrame:
 
 
 def print_means(rows: pd.DataFrame, metric: str) -> None:
-    """A row a method, in the order of the file; incomplete evaluations are marked."""
+    """Print a row per method, in the order of the file; a mark means an incomplete evaluation."""
     n_classes = rows["class"].nunique()
     print("| method | " + " | ".join(SETTINGS) + " | seeds |")
     print("|---" * (len(SETTINGS) + 2) + "|")

@@ -1,8 +1,8 @@
 """Measure AUROC, speed and memory on a class-per-folder tree of images.
 
-The two settings of the paper (arXiv 2112.04185): *unimodal*, one class is normal and the others
-are abnormal; *multimodal*, one class is abnormal and the others are normal. One fit gives a row:
-the AUROC of the pre-trained space, of the discrepancy space, and of both.
+The paper (arXiv 2112.04185) has two settings. *Unimodal*: one class is normal, the others are
+abnormal. *Multimodal*: one class is abnormal, the others are normal. Each fit prints a row: the
+AUROC of the pre-trained space, of the discrepancy space, and of both.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what else a line of the CSV file says."""
+    """Return the further columns of a line of the CSV file."""
     names = ["backbone", "image_size", "n_blocks", "student", "seed", "jobs"]
     settings = {name: getattr(args, name) for name in names}
     return {**settings, "weights": args.pretrained, "version": __version__}

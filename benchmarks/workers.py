@@ -1,8 +1,8 @@
-"""Rates of scoring with so many worker processes of so many threads each, in one run.
+"""Scoring rates by number of worker processes and of threads in each, in one run.
 
-The images are shared out evenly; every worker loads the detector once, before the clock starts.
-More threads in all than there are cores is slower, not faster: they wait for one another. joblib
-gives each of `n_jobs` workers its share of the cores unless told otherwise, as here.
+Workers get equal shares of the images; each loads the detector once, before the clock starts. More
+threads than cores are slower, not faster: they wait for each other. joblib gives each of `n_jobs`
+workers its share of the cores unless told otherwise, as here.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class RidgeModule(nn.Module):
         self.register_buffer("bias", bias.clone(memory_format=layout))
 
     def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; ignores other arguments."""
+        """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; other arguments are not used."""
         mean = tokens.mean(dim=1, keepdim=True)  # [B, N, C] -> [B, 1, C]
         # One product per image: a product of all means rounds differently for few images and for
         # many, so a score would depend on its neighbours.

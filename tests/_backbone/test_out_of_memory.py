@@ -111,7 +111,7 @@ def test_a_fit_goes_on_with_smaller_parts(limit, student, options, make, images)
 def test_a_step_of_training_in_parts_is_the_same_step(where, make, images):
     options = {"student": "block", "batch_size": 7}
     expected = make(**options).fit(images).distillation_
-    with pytest.warns(OutOfMemoryWarning, match="of 3 at most"):
+    with pytest.warns(OutOfMemoryWarning, match="parts of at most 3"):
         found = make(4, where, **options).fit(images).distillation_
     for a, b in zip(expected.students_, found.students_, strict=True):
         for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
