@@ -285,8 +285,8 @@ def _split_groups(
     n_groups = len(np.unique(groups))
     if n_groups < 2:
         raise ValueError(
-            f"all {len(groups)} images belong to one group, {str(groups[0])!r}, so none can be "
-            "held out; pass groups=None, or validation_fraction=0"
+            f"all {len(groups)} images belong to one group, or are copies of one image, so none "
+            "can be held out; pass other images, groups=None, or validation_fraction=0"
         )
     n_held_out = math.ceil(fraction * n_groups)
     train, validation = np.arange(0), np.arange(len(groups))

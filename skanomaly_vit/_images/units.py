@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,43 @@ from skanomaly_vit._images.source import ImageSource
 _ID_BYTES = 6
 
 
-def unit_ids(source: ImageSource, groups: Any = None) -> np.ndarray:
-    """Id of the unit of each image, float64 of shape (n_images,).
+#: Names of the columns of ids: of the unit of an image, and of its content.
+UNIT, CONTENT = "unit", "content"
 
-    Images of equal content are in one unit, and so are images of one group. An id depends on the
-    content or the group alone, so that units are known again in later calls.
+
+@dataclass(frozen=True)
+class Units:
+    """Units of images, known again in later calls: an id depends on content or group alone.
+
+    Attributes
+    ----------
+    units : ndarray of shape (n_images,), float64
+        Id of the unit of each image: images of equal content are in one, and so are images of one
+        group.
+    contents : ndarray of shape (n_images,), float64
+        Id of the content of each image.
+    """
+
+    units: np.ndarray
+    contents: np.ndarray
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether there are images of equal content."""
+        return len(np.unique(self.contents)) < len(self.contents)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Both, by name."""
+        return {UNIT: self.units, CONTENT: self.contents}
+
+    def any_in(self, ids: np.ndarray) -> np.ndarray:
+        """Whether `ids` holds the unit or the content of each image."""
+        return np.isin(self.units, ids) | np.isin(self.contents, ids)
+
+
+def find_units(source: ImageSource, groups: Any = None) -> Units:
+    """Find the units of images.
 
     Parameters
     ----------
@@ -31,11 +64,11 @@ def unit_ids(source: ImageSource, groups: Any = None) -> np.ndarray:
     ValueError
         If an image cannot be read, or `groups` has another length or a missing value.
     """
-    copies = np.array([_id_of(source.digest(i)) for i in range(len(source))])
+    contents = np.array([_id_of(source.digest(i)) for i in range(len(source))])
     if groups is None:
-        return copies
+        return Units(contents, contents)
     named = np.array([_id_of(repr(group).encode()) for group in _checked(groups, len(source))])
-    return _joined(named, copies)
+    return Units(_joined(named, contents), contents)
 
 
 def _checked(groups: Any, n_images: int) -> list[Any]:

@@ -31,14 +31,14 @@ from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.score_stream import ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource
-from skanomaly_vit._images.units import unit_ids
+from skanomaly_vit._images.units import Units, find_units
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._utils.labels import AUTO, warn_about_labels
 from skanomaly_vit._utils.progress import Progress, log
 from skanomaly_vit.density._by_name import DENSITIES
 from skanomaly_vit.detector._calibrated import CalibratedMixin
-from skanomaly_vit.detector._feature_store import UNIT, FeatureStore, in_shards
+from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
 from skanomaly_vit.detector._fit_summary import FitSummary
 from skanomaly_vit.detector._fusion import (
     FalseAlarms,
@@ -361,8 +361,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         values = resolve(self)
         student = self._make_student(values)
         source = self._open(X, reset=True)
-        units = unit_ids(source, groups)
-        groups = None if groups is None and several_of_a_unit(units) is None else units
+        units = find_units(source, groups)
+        groups = None if groups is None and not units.has_copies else units.units
         rng = agreed(check_random_state(self.random_state))
         # A density needs two images to see any spread.
         split = split_validation(
@@ -389,9 +389,12 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         X : images
             Normal images of any form that `fit` takes. `partial_fit` holds out each image for
             calibration with a probability of `validation_fraction`. The draw depends on the
-            image's features, neither on the order nor on the parts in which images come.
+            image's content (or its group), neither on the order nor on the parts in which images
+            come. An image that `fit` has learned from, or held out, keeps its side.
         y : array-like of shape (n_images,) or None, default=None
             Ignored, but for a `LabelWarning` if it marks anomalies in `X`.
+        groups : array-like of shape (n_images,) or None, default=None
+            As in `fit`; a group of an earlier call keeps its side.
 
         Returns
         -------
@@ -422,7 +425,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         summary = require_updatable(self.density_, self._fit_summary)  # before any work
         warn_about_labels(y, stacklevel=3)  # past the decorator
         source = self._open(X, reset=False)
-        self._update(source, unit_ids(source, groups), summary)
+        self._update(source, find_units(source, groups), summary)
         return self
 
     def calibrate(
@@ -464,7 +467,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         check_is_fitted(self)
         warn_about_labels(y)
         source = self._open(X, reset=False)
-        units = unit_ids(source, groups)
+        units = find_units(source, groups)
         summary = self._fit_summary
         if summary is not None:
             require_not_learned(units, summary)
@@ -477,7 +480,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
                 summary = known.merge(new, known.statistics)
         known_scores, known_units = self._known_calibration(replace)
         scores = np.concatenate([known_scores, scores])
-        groups = several_of_a_unit(np.concatenate([known_units, units]))
+        groups = several_of_a_unit(np.concatenate([known_units, units.units]))
         self.offset_ = self._false_alarms().threshold(scores, groups)
         self.calibration_scores_, self.calibration_units_ = scores, groups
         self._fit_summary = summary
@@ -703,7 +706,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         shares: tuple[np.ndarray, np.ndarray],
         student: BaseStudent | None,
         values: dict[str, Any],
-        units: np.ndarray,
+        units: Units,
         rng: np.random.RandomState,
         progress: Progress,
     ) -> None:
@@ -729,7 +732,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
                 students = self._students_on(teacher.device, distillation)
                 sample = PatchSample(layout, len(source), split[1]) if layout else None
-                keep = store.append_with(UNIT, units)
+                keep = store.append_with(units.columns)
                 normal_patches = passes.extract_normal(
                     np.arange(len(source)), students, sample, keep, task.track
                 )
@@ -753,13 +756,14 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         self._normal_patches = normal_patches
         checkpoints.discard()
 
-    def _update(self, source: ImageSource, units: np.ndarray, summary: FitSummary) -> None:
+    def _update(self, source: ImageSource, units: Units, summary: FitSummary) -> None:
         false_alarms = self._false_alarms()
         with self._embed_all(source, units) as store, one_blas_thread(store.n_values):
             fitted = update_densities(
                 self.density_,
                 summary,
                 store,
+                units,
                 validation_fraction=self.validation_fraction,
                 fusion=self.recipe_.fusion,
                 false_alarms=false_alarms,
@@ -768,11 +772,11 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         self.n_samples_fit_ += len(source)
 
     @contextmanager
-    def _embed_all(self, source: ImageSource, units: np.ndarray) -> Iterator[FeatureStore]:
+    def _embed_all(self, source: ImageSource, units: Units) -> Iterator[FeatureStore]:
         """Features of all images of a source, with the unit of each."""
         passes, students = self._scoring_passes(source)
         with FeatureStore() as store:
-            keep = store.append_with(UNIT, units)
+            keep = store.append_with(units.columns)
             for embedded in passes.stream(np.arange(len(source)), students):
                 keep(embedded)
             yield store

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -12,9 +12,6 @@ import numpy as np
 from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import SHARD, FloatArray
-
-#: Name of the column that says which unit (group, or copies of one image) an image belongs to.
-UNIT = "unit"
 
 #: Bytes of a space to hold in memory; a larger space goes to the folder for temporary files.
 MAX_BYTES = 2**23
@@ -77,13 +74,13 @@ class FeatureStore:
             self._columns[space].write(rows)
         self._n_rows += len(embedded[PRETRAINED])
 
-    def append_with(self, column: str, values: np.ndarray) -> Callable[[Embedded], None]:
-        """Make a function that appends features, each with its value of one more column."""
+    def append_with(self, columns: Mapping[str, np.ndarray]) -> Callable[[Embedded], None]:
+        """Make a function that appends features, each with its value of some more columns."""
 
         def append(embedded: Embedded) -> None:
-            start = len(self)
-            stop = start + len(embedded[PRETRAINED])
-            self.append(embedded | {column: values[start:stop, np.newaxis]})
+            rows = slice(len(self), len(self) + len(embedded[PRETRAINED]))
+            more = {name: values[rows, np.newaxis] for name, values in columns.items()}
+            self.append(embedded | more)
 
         return append
 

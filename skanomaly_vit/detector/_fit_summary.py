@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
+from skanomaly_vit._images.units import CONTENT, UNIT, Units
 from skanomaly_vit.density._row_sample import RowSample, draw_keys
 from skanomaly_vit.density._statistics import SHARD, Statistics
-from skanomaly_vit.detector._feature_store import UNIT, FeatureStore, in_float64
+from skanomaly_vit.detector._feature_store import FeatureStore, in_float64
 from skanomaly_vit.persistence._record import StateRecord
 
 #: Largest sample, of images that densities learned from and of held-out images alike.
@@ -43,7 +44,8 @@ class FitSummary:
     statistics : Statistics or None
         Statistics of the pre-trained features of all learned images, if they have a PCA.
     learned_units, held_out_units : ndarray of float64
-        Units of all images that the densities learned from, and of all that calibrate.
+        Ids of the units and contents of all images that the densities learned from, and of all
+        that calibrate.
     """
 
     learned: ImageSample
@@ -61,7 +63,10 @@ class FitSummary:
         statistics: Statistics | None,
     ) -> FitSummary:
         """Sample the rows that two masks choose."""
-        units = [np.unique(store.column(UNIT, mask)) for mask in (learned, held_out)]
+        units = [
+            np.union1d(store.column(UNIT, mask), store.column(CONTENT, mask))
+            for mask in (learned, held_out)
+        ]
         return cls(_sample(store, learned), _sample(store, held_out), statistics, *units)
 
     def merge(self, other: FitSummary, statistics: Statistics | None) -> FitSummary:
@@ -91,16 +96,16 @@ def shards_of_sample(sample: ImageSample) -> Iterator[Embedded]:
         yield in_float64({s: each.rows[start : start + SHARD] for s, each in sample.items()})
 
 
-def draw_held_out(units: np.ndarray, summary: FitSummary, fraction: float) -> np.ndarray:
+def draw_held_out(units: Units, summary: FitSummary, fraction: float) -> np.ndarray:
     """Mask of the images to hold out: whole units, each with a probability of `fraction`.
 
     A unit that the densities have learned from never calibrates, and one that calibrates is never
     learned from. Of others, the id of the unit decides: neither the order nor the parts in which
     images come matter.
     """
-    drawn = draw_keys(units[:, np.newaxis], _HELD_OUT_SALT) < fraction * 2.0**64
-    is_known = np.isin(units, summary.held_out_units)
-    return is_known | (drawn & ~np.isin(units, summary.learned_units))
+    drawn = draw_keys(units.units[:, np.newaxis], _HELD_OUT_SALT) < fraction * 2.0**64
+    is_learned = units.any_in(summary.learned_units)
+    return ~is_learned & (drawn | units.any_in(summary.held_out_units))
 
 
 def _sample(store: FeatureStore, chosen: np.ndarray) -> ImageSample:
@@ -112,7 +117,8 @@ def _sample(store: FeatureStore, chosen: np.ndarray) -> ImageSample:
 
 def _smallest(embedded: Embedded) -> ImageSample:
     keys = _keys(embedded, _SALT)
-    return {space: RowSample.smallest(rows, keys, N_KEPT) for space, rows in embedded.items()}
+    columns = {space: rows for space, rows in embedded.items() if space != CONTENT}
+    return {space: RowSample.smallest(rows, keys, N_KEPT) for space, rows in columns.items()}
 
 
 def _merge(sample: ImageSample, other: ImageSample) -> ImageSample:
@@ -122,7 +128,7 @@ def _merge(sample: ImageSample, other: ImageSample) -> ImageSample:
 
 def _keys(embedded: Mapping[str, np.ndarray], salt: bytes) -> NDArray[np.uint64]:
     """Key of each image, determined by its features in all spaces."""
-    features = [rows for space, rows in embedded.items() if space != UNIT]
+    features = [rows for space, rows in embedded.items() if space not in (UNIT, CONTENT)]
     return draw_keys(np.concatenate(features, axis=1), salt)
 
 

@@ -14,6 +14,7 @@ from sklearn.pipeline import Pipeline
 
 from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
 from skanomaly_vit._caching.memory import LRUCache
+from skanomaly_vit._images.units import UNIT
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import validate_parameter_constraints
 from skanomaly_vit._utils.composition import seed_estimator
@@ -24,7 +25,7 @@ from skanomaly_vit.density._by_name import DENSITIES
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
 from skanomaly_vit.density._whitening import axes_of, whiten
-from skanomaly_vit.detector._feature_store import UNIT, FeatureStore
+from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import FitSummary, n_images
 
 #: A search fits the same PCA for every number of blocks.

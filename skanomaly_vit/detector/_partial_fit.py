@@ -10,11 +10,12 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from skanomaly_vit._backbone.discrepancy import PRETRAINED
+from skanomaly_vit._images.units import Units
 from skanomaly_vit.density._base import MomentDensity, UpdatableDensity
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
 from skanomaly_vit.density._whitening import axes_of, whiten
-from skanomaly_vit.detector._feature_store import UNIT, FeatureStore
+from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import FitSummary, draw_held_out, shards_of_sample
 from skanomaly_vit.detector._fusion import FalseAlarms, FittedDensities, calibrate
 
@@ -47,7 +48,7 @@ def require_updatable(densities: Mapping[str, Any], summary: FitSummary | None) 
     return summary
 
 
-def require_not_learned(units: np.ndarray, summary: FitSummary) -> None:
+def require_not_learned(units: Units, summary: FitSummary) -> None:
     """Refuse images of units that densities have learned from: they cannot calibrate.
 
     Raises
@@ -55,11 +56,11 @@ def require_not_learned(units: np.ndarray, summary: FitSummary) -> None:
     ValueError
         If there are any; it names the first one.
     """
-    learned = np.flatnonzero(np.isin(units, summary.learned_units))
+    learned = np.flatnonzero(units.any_in(summary.learned_units))
     if len(learned):
         raise ValueError(
-            f"the detector has learned from {len(learned)} of {len(units)} images, or from others "
-            f"of their group (the first one is sample {learned[0]}). They score too high to set a "
+            f"the detector has learned from {len(learned)} of {len(units.units)} images, or from "
+            f"others of their group (the first one is sample {learned[0]}). They score too high to set a "
             "threshold. Pass images that it has not seen."
         )
 
@@ -68,6 +69,7 @@ def update_densities(
     densities: Mapping[str, Any],
     summary: FitSummary,
     store: FeatureStore,
+    units: Units,
     *,
     validation_fraction: float,
     fusion: str,
@@ -82,13 +84,14 @@ def update_densities(
     summary : FitSummary
     store : FeatureStore
         Features of the new images.
+    units : Units
+        Their units.
     validation_fraction : float
         Share of the new images that no density learns from.
     fusion, false_alarms
         See `calibrate`.
     """
-    everyone = np.ones(len(store), dtype=bool)
-    held_out = draw_held_out(store.column(UNIT, everyone), summary, validation_fraction)
+    held_out = draw_held_out(units, summary, validation_fraction)
     updated, statistics = dict(densities), summary.statistics
     if not held_out.all():
         rows = {space: store.rows(space, ~held_out) for space in densities}

@@ -277,7 +277,7 @@ def test_too_few_images_are_refused_before_any_work(make_detector, images, monke
 
 
 def test_images_all_the_same_are_named_as_such(make_detector, images):
-    with pytest.raises(ValueError, match="All 16 images that the densities learn from are alike"):
+    with pytest.raises(ValueError, match=r"20 images .* or are copies of one image"):
         make_detector().fit(images[[0] * 20])
 
 

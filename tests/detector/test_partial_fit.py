@@ -14,6 +14,7 @@ from sklearn.neighbors import KernelDensity
 
 from skanomaly_vit import GaussianDensity, KNNDensity, TransformalyDetector
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED
+from skanomaly_vit.calibration import conformal_threshold
 from skanomaly_vit.density._statistics import SHARD, Kind, Statistics
 from skanomaly_vit.density._whitening import axes_of, whiten
 from skanomaly_vit.detector import _fit_summary as kept_room
@@ -219,6 +220,116 @@ def test_the_same_image_is_never_on_both_sides(make_detector, images, more):
         2 * n - m for n, m in zip(before, (16, 4), strict=True)
     ]
     assert not set(kept.learned[PRETRAINED].keys) & set(kept.held_out[PRETRAINED].keys)
+    assert not set(kept.learned_units) & set(kept.held_out_units)
+
+
+def test_images_of_fit_that_come_again_keep_their_side(make_detector, images):
+    detector = make_detector(contamination=0.2).fit(images)
+    sides = detector._fit_summary.learned_units, detector._fit_summary.held_out_units
+    detector.set_params(validation_fraction=0.9).partial_fit(images)
+    np.testing.assert_array_equal(detector._fit_summary.learned_units, sides[0])
+    np.testing.assert_array_equal(detector._fit_summary.held_out_units, sides[1])
+    # Those that calibrate came twice, and still count once.
+    assert len(detector.calibration_scores_) == 2 * len(sides[1])
+    assert len(np.unique(detector.calibration_units_)) == len(sides[1])
+
+
+def test_groups_keep_their_side_in_later_calls(make_detector, images, more):
+    groups = np.repeat(["a", "b", "c", "d", "e"], 4)
+    detector = make_detector(contamination=0.4, validation_fraction=0.4).fit(images, groups=groups)
+    held_out = set(groups[detector.validation_indices_])
+    before = len(detector.calibration_scores_)
+    named = np.resize(groups, 30)
+    detector.partial_fit(more, groups=named)
+    n_new = sum(name in held_out for name in named)
+    assert len(detector.calibration_scores_) == before + n_new
+    assert len(np.unique(detector.calibration_units_)) == 2
+
+
+def test_partial_fit_keeps_the_rate_that_was_set(make_detector, images, more):
+    detector = make_detector(contamination=0.2).fit(images).set_threshold(target_fpr=0.5)
+    detector.partial_fit(more)
+    assert detector.contamination_ == 0.5
+    expected = conformal_threshold(detector.calibration_scores_, 0.5)
+    assert detector.offset_ == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fusion": "nonsense"}, "The 'fusion' parameter"),
+        ({"fusion": "product"}, "fusion was 'standardized' in fit and is 'product' now"),
+        ({"pca_variance": 0.5}, "pca_variance was None in fit and is 0.5 now"),
+        ({"batch_size": 0}, "The 'batch_size' parameter"),
+    ],
+    ids=str,
+)
+def test_partial_fit_checks_parameters_in_every_call(make_detector, images, change, message):
+    detector = make_detector(contamination=0.2).fit(images)
+    with pytest.raises(ValueError, match=message):
+        detector.set_params(**change).partial_fit(["no such file"])
+
+
+# --- calibrate
+
+
+def test_calibrate_adds_images_to_the_threshold_alone(make_detector, images, more, odd_images):
+    detector = make_detector(contamination=0.2).fit(images)
+    scores = detector.score_samples(odd_images)
+    before = detector.calibration_scores_
+    detector.calibrate(more)
+    np.testing.assert_array_equal(detector.score_samples(odd_images), scores)
+    expected = np.concatenate([before, detector.score_samples(more)])
+    np.testing.assert_allclose(detector.calibration_scores_, expected, rtol=1e-6, atol=1e-9)
+    assert detector.offset_ == conformal_threshold(detector.calibration_scores_, 0.2)
+    # A later partial_fit still knows them.
+    detector.partial_fit(images[:4])
+    assert len(detector.calibration_scores_) >= len(expected)
+
+
+def test_calibrate_can_replace_what_calibrated(make_detector, images, more):
+    detector = make_detector(contamination=0.2).fit(images).calibrate(more, replace=True)
+    assert len(detector.calibration_scores_) == len(more)
+    without = make_detector(contamination=0.2, validation_fraction=0.0).fit(images)
+    assert without.calibrate(more).calibration_scores_ is not None
+    assert without.p_values(more).min() == pytest.approx(2 / 31)  # of itself, too
+
+
+def test_calibrate_refuses_what_was_learned_from(make_detector, images, more):
+    detector = make_detector(contamination=0.2).fit(images)
+    learned = np.delete(np.arange(20), detector.validation_indices_)
+    with pytest.raises(ValueError, match=r"learned from 1 of 31 images.* is sample 30\)"):
+        detector.calibrate([*more, images[learned[3]]])
+
+
+def test_calibrate_takes_groups(make_detector, images, more):
+    detector = make_detector(contamination=0.2).fit(images)
+    detector.calibrate(more, groups=np.repeat(range(6), 5), replace=True)
+    assert len(np.unique(detector.calibration_units_)) == 6
+    assert detector.p_values(images).min() >= 1 / 7
+
+
+def test_copies_stay_together(make_detector, images):
+    """Every image four times: none is on both sides, and a copy counts for no more."""
+    X = np.repeat(images, 4, axis=0)
+    detector = make_detector(contamination=0.2).fit(X)
+    held_out = detector.validation_indices_
+    assert not set(held_out // 4) & set(np.delete(np.arange(80), held_out) // 4)
+    assert len(detector.calibration_scores_) == len(held_out) == 16
+    assert detector.p_values(images).min() == pytest.approx(2 / 5)  # of itself, too
+
+
+def test_units_come_back_from_a_model_file(images, more, tmp_path):
+    detector = TransformalyDetector(
+        backbone="skanomaly_tiny", pretrained=False, image_size=32, n_blocks=2, random_state=0,
+        contamination=0.4,
+    ).fit(images, groups=np.repeat(range(5), 4))  # fmt: skip
+    detector.save(tmp_path / "m")
+    loaded = TransformalyDetector.load(tmp_path / "m")
+    np.testing.assert_array_equal(loaded.calibration_units_, detector.calibration_units_)
+    np.testing.assert_array_equal(loaded.p_values(more), detector.p_values(more))
+    with pytest.raises(ValueError, match="learned from"):
+        loaded.calibrate(images)
 
 
 def test_what_is_kept_is_bounded(make_detector, images, more, monkeypatch):
