@@ -60,8 +60,8 @@ def require_not_learned(units: Units, summary: FitSummary) -> None:
     if len(learned):
         raise ValueError(
             f"the detector has learned from {len(learned)} of {len(units.units)} images, or from "
-            f"others of their group (the first one is sample {learned[0]}). They score too high to set a "
-            "threshold. Pass images that it has not seen."
+            f"others of their group (the first one is sample {learned[0]}). They score too high to "
+            "set a threshold. Pass images that it has not seen."
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
-from PIL import Image
+from PIL import Image, ImageOps
 
 import skanomaly_vit
 from skanomaly_vit import BlockDistillation, TransformalyDetector, ViTFeatures
@@ -98,6 +98,7 @@ def names(folder, fitted_on_parts, monkeypatch):
         "TransformalyDetector": TransformalyDetector,
         "detector": fitted_on_parts,
         "normal": normal,
+        "new_normal": [ImageOps.mirror(Image.open(path)) for path in normal[:6]],
         "images": [*normal[:18], *new[6:]],
         "labels": ["fine"] * 18 + ["crack"] * N_ODD,
         "lots": np.arange(N_NORMAL) // 4,
