@@ -34,6 +34,7 @@ from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._utils.labels import AUTO, warn_about_labels
 from skanomaly_vit._utils.progress import Progress, log
+from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.density._by_name import DENSITIES
 from skanomaly_vit.detector._calibrated import CalibratedMixin
 from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
@@ -301,6 +302,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=False)  # `density`, `student`: estimators
+    @with_own_settings
     def fit(self, X: Any, y: Any = None, groups: Any = None) -> TransformalyDetector:
         """Learn what normal images look like.
 
@@ -335,7 +337,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         CalibrationWarning
             If too few images are held out for a threshold at `contamination`.
         """
-        warn_about_labels(y, stacklevel=4)  # past the two decorators
+        warn_about_labels(y, stacklevel=5)  # past the three decorators
         check_checkpoint_dir(self.checkpoint_dir, self.random_state)
         values = resolve(self)
         student = self._make_student(values)
@@ -354,6 +356,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         return self
 
     @_fit_context(prefer_skip_nested_validation=False)
+    @with_own_settings
     def partial_fit(self, X: Any, y: Any = None) -> TransformalyDetector:
         """Add normal images to the densities, without training students again.
 
@@ -395,10 +398,11 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         if not hasattr(self, "density_"):
             return self.fit(X, y)
         kept = require_updatable(self.density_, self._fit_summary)  # before any work
-        warn_about_labels(y, stacklevel=3)  # past the decorator
+        warn_about_labels(y, stacklevel=4)  # past the two decorators
         self._update(self._open(X, reset=False), kept)
         return self
 
+    @with_own_settings
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
         """Normality of images: the sum of their log-likelihoods in both spaces, as `fusion` says.
 
@@ -425,6 +429,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             return self._score_and_map(X)
         return sum_spaces(self.score_spaces(X))
 
+    @with_own_settings
     def anomaly_map(self, X: Any, method: str | None = None) -> Any:
         """Where images are abnormal.
 
@@ -469,6 +474,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         warn_gaps(source)
         return maps
 
+    @with_own_settings
     def score_spaces(self, X: Any) -> Bunch:
         """Score of images in each feature space; `score_samples` is their sum.
 
@@ -492,6 +498,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         scores = self._score(passes.stream(np.arange(len(source)), students))
         return Bunch(**fill_scores(scores, source.readable(), source))
 
+    @with_own_settings
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fitted detector into one file, which runs no code when it is loaded.
 
@@ -521,6 +528,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         save_detector(self, path)
 
     @classmethod
+    @with_own_settings
     def load(cls, path: str | PathLike[str]) -> Self:
         """Read a fitted detector from a file that `save` wrote.
 

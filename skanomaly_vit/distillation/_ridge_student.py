@@ -15,6 +15,7 @@ from torch import nn
 from skanomaly_vit._backbone.teacher import BlockCall
 from skanomaly_vit._caching.memory import Tensors
 from skanomaly_vit._utils.compat import Interval, _fit_context
+from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.distillation._ridge import (
     RidgeModule,
     RidgeStatistics,
@@ -71,6 +72,7 @@ class RidgeStudent(StorableStudent):
         self.alpha = alpha
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @with_own_settings
     def fit(
         self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], y: object = None
     ) -> RidgeStudent:
@@ -104,6 +106,7 @@ class RidgeStudent(StorableStudent):
         self.module_ = solve_student(0, sums, self.alpha).student
         return self
 
+    @with_own_settings
     def predict(self, tokens: torch.Tensor) -> torch.Tensor:
         """Predict the tokens after the block.
 
