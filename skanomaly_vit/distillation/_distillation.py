@@ -257,7 +257,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         -------
         Z : ndarray of shape (n_images, n_blocks)
             Mean squared error of each student, higher = more abnormal, in the floating type of
-            the backbone; of bfloat16 in float32.
+            the backbone, but float32 where that is half precision.
 
         Raises
         ------

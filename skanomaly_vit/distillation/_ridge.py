@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from skanomaly_vit._backbone.passes import TeacherPasses
-from skanomaly_vit._backbone.teacher import BlockCall
+from skanomaly_vit._backbone.teacher import BlockCall, full_precision
 from skanomaly_vit._utils.progress import log
 from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
 from skanomaly_vit.distillation._trained import Trained
@@ -104,18 +104,22 @@ class RidgeStatistics:
 
     def add(self, call: BlockCall) -> None:
         """Add the tokens of a batch."""
-        tokens, residual = call.tokens, call.output - call.tokens
+        tokens, output = (full_precision(each) for each in (call.tokens, call.output))
+        residual = output - tokens
         batch, n_tokens, dim = tokens.shape
         mean, mean_residual = tokens.mean(dim=1), residual.mean(dim=1)  # (batch, dim)
         flat = tokens.reshape(-1, dim)
         # What the mean token shares with all tokens of its image is the sum over them, so its
         # products cost one row an image.
         shared = n_tokens * _outer(mean, mean)
-        total = n_tokens * mean.sum(dim=0).double().cpu()
+        total = n_tokens * mean.sum(dim=0).cpu().double()
         of_tokens, crossed = _outer(flat, flat), _outer(flat, residual.reshape(-1, dim))
         crossed_means = n_tokens * _outer(mean, mean_residual)
-        total_residual = n_tokens * mean_residual.sum(dim=0).double().cpu()
-        square = float(residual.square().sum(dtype=torch.float64))
+        total_residual = n_tokens * mean_residual.sum(dim=0).cpu().double()
+        squares = residual.square()
+        if squares.device.type != "cpu":  # where to send them takes as long as a pass
+            squares = squares.sum(dim=2)
+        square = float(squares.cpu().sum(dtype=torch.float64))
         # Nothing is added before all is there: the device can run out of memory up to here.
         t, m = slice(0, dim), slice(dim, 2 * dim)
         self.gram[t, t] += of_tokens
@@ -130,7 +134,7 @@ class RidgeStatistics:
         self.cross[m] += crossed_means
         self.cross[-1] += total_residual
         self.square += square
-        self.dtype = tokens.dtype
+        self.dtype = call.tokens.dtype
 
     @torch.inference_mode()
     def merge(self, other: RidgeStatistics) -> None:
@@ -143,11 +147,17 @@ class RidgeStatistics:
         """Weights of shape (2 * dim + 1, dim) that minimise the penalised squared error.
 
         Each squared weight but those of the bias is penalised by `alpha` times the mean square
-        of the inputs.
+        of the inputs. A ValueError if these are no sums of squares beyond the penalty.
         """
         penalty = alpha * self.gram.diagonal()[:-1].mean()
         penalised = self.gram.clone()
         penalised.diagonal()[:-1] += penalty
+        if torch.linalg.cholesky_ex(penalised).info:
+            raise ValueError(
+                f"the Gram matrix of the tokens is not positive definite, even with the penalty "
+                f"alpha={alpha}: products rounded it by more than that, or all tokens are 0. Pass "
+                "a larger alpha, RidgeStudent(alpha=...), or a backbone in float32."
+            )
         return torch.linalg.solve(penalised, self.cross)
 
     def loss(self, weights: torch.Tensor) -> float:
@@ -159,7 +169,7 @@ class RidgeStatistics:
 
 def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Sum over rows of the outer products of `a` and `b`, on the CPU in float64."""
-    return (a.T @ b).double().cpu()
+    return (a.T @ b).cpu().double()  # in this order, since a device need not have float64
 
 
 #: Block -> statistics of its tokens.
@@ -245,7 +255,11 @@ def fit_ridge_students(
 
 def solve_student(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
     """The ridge student of a block, in the floating type of the tokens."""
-    weights = sums.solve(alpha) if math.isfinite(sums.square) else torch.tensor(math.nan)
+    finite = math.isfinite(sums.square) and sums.gram.isfinite().all()
+    try:
+        weights = sums.solve(alpha) if finite else torch.tensor(math.nan)
+    except ValueError as error:
+        raise ValueError(f"Block {index} of the backbone: {error}") from None
     if not weights.isfinite().all():
         raise ValueError(
             f"Block {index} of the backbone gives tokens that are not finite, or too large to "

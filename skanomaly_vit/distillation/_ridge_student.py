@@ -27,6 +27,9 @@ from skanomaly_vit.distillation._sharing import sum_shards
 from skanomaly_vit.distillation._student import Shapes, StorableStudent, TrainingTask
 from skanomaly_vit.distillation._trained import Trained
 
+#: Measured by fits of the embedded backbone with float32 and float64 products (120 images).
+MIN_ALPHA = 1e-4
+
 
 class RidgeStudent(StorableStudent):
     """A linear imitation of a transformer block, solved in closed form in one pass.
@@ -37,7 +40,9 @@ class RidgeStudent(StorableStudent):
     Parameters
     ----------
     alpha : float, default=0.01
-        Penalty on the squared weights, relative to the mean square of the inputs.
+        Penalty on the squared weights, relative to the mean square of the inputs; at least 1e-4.
+        Below, the float32 products of tokens are no longer precise enough: rounding changes a
+        discrepancy by 0.2 % at 1e-4, by 20 % at 1e-5, and makes it noise at 1e-6.
 
     Attributes
     ----------
@@ -59,13 +64,13 @@ class RidgeStudent(StorableStudent):
     >>> import torch
     >>> from skanomaly_vit.distillation import RidgeStudent
     >>> tokens = torch.randn(8, 5, 3, generator=torch.Generator().manual_seed(0))
-    >>> student = RidgeStudent(alpha=1e-6).fit([(tokens, 2 * tokens + 1)])
-    >>> torch.allclose(student.predict(tokens), 2 * tokens + 1, atol=1e-3)
+    >>> student = RidgeStudent(alpha=1e-4).fit([(tokens, 2 * tokens + 1)])
+    >>> torch.allclose(student.predict(tokens), 2 * tokens + 1, atol=1e-2)
     True
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "alpha": [Interval(Real, 0, None, closed="neither")]
+        "alpha": [Interval(Real, MIN_ALPHA, None, closed="left")]
     }
 
     def __init__(self, alpha: float = 0.01) -> None:
