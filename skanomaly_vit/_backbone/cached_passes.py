@@ -60,7 +60,7 @@ class Part:
 
 
 #: Part of every key. Raise it whenever results change.
-FORMAT = 4
+FORMAT = 5
 
 
 class CachedPasses:

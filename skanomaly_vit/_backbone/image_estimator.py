@@ -25,6 +25,7 @@ from skanomaly_vit._backbone.teacher import (
     positions_of,
     resolve_device,
     same_teacher,
+    to_numpy,
 )
 from skanomaly_vit._caching.disk_cache import DiskCache
 from skanomaly_vit._caching.memory import Memory
@@ -169,7 +170,15 @@ class ImageEstimator(BaseEstimator):
         )  # a copy, since super may give the attributes themselves
         if "_teacher" in state and not self.store_backbone:
             state["_teacher"] = None
+        # An array, for formats that know no tensors, such as that of skops.
+        if state.get("_positions") is not None:
+            state["_positions"] = to_numpy(state["_positions"])
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if isinstance(vars(self).get("_positions"), np.ndarray):
+            self._positions = torch.from_numpy(np.require(self._positions, requirements="W"))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

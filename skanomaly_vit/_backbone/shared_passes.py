@@ -30,6 +30,7 @@ from skanomaly_vit._caching.memory import Memory
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.hashing import combine
+from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.distributed._joblib import active_engine
 from skanomaly_vit.distributed._tasks import Engine, SharedObjects
 
@@ -186,6 +187,7 @@ class PartTask:
 # Work, on arrival
 
 
+@with_own_settings
 def run_part(objects: SharedObjects, task: PartTask) -> tuple[Any, ImageSource]:
     """Result of a task, and its findings about the images."""
     handle, *shared = objects

@@ -304,6 +304,11 @@ def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return features
 
 
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in float32 if it is in half precision, in which sums overflow and errors vanish."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Convert a tensor to numpy, which has no bfloat16: that becomes float32."""
     if tensor.dtype == torch.bfloat16:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._utils.settings import with_own_settings
 
 #: Batches of a chunk: a device waits for the first one of each.
 _BATCHES_AT_ONCE = 16
@@ -43,6 +44,7 @@ class ScoreStreamMixin(ABC):
     def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
         """Scores of the readable images of a source, a batch as soon as it is done."""
 
+    @with_own_settings
     def iter_scores(
         self, X: Any, *, chunk_size: int | None = None
     ) -> Generator[ImageScore, None, None]:

@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skanomaly_vit._utils.compat import _fit_context
+from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
 
@@ -71,6 +72,7 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
     def _log_density(self, Z: FloatArray) -> FloatArray: ...
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @with_own_settings
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Fit the density to normal samples.
 
@@ -101,6 +103,7 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
         _check_values(samples, type(self).__name__)
         return self._fit_rows(Rows.of(samples))
 
+    @with_own_settings
     def score_samples(self, X: ArrayLike) -> FloatArray:
         """Compute the log-density of each sample; higher is more normal.
 
@@ -170,6 +173,7 @@ class UpdatableDensity(StandardizedDensity):
     _statistics: Statistics | None
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @with_own_settings
     def partial_fit(self, X: ArrayLike, y: object = None) -> Self:
         """Update the density with more normal samples.
 

@@ -36,6 +36,7 @@ from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._utils.labels import AUTO, warn_about_labels
 from skanomaly_vit._utils.progress import Progress, log
+from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.density._by_name import DENSITIES
 from skanomaly_vit.detector._calibrated import CalibratedMixin
 from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
@@ -322,6 +323,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=False)  # `density`, `student`: estimators
+    @with_own_settings
     def fit(self, X: Any, y: Any = None, groups: Any = None) -> TransformalyDetector:
         """Learn what normal images look like.
 
@@ -356,7 +358,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         CalibrationWarning
             If too few images are held out for a threshold at `contamination`.
         """
-        warn_about_labels(y, stacklevel=4)  # past the two decorators
+        warn_about_labels(y, stacklevel=5)  # past the three decorators
         check_checkpoint_dir(self.checkpoint_dir, self.random_state)
         values = resolve(self)
         student = self._make_student(values)
@@ -377,6 +379,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         return self
 
     @_fit_context(prefer_skip_nested_validation=False)
+    @with_own_settings
     def partial_fit(self, X: Any, y: Any = None, groups: Any = None) -> TransformalyDetector:
         """Update the densities with more normal images, without training students again.
 
@@ -423,11 +426,12 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         self._validate_params()  # scikit-learn's decorator does so in the first call alone
         self._require_same_recipe()
         summary = require_updatable(self.density_, self._fit_summary)  # before any work
-        warn_about_labels(y, stacklevel=3)  # past the decorator
+        warn_about_labels(y, stacklevel=4)  # past the two decorators
         source = self._open(X, reset=False)
         self._update(source, find_units(source, groups), summary)
         return self
 
+    @with_own_settings
     def calibrate(
         self, X: Any, y: Any = None, *, groups: Any = None, replace: bool = False
     ) -> TransformalyDetector:
@@ -465,7 +469,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             If there are too few images for a threshold at that rate.
         """
         check_is_fitted(self)
-        warn_about_labels(y)
+        warn_about_labels(y, stacklevel=3)  # past the decorator
         source = self._open(X, reset=False)
         units = find_units(source, groups)
         summary = self._fit_summary
@@ -494,6 +498,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         units = own if self.calibration_units_ is None else self.calibration_units_
         return self.calibration_scores_, units
 
+    @with_own_settings
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
         """Score normality: the sum of an image's log-likelihoods in both spaces, as `fusion` says.
 
@@ -520,6 +525,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             return self._score_and_map(X)
         return sum_spaces(self.score_spaces(X))
 
+    @with_own_settings
     def anomaly_map(self, X: Any, method: str | None = None) -> Any:
         """Map where images are abnormal.
 
@@ -563,6 +569,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         warn_gaps(source)
         return maps
 
+    @with_own_settings
     def score_spaces(self, X: Any) -> Bunch:
         """Score images in each feature space; `score_samples` is the sum.
 
@@ -586,6 +593,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         scores = self._score(passes.stream(np.arange(len(source)), students))
         return Bunch(**fill_scores(scores, source.readable(), source))
 
+    @with_own_settings
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fitted detector to one file, which runs no code when loaded.
 
@@ -614,6 +622,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         save_detector(self, path)
 
     @classmethod
+    @with_own_settings
     def load(cls, path: str | PathLike[str]) -> Self:
         """Read a fitted detector from a file that `save` wrote.
 

@@ -30,6 +30,7 @@ from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.compat import _fit_context
 from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit._utils.progress import Progress
+from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.distillation._by_name import STUDENT_CONSTRAINT, make_student
 from skanomaly_vit.distillation._checkpoints import (
     Checkpoints,
@@ -206,6 +207,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=False)  # `student` may be an estimator
+    @with_own_settings
     def fit(self, X: Any, y: Any = None) -> BlockDistillation:
         """Train the students on normal images.
 
@@ -244,6 +246,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
+    @with_own_settings
     def transform(self, X: Any) -> np.ndarray:
         """Compute the discrepancy features of images.
 
@@ -256,7 +259,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         -------
         Z : ndarray of shape (n_images, n_blocks)
             Mean squared error of each student, higher = more abnormal, in the floating type of
-            the backbone, or in float32 for bfloat16.
+            the backbone, or in float32 for half precision.
 
         Raises
         ------

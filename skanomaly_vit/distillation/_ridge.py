@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from skanomaly_vit._backbone.passes import TeacherPasses
-from skanomaly_vit._backbone.teacher import BlockCall
+from skanomaly_vit._backbone.teacher import BlockCall, full_precision
 from skanomaly_vit._utils.progress import log
 from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
 from skanomaly_vit.distillation._trained import Trained
@@ -106,19 +106,23 @@ class RidgeStatistics:
 
     def add(self, call: BlockCall) -> None:
         """Add the tokens of a batch."""
-        tokens, residual = call.tokens, call.output - call.tokens  # [B, N, C] each
+        tokens, output = (full_precision(each) for each in (call.tokens, call.output))
+        residual = output - tokens  # [B, N, C]
         batch, n_tokens, dim = tokens.shape
         mean, mean_residual = tokens.mean(dim=1), residual.mean(dim=1)  # [B, C] each
         flat = tokens.reshape(-1, dim)  # [B, N, C] -> [B * N, C]
         # The products of a mean token with all tokens of its image sum to n_tokens times its own,
         # so they cost one row per image.
         shared = n_tokens * _outer(mean, mean)  # [C, C]
-        total = n_tokens * mean.sum(dim=0).double().cpu()  # [C]
+        total = n_tokens * mean.sum(dim=0).cpu().double()  # [C]
         # [C, C] each
         of_tokens, crossed = _outer(flat, flat), _outer(flat, residual.reshape(-1, dim))
         crossed_means = n_tokens * _outer(mean, mean_residual)  # [C, C]
-        total_residual = n_tokens * mean_residual.sum(dim=0).double().cpu()  # [C]
-        square = float(residual.square().sum(dtype=torch.float64))
+        total_residual = n_tokens * mean_residual.sum(dim=0).cpu().double()  # [C]
+        squares = residual.square()  # [B, N, C]
+        if squares.device.type != "cpu":  # sending all of them takes as long as a pass
+            squares = squares.sum(dim=2)  # [B, N, C] -> [B, N]
+        square = float(squares.cpu().sum(dtype=torch.float64))
         # Add nothing before everything is there: the device can run out of memory up to here.
         t, m = slice(0, dim), slice(dim, 2 * dim)
         self.gram[t, t] += of_tokens
@@ -133,7 +137,7 @@ class RidgeStatistics:
         self.cross[m] += crossed_means
         self.cross[-1] += total_residual
         self.square += square
-        self.dtype = tokens.dtype
+        self.dtype = call.tokens.dtype
 
     @torch.inference_mode()
     def merge(self, other: RidgeStatistics) -> None:
@@ -147,10 +151,21 @@ class RidgeStatistics:
 
         The penalty on each squared weight, except those of the bias, is `alpha` times the mean
         square of the inputs.
+
+        Raises
+        ------
+        ValueError
+            If the inputs' Gram matrix is not positive definite even with the penalty.
         """
         penalty = alpha * self.gram.diagonal()[:-1].mean()  # [2 * C] -> []
         penalised = self.gram.clone()
         penalised.diagonal()[:-1] += penalty
+        if torch.linalg.cholesky_ex(penalised).info:
+            raise ValueError(
+                f"the Gram matrix of the tokens is not positive definite, even with the penalty "
+                f"alpha={alpha}: products rounded it by more than that, or all tokens are 0. Pass "
+                "a larger alpha, RidgeStudent(alpha=...), or a backbone in float32."
+            )
         return torch.linalg.solve(penalised, self.cross)  # [2 * C + 1, C]
 
     def loss(self, weights: torch.Tensor) -> float:
@@ -162,7 +177,8 @@ class RidgeStatistics:
 
 def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Sum over rows of the outer products of `a` and `b`, on the CPU in float64."""
-    return (a.T @ b).double().cpu()  # [n, C], [n, C] -> [C, C]
+    # In this order, since a device need not have float64.
+    return (a.T @ b).cpu().double()  # [n, C], [n, C] -> [C, C]
 
 
 #: Block -> statistics of its tokens.
@@ -248,7 +264,11 @@ def fit_ridge_students(
 
 def solve_student(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
     """Solve for the ridge student of a block, in the floating type of the tokens."""
-    weights = sums.solve(alpha) if math.isfinite(sums.square) else torch.tensor(math.nan)
+    finite = math.isfinite(sums.square) and sums.gram.isfinite().all()
+    try:
+        weights = sums.solve(alpha) if finite else torch.tensor(math.nan)
+    except ValueError as error:
+        raise ValueError(f"Block {index} of the backbone: {error}") from None
     if not weights.isfinite().all():
         raise ValueError(
             f"Block {index} of the backbone gives tokens that are not finite, or too large to "

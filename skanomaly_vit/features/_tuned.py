@@ -27,6 +27,7 @@ from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.compat import Interval, _fit_context
 from skanomaly_vit._utils.labels import warn_about_labels
 from skanomaly_vit._utils.progress import Progress
+from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.distributed._torchrun import agreed
 from skanomaly_vit.features._tuning import Objective, TunedNetwork, TuningSchedule, tune, tuned_copy
 
@@ -64,6 +65,7 @@ class TunedFeatures(
 
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
+    @with_own_settings
     def fit(self, X: Any, y: Any = None) -> Self:
         """Tune the last blocks on normal images.
 
@@ -93,7 +95,7 @@ class TunedFeatures(
             If no epoch improved the loss on the held-out images, so that the features are those of
             the backbone before tuning.
         """
-        warn_about_labels(y, stacklevel=4)  # past the two decorators
+        warn_about_labels(y, stacklevel=5)  # past the three decorators
         source = self._open(X, reset=True)
         rng = agreed(check_random_state(self.random_state))
         split = split_validation(
@@ -117,10 +119,11 @@ class TunedFeatures(
                 f"{len(self.history_)} epochs; the features are those of the backbone before "
                 "tuning. Pass more images or another learning_rate.",
                 ConvergenceWarning,
-                stacklevel=4,  # past the two decorators
+                stacklevel=5,  # past the three decorators
             )
         return self
 
+    @with_own_settings
     def transform(self, X: Any) -> np.ndarray:
         """Compute the tuned features of images.
 

@@ -16,6 +16,7 @@ from skanomaly_vit._backbone.discrepancy import PRETRAINED
 from skanomaly_vit._backbone.image_estimator import ImageEstimator, draw_seed
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._utils.compat import _fit_context
+from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.distributed._torchrun import agreed
 
 
@@ -119,6 +120,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @with_own_settings
     def fit(self, X: Any, y: Any = None) -> ViTFeatures:
         """Load the backbone.
 
@@ -146,6 +148,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         seed = draw_seed(agreed(check_random_state(self.random_state)))
         return self._adopt(self._passes(self._load_teacher(seed), source), seed)
 
+    @with_own_settings
     def transform(self, X: Any) -> np.ndarray:
         """Compute the pre-trained features of images.
 

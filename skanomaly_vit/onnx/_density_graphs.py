@@ -45,7 +45,7 @@ class _Constants(nn.Module):
 
     def _hold(self, **arrays: np.ndarray) -> None:
         for name, array in arrays.items():
-            values = np.ascontiguousarray(array, dtype=np.float64)
+            values = np.array(array, dtype=np.float64, order="C")  # a copy, lest it be read-only
             self.register_buffer(name, torch.from_numpy(values))
 
 

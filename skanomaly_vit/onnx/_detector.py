@@ -14,6 +14,7 @@ from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.score_stream import ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource, open_images
 from skanomaly_vit._utils.decisions import DecisionMixin
+from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.exceptions import UnreadableImageError
 from skanomaly_vit.onnx._file import (
     MAP,
@@ -220,6 +221,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         own = {"image_shape": None if shape is None else tuple(shape)}
         return cls(session, card, **own | options)
 
+    @with_own_settings
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
         """Compute the normality score of each image.
 
@@ -248,6 +250,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
             return scores, maps
         return self._run(X, SCORE)[0]
 
+    @with_own_settings
     def anomaly_map(self, X: Any) -> Any:
         """Compute the anomaly map of each image.
 

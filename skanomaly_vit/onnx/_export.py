@@ -20,6 +20,7 @@ from skanomaly_vit._backbone.patches import FEATURES, METHODS
 from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._utils.files import check_target
 from skanomaly_vit._utils.provenance import versions
+from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.detector import TransformalyDetector
 from skanomaly_vit.onnx._file import LARGEST_FILE, MAP, PIXELS, require, write
 from skanomaly_vit.onnx._graph import DetectorGraph
@@ -38,6 +39,7 @@ _MEANING = {
 }
 
 
+@with_own_settings
 def write_onnx(detector: Any, path: str | os.PathLike[str], map_method: str | None) -> Path:
     """Write a fitted detector into an ONNX file; see `skanomaly_vit.onnx.export_onnx`."""
     if not isinstance(detector, TransformalyDetector):

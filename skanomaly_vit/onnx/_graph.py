@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY as DISCREPANCY_SPACE
-from skanomaly_vit._backbone.discrepancy import PRETRAINED
+from skanomaly_vit._backbone.discrepancy import PRETRAINED, token_errors
 from skanomaly_vit._backbone.patches import (
     BOTH,
     DISCREPANCY,
@@ -104,8 +104,8 @@ class DetectorGraph(nn.Module):
         return [call for call in self._calls if str(call.index) in self.students]
 
     def _errors_of(self, call: BlockCall) -> torch.Tensor:
-        difference = call.replay(self.students[str(call.index)]) - call.output
-        return difference.square().mean(dim=2)  # (batch, tokens, dim) -> (batch, tokens)
+        # (batch, tokens, dim) -> (batch, tokens)
+        return token_errors(self.students[str(call.index)], call)
 
     def _score(self, features: torch.Tensor, errors: dict[int, torch.Tensor]) -> torch.Tensor:
         embedded = {PRETRAINED: features.double()}

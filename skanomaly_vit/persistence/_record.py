@@ -55,7 +55,11 @@ class StateRecord:
 
     def write_tensor(self, key: str, value: np.ndarray | torch.Tensor) -> None:
         """Write a tensor in its own layout, by rows or by columns."""
-        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        if isinstance(value, np.ndarray):
+            # torch warns of arrays that are read-only, as `joblib.load(mmap_mode="r")` makes them.
+            tensor = torch.from_numpy(np.require(value, requirements="W"))
+        else:
+            tensor = value
         tensor, name = tensor.detach().cpu(), f"{self.name}.{key}"
         if tensor.ndim == 2 and not tensor.is_contiguous() and tensor.T.is_contiguous():
             tensor, name = tensor.T, name + _TRANSPOSED

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -270,3 +271,13 @@ def test_documented_defaults_are_the_real_ones(cls):
 @pytest.mark.parametrize("cls", PUBLIC)
 def test_every_parameter_has_a_constraint(cls):
     assert set(cls._parameter_constraints) >= set(inspect.signature(cls).parameters)
+
+
+def test_the_state_of_vit_features_holds_no_tensor(images):
+    """So that formats which know no tensors, such as that of skops, hold it."""
+    fitted = ViTFeatures(backbone="skanomaly_tiny", pretrained=False, random_state=0).fit(images)
+    state = fitted.__getstate__()
+    assert not [name for name, value in state.items() if isinstance(value, torch.Tensor)]
+    loaded = pickle.loads(pickle.dumps(fitted))
+    assert torch.equal(loaded._positions, fitted._positions)
+    np.testing.assert_array_equal(loaded.transform(images), fitted.transform(images))

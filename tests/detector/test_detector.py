@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import joblib
@@ -669,3 +670,22 @@ def test_the_device_can_be_changed_after_fit(fitted, images):
     with pytest.raises(ValueError, match="device='cuda:7' is not available"):
         fitted.set_params(device="cuda:7").score_samples(images)
     np.testing.assert_array_equal(fitted.set_params(device="cpu").score_samples(images), expected)
+
+
+def test_a_pickle_that_is_mapped_into_memory_brings_no_warning(fitted, images, tmp_path):
+    joblib.dump(fitted, tmp_path / "detector.joblib")
+    mapped = joblib.load(tmp_path / "detector.joblib", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not writable.*")
+        np.testing.assert_array_equal(mapped.score_samples(images), fitted.score_samples(images))
+        mapped.anomaly_map(images)
+        mapped.partial_fit(images)
+        mapped.features_.transform(images)
+        with_name = TransformalyDetector(
+            backbone="skanomaly_tiny", pretrained=False, n_blocks=2, random_state=0
+        ).fit(images)
+        joblib.dump(with_name, tmp_path / "named.joblib")
+        mapped = joblib.load(tmp_path / "named.joblib", mmap_mode="r")
+        mapped.save(tmp_path / "named.skanomaly")
+    loaded = TransformalyDetector.load(tmp_path / "named.skanomaly")
+    np.testing.assert_array_equal(loaded.score_samples(images), with_name.score_samples(images))

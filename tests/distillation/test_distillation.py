@@ -13,7 +13,9 @@ from backbones import FAMILIES, family
 from students import with_student
 
 from skanomaly_vit import BlockDistillation
+from skanomaly_vit._backbone.discrepancy import token_errors
 from skanomaly_vit._backbone.image_estimator import split_validation
+from skanomaly_vit._backbone.teacher import BlockCall
 from skanomaly_vit.distillation._block_training import new_student
 
 
@@ -215,3 +217,18 @@ def test_weights_that_half_precision_cannot_hold_are_an_error(tiny, images):
     with pytest.raises(ValueError, match="student_dtype='float16' cannot hold a student's weights"):
         BlockDistillation(**with_student(student_dtype="float16", **options)).fit(images)
     BlockDistillation(**with_student(student_dtype="bfloat16", **options)).fit(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_errors_of_half_precision_backbones_are_those_of_float32(dtype):
+    """The square of a small error is 0 in float16, and the mean of large ones is infinite."""
+    output = torch.ones(2, 5, 8, dtype=dtype)
+    for factor in (1 + 2**-7, 1000.0):
+        student = torch.nn.Linear(8, 8, bias=False, dtype=dtype)
+        with torch.no_grad():
+            student.weight.copy_(factor * torch.eye(8))
+        call = BlockCall(0, (torch.ones_like(output) / 64,), {}, output / 64)
+        errors = token_errors(student, call)
+        assert errors.dtype == torch.float32
+        expected = (student(call.tokens).float() - call.output.float()).square().mean(dim=2)
+        torch.testing.assert_close(errors, expected, rtol=1e-6, atol=0.0)

@@ -10,6 +10,7 @@ from students import with_student
 
 from skanomaly_vit import BlockDistillation
 from skanomaly_vit._backbone.teacher import BlockCall
+from skanomaly_vit.distillation import _ridge
 from skanomaly_vit.distillation._ridge import RidgeModule, RidgeStatistics
 
 
@@ -133,3 +134,50 @@ def test_tokens_that_are_not_finite_name_the_block(make, images):
         broken.blocks[1].mlp.fc2.bias[0] = torch.nan
     with pytest.raises(ValueError, match="Block 1 of the backbone gives tokens that are not"):
         make(backbone=broken).fit(images)
+
+
+class NoFloat64(torch.Tensor):
+    """A tensor of a device without float64, such as Apple's MPS, until it is on the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.Tensor.double or kwargs.get("dtype") is torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        out = super().__torch_function__(func, types, args, kwargs)
+        return out.as_subclass(torch.Tensor) if func is torch.Tensor.cpu else out
+
+
+def test_sums_need_no_float64_on_the_device():
+    tokens, output = torch.randn(2, 4, 5, 8, generator=torch.Generator().manual_seed(0))
+    there = BlockCall(0, (tokens.as_subclass(NoFloat64),), {}, output.as_subclass(NoFloat64))
+    found, expected = statistics_of(there), statistics_of(BlockCall(0, (tokens,), {}, output))
+    assert torch.equal(found.gram, expected.gram)
+    assert torch.equal(found.cross, expected.cross)
+    assert found.square == expected.square
+
+
+def test_an_indefinite_gram_is_an_error_that_names_the_block(make, images, monkeypatch):
+    def rounded(a, b):
+        return a.bfloat16().T.double() @ b.double()
+
+    monkeypatch.setattr(_ridge, "_outer", rounded)
+    with pytest.raises(ValueError, match=r"Block 1 of the backbone: the Gram .* larger alpha"):
+        make(alpha=1e-4).fit(images)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 9e-5, 1e-6])
+def test_alpha_has_a_floor_below_which_products_are_noise(make, images, alpha):
+    with pytest.raises(ValueError, match=r"'alpha' parameter of RidgeStudent .* \[0.0001, inf\)"):
+        make(alpha=alpha).fit(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tokens_in_half_precision_are_summed_in_float32(rng, dtype):
+    tokens, output = (torch.tensor(rng.normal(size=(40, 50, 4)), dtype=dtype) for _ in range(2))
+    whole = [each.double() for each in (tokens, output)]
+    found = statistics_of(BlockCall(0, (tokens * 40,), {}, output * 40))
+    expected = statistics_of(BlockCall(0, (whole[0] * 40,), {}, whole[1] * 40))
+    scale = expected.gram.abs().max()
+    assert (found.gram - expected.gram).abs().max() < 1e-2 * scale
+    assert found.dtype == dtype
