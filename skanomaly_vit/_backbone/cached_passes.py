@@ -60,7 +60,7 @@ class Part:
 
 
 #: Part of every key: raised whenever what is computed changes.
-FORMAT = 4
+FORMAT = 5
 
 
 class CachedPasses:
