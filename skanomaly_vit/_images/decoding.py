@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 import sys
@@ -13,9 +14,11 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from skanomaly_vit._images.colour import is_srgb, to_srgb
+from skanomaly_vit._images.listing import advise_listing, has_image_suffix
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS, check_pixels, open_file, own_limits
 from skanomaly_vit._images.remarks import remark
 from skanomaly_vit._images.unreadable import one_line
+from skanomaly_vit._utils.compat import is_missing
 from skanomaly_vit.exceptions import UnreadableImage, UnreadableImageError
 
 if TYPE_CHECKING:
@@ -171,6 +174,8 @@ def is_closed(image: Image.Image) -> bool:
     """Whether an image waits for the pixels of a file that is closed."""
     if not isinstance(image, ImageFile.ImageFile) or getattr(image, "_im", None) is not None:
         return False
+    if image.format in ("AVIF", "WEBP"):  # whose plugins have read the file
+        return False
     file = getattr(image, "fp", None)
     return file is None or bool(getattr(file, "closed", False))
 
@@ -308,6 +313,8 @@ def as_item(item: Any, index: int) -> Item:
     where = f"sample {index}"
     if isinstance(item, str | os.PathLike):
         return os.fsdecode(item)
+    if isinstance(item, np.bytes_):
+        raise ValueError(f"{where} is of NumPy's bytes, {bytes(item[:40])!r}; {BYTES_ADVICE}")
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item)
     if isinstance(item, Image.Image):
@@ -315,13 +322,33 @@ def as_item(item: Any, index: int) -> Item:
             raise ValueError(f"{where}: PIL image of zero size {item.size}")
         return item
     if isinstance(item, np.ndarray):
+        check_unmasked(item, where)
         check_dtype(item.dtype, where)
         check_layout(item.shape, where, "np.moveaxis(image, 0, -1)")
         return item
     hint = "a path, a file's bytes, a PIL image, or an array (h, w), (h, w, 1) or (h, w, 3)"
     if is_tensor(item):
         hint = "one tensor (n, 3, h, w), torch.stack(X), or image.permute(1, 2, 0).numpy()"
+    if is_missing(item):
+        hint += f". {item!r} is a missing value: leave it out"
     raise ValueError(f"{where} is of unsupported type {type(item).__name__}; pass {hint}")
+
+
+#: What to pass in place of NumPy's bytes.
+BYTES_ADVICE = (
+    "if these are paths, pass them as text, [os.fsdecode(path) for path in X]; if they are files' "
+    "contents, pass a list of Python's bytes, since NumPy cuts off null bytes at the end"
+)
+
+
+def check_unmasked(array: Any, where: str) -> None:
+    """Raise for a masked array in which something is masked: no pixel stands for that."""
+    if np.ma.is_masked(array):
+        n_masked = int(np.ma.getmaskarray(array).sum())
+        raise ValueError(
+            f"{where} is a masked array, of which {n_masked} of {array.size} values are masked; "
+            "pass the value that shall stand in their place, such as X.filled(0)"
+        )
 
 
 def find_unreadable(items: Any) -> Iterator[UnreadableImageError]:
@@ -334,8 +361,42 @@ def find_unreadable(items: Any) -> Iterator[UnreadableImageError]:
     for index, item in enumerate(items):
         if isinstance(item, str):
             yield from _find_bad_path(item, index)
+        elif isinstance(item, bytes):
+            yield from _find_bad_bytes(item, index)
+        elif isinstance(item, Image.Image) and is_closed(item):
+            image = UnreadableImage(index, None, CLOSED)
+            yield UnreadableImageError(f"sample {index}: {CLOSED}", [image])
         elif isinstance(item, np.ndarray) and item.dtype.kind == "f":
             yield from _find_out_of_range(item[None], first=index)
+
+
+def _find_bad_bytes(data: bytes, index: int) -> Iterator[UnreadableImageError]:
+    """The error of bytes that are a path, not the contents of a file."""
+    if len(data) > _LONGEST_PATH or any(end in data for end in (b"\0", b"\n")):
+        return
+    path = os.fsdecode(data)
+    if path and (has_image_suffix(path) or os.path.exists(path)):
+        cause = (
+            f"bytes are taken for the contents of a file, and {data!r} looks like a path; pass "
+            "os.fsdecode(path)"
+        )
+        yield UnreadableImageError(
+            f"sample {index}: {cause}", [UnreadableImage(index, None, cause)]
+        )
+
+
+_LONGEST_PATH = 4096
+
+
+def _advise_path(path: str) -> str:
+    """What to pass in place of the path of no file."""
+    if "://" in path:
+        return "download the file, and pass its path or its bytes"
+    if path.startswith("~"):
+        return f"pass os.path.expanduser({path!r})"
+    if glob.has_magic(path):
+        return f"it looks like a pattern: pass sorted(glob.glob({path!r}, recursive=True))"
+    return "pass paths of existing files"
 
 
 def _find_bad_path(path: str, index: int) -> Iterator[UnreadableImageError]:
@@ -348,15 +409,14 @@ def _find_bad_path(path: str, index: int) -> Iterator[UnreadableImageError]:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: null byte
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        message = f"{where}: {reason}: {path!r}; pass paths of existing files"
+        message = f"{where}: {reason}: {path!r}; {_advise_path(path)}"
         bad = error_of(message, one_line(error))
         bad.__cause__ = error
         yield bad
         return
     if stat.S_ISDIR(mode):
         yield error_of(
-            f"{where}: {path!r} is a directory; pass its files, such as "
-            f'sorted(Path({path!r}).rglob("*.png"))',
+            f"{where}: {path!r} is a directory; pass its files, such as {advise_listing(path)}",
             "Is a directory",
         )
     elif not stat.S_ISREG(mode):
@@ -368,6 +428,11 @@ def check_dtype(dtype: np.dtype[Any], where: str) -> None:
         return
     if dtype.kind == "c":
         raise ValueError(f"Complex data not supported: {where} is an array of dtype {dtype}")
+    if dtype.kind not in "iubO":
+        raise ValueError(
+            f"{where} is an array of dtype {dtype}, not uint8, uint16 or float; pass arrays of "
+            "numbers, paths as text, or a list of files' contents"
+        )
     hint = ".astype(np.uint8) if its values are 0 to 255, or floats in [0, 1]"
     if dtype.kind == "b":
         hint = ".astype(np.uint8) * 255"

@@ -27,12 +27,14 @@ from skanomaly_vit.datasets._dior import crop_objects, load_dior
 from skanomaly_vit.datasets._elpv import load_elpv
 from skanomaly_vit.datasets._idx import FASHION_MNIST_CLASSES, load_fashion_mnist, load_idx
 from skanomaly_vit.datasets._image_folder import load_image_folder
+from skanomaly_vit.datasets._listing import list_images
 from skanomaly_vit.datasets._mvtec import load_mvtec
 from skanomaly_vit.datasets._pasted_defects import paste_defects
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
     "crop_objects",
+    "list_images",
     "load_cats_vs_dogs",
     "load_dior",
     "load_elpv",
