@@ -22,6 +22,7 @@ folder and its entries. The functions ignore hidden files, and files without the
 >>> folder.cleanup()
 """
 
+from skanomaly_vit._images.masks import read_mask
 from skanomaly_vit.datasets._cats_vs_dogs import load_cats_vs_dogs
 from skanomaly_vit.datasets._dior import crop_objects, load_dior
 from skanomaly_vit.datasets._elpv import load_elpv
@@ -43,4 +44,5 @@ __all__ = [
     "load_image_folder",
     "load_mvtec",
     "paste_defects",
+    "read_mask",
 ]
