@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = [
+    "AmbiguousImageWarning",
     "CacheWarning",
     "CalibrationWarning",
     "CheckpointWarning",
@@ -80,6 +81,15 @@ class UnreadableImage:
             if self.path is None
             else f"{where} ({self.path!r}): {self.cause}"
         )
+
+
+class AmbiguousImageWarning(UserWarning):
+    """Images that can be read in more than one way; the message says how they were read.
+
+    Fitting and scoring issue it once a call for each kind of doubt: values that use a small part of
+    the range of their type, several pages in a file, CMYK without a colour profile, a profile that
+    cannot be applied.
+    """
 
 
 class UnreadableImageWarning(UserWarning):

@@ -31,6 +31,7 @@ from skanomaly_vit._caching.disk_cache import DiskCache
 from skanomaly_vit._caching.memory import Memory
 from skanomaly_vit._images.source import ImageSource, open_images
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions
+from skanomaly_vit._utils.labels import as_labels
 
 
 class ImageEstimator(BaseEstimator):
@@ -264,11 +265,7 @@ def split_validation(
         If fewer images would be left to train on, or held out.
     """
     if groups is not None:
-        values = np.asarray(groups)
-        if values.shape != (n_samples,):
-            raise ValueError(
-                f"groups has shape {values.shape}; pass one group for each of {n_samples}"
-            )
+        values = _as_groups(groups, n_samples)
         if fraction > 0:
             return _split_groups(values, fraction, rng, min_train)
     n_validation = math.ceil(fraction * n_samples)
@@ -276,7 +273,7 @@ def split_validation(
         raise ValueError(
             f"Found {n_samples} image(s) (n_samples={n_samples}), but "
             f"validation_fraction={fraction} holds out {n_validation}; at least {min_train} must "
-            "be left to train on. Pass more images, or validation_fraction=0."
+            f"be left to train on. Pass more images{', or validation_fraction=0' * (fraction > 0)}."
         )
     if 0 < n_validation < min_held_out:
         raise ValueError(
@@ -286,6 +283,20 @@ def split_validation(
         )
     order = rng.permutation(n_samples)
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])
+
+
+def _as_groups(groups: Any, n_samples: int) -> np.ndarray:
+    """Groups as an array; those of mixed types as codes, since NumPy would make texts of them."""
+    given = np.asarray(groups, dtype=object)
+    if given.shape != (n_samples,):
+        raise ValueError(f"groups has shape {given.shape}; pass one group for each of {n_samples}")
+    labels = as_labels(given, "groups", "group")
+    if any(isinstance(label, str) for label in labels) and not all(
+        isinstance(label, str) for label in labels
+    ):
+        codes = {label: code for code, label in enumerate(dict.fromkeys(labels))}
+        return np.array([codes[label] for label in labels])
+    return np.asarray(groups)
 
 
 def _split_groups(
@@ -322,6 +333,7 @@ def share_out(held_out: np.ndarray, groups: Any, *, chooses: bool) -> tuple[np.n
         return held_out, held_out
     group = np.arange(len(held_out))
     if groups is not None:
-        group = np.unique(np.asarray(groups)[held_out], return_inverse=True)[1]
+        values = _as_groups(groups, len(groups))
+        group = np.unique(values[held_out], return_inverse=True)[1]
     is_choosing = group % 2 == 1
     return held_out[is_choosing], held_out[~is_choosing]

@@ -136,6 +136,7 @@ class TeacherPasses:
         """As `_run`; ends the reader's threads, however the pass ends."""
         try:
             yield from self._run(indices, blocks, visit, in_parts)
+            self._source.warn_of_doubts()
         finally:
             self._reader.close()
 

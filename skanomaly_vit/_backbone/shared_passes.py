@@ -302,6 +302,7 @@ class SharedPasses(CachedPasses):
                 result, findings = outcome
                 self._source.merge_findings(next(done).indices, findings)
                 yield result
+        self._source.warn_of_doubts()
 
     def _task(self, function: Callable[..., Any], part: Part, activation_cache: int) -> PartTask:
         own = replace(part, indices=np.arange(len(part.indices)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 import sys
@@ -10,10 +11,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
+from skanomaly_vit._images.colour import is_srgb, to_srgb
+from skanomaly_vit._images.listing import advise_listing, has_image_suffix
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS, check_pixels, open_file, own_limits
+from skanomaly_vit._images.remarks import remark
 from skanomaly_vit._images.unreadable import one_line
+from skanomaly_vit._utils.compat import is_missing
 from skanomaly_vit.exceptions import UnreadableImage, UnreadableImageError
 
 if TYPE_CHECKING:
@@ -66,14 +71,19 @@ def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
     """
     if isinstance(item, str | bytes):
         with open_file(item, max_pixels) as image:
-            return _decode_pil(image, max_pixels)
+            pixels = _decode_pil(image, max_pixels)
+            if has_pages(image):
+                _remark_pages()
+            return pixels
     if isinstance(item, Image.Image):
         with own_limits(max_pixels):
+            if _has_shown_pages(item):
+                _remark_pages()
             return _decode_pil(item, max_pixels)
     if is_tensor(item):
         return tensor_to_array(item).transpose(1, 2, 0)  # (3, h, w) -> (h, w, 3)
-    pixels: Any = item
-    return _gray_to_rgb(pixels)
+    array: Any = item
+    return _gray_to_rgb(array)
 
 
 def image_size(item: Item, max_pixels: int | None = MAX_PIXELS) -> tuple[int, int]:
@@ -104,25 +114,115 @@ def tensor_to_array(tensor: torch.Tensor) -> Array:
 
 def _decode_pil(image: Image.Image, max_pixels: int | None) -> Array:
     """Upright RGB array of the image's current frame (the first, unless the caller moved on)."""
-    with _LOAD_LOCKS[id(image) % len(_LOAD_LOCKS)]:
-        check_pixels(image.size, max_pixels)
-        # Load first: Pillow then knows EXIF blocks behind the pixels, and has turned TIFF upright.
-        image.load()
-        check_pixels(image.size, max_pixels)  # a frame may be larger than the header says
-        method = _ORIENTATIONS.get(_orientation(image))
-    if method is not None:
-        image = image.transpose(method)  # a new image: the caller's stays as it was
+    scale = _Gray16(image)
+    image = load_upright(image, max_pixels)
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _gray_to_rgb(_decode_gray16(image))
+        if not is_srgb(image):
+            remark("the embedded colour profile of 16-bit grey is left out")
+        return _gray_to_rgb(scale.decode(image))
     if image.mode == "F":
         return _gray_to_rgb(_decode_float(image))
     if image.has_transparency_data:
         # Pillow knows no La -> RGBA.
         straight = image.convert("LA") if image.mode == "La" else image
-        return _over_white(np.asarray(straight.convert("RGBA")))
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
-    return _gray_to_rgb(np.asarray(image))
+        rgba = np.asarray(straight.convert("RGBA"))
+        if image.info.get("icc_profile"):
+            is_gray = image.mode in ("L", "LA", "La")
+            opaque = Image.fromarray(rgba[..., 0] if is_gray else rgba[..., :3])
+            opaque.info["icc_profile"] = image.info["icc_profile"]
+            managed = np.asarray(to_srgb(opaque).convert("RGB"))
+            rgba = np.concatenate([managed, rgba[..., 3:]], axis=2)
+        return _over_white(rgba)
+    if image.mode == "LAB":
+        return np.asarray(image.convert("RGB"))
+    if image.mode not in ("L", "RGB", "CMYK"):
+        image = _converted(image, "RGB")
+    return _gray_to_rgb(np.asarray(to_srgb(image)))
+
+
+def load_upright(image: Image.Image, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
+    """Load an image, and turn it as its EXIF block says; the caller's stays as it was."""
+    with _LOAD_LOCKS[id(image) % len(_LOAD_LOCKS)]:
+        if is_closed(image):
+            raise ValueError(CLOSED)
+        check_pixels(image.size, max_pixels)
+        # Load first: Pillow then knows EXIF blocks behind the pixels, and has turned TIFF upright.
+        image.load()
+        check_pixels(image.size, max_pixels)  # a frame may be larger than the header says
+        method = _ORIENTATIONS.get(_orientation(image))
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    turned.format = image.format
+    return turned
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    converted = image.convert(mode)
+    converted.format = image.format
+    return converted
+
+
+#: What is wrong with a PIL image that `is_closed`.
+CLOSED = (
+    "PIL image whose file was closed before its pixels were read; call image.load() inside the "
+    "`with`, or pass the path"
+)
+
+
+def is_closed(image: Image.Image) -> bool:
+    """Whether an image waits for the pixels of a file that is closed."""
+    if not isinstance(image, ImageFile.ImageFile) or getattr(image, "_im", None) is not None:
+        return False
+    if image.format in ("AVIF", "WEBP"):  # whose plugins have read the file
+        return False
+    file = getattr(image, "fp", None)
+    return file is None or bool(getattr(file, "closed", False))
+
+
+# Pages of other formats are the same picture, as a preview or for the other eye.
+_WITHOUT_PAGES = ("MPO", "PSD", "ICO", "ICNS")
+
+_SUBFILE_TYPE, _REDUCED = 254, 1  # of TIFF
+
+_MOST_PAGES = 1000  # of a pyramid, where a page is a smaller copy
+
+
+def has_pages(image: Image.Image) -> bool:
+    """Whether an open file holds more pictures than its first; leaves it at any of them."""
+    try:
+        if image.format in _WITHOUT_PAGES or not getattr(image, "is_animated", False):
+            return False
+        if image.format != "TIFF":
+            return True
+        for page in range(1, _MOST_PAGES):
+            image.seek(page)
+            if not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & _REDUCED:  # type: ignore[attr-defined]
+                return True
+    except Exception:  # noqa: BLE001
+        # Pillow raises many types for a page that is broken, and EOFError behind the last one.
+        return False
+    return False
+
+
+def _has_shown_pages(image: Image.Image) -> bool:
+    """As `has_pages`, of a caller's image, which stays at its page; one moved on is as wanted."""
+    if image.format in _WITHOUT_PAGES or not isinstance(image, ImageFile.ImageFile):
+        return False
+    # GIF moves to see its second frame, which would undo changes of pixels in memory.
+    if image.format == "GIF" and getattr(image, "_im", None) is not None:
+        return bool((getattr(image, "_n_frames", None) or 1) > 1) and image.tell() == 0
+    try:
+        return bool(getattr(image, "is_animated", False)) and image.tell() == 0
+    except Exception:  # noqa: BLE001 - as above
+        return False
+
+
+def _remark_pages() -> None:
+    remark(
+        "holds several pages or frames, of which the first is read; pass each page as an image of "
+        "its own, as PIL.ImageSequence.Iterator gives them, each with .copy()"
+    )
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -135,19 +235,46 @@ def _orientation(image: Image.Image) -> Any:
         return 1
 
 
-def _decode_gray16(image: Image.Image) -> Array:
-    """(h, w) uint16 of a 16-bit grey image; Pillow's own conversion to RGB would clip at 255."""
-    gray = np.asarray(image)
-    if gray.min() < 0 or gray.max() > 65535:
-        raise ValueError(
-            f"image of mode {image.mode!r} with values from {gray.min()} to {gray.max()}, where "
-            "0 to 65535 is expected; rescale it and pass a uint16 or float array"
-        )
-    gray = gray.astype(np.uint16)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        gray[gray == transparent] = 65535
-    return gray
+class _Gray16:
+    """What a file says of its 16-bit grey values, asked before they are loaded."""
+
+    def __init__(self, image: Image.Image) -> None:
+        tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+        # Pillow unpacks 12 bits and does not scale them, and does not invert 16-bit grey.
+        self._white = 4095 if tags.get(_BITS_PER_SAMPLE) in (12, (12,)) else 65535
+        self._is_inverted = tags.get(_PHOTOMETRIC) == 0
+        # Pillow scales PPM, and PNG has 16 bits whatever values there are.
+        self._is_known = image.format in ("PNG", "PPM") or image.mode != "I"
+
+    def decode(self, image: Image.Image) -> Array:
+        """(h, w) uint16; Pillow's own conversion to RGB would clip at 255."""
+        gray = np.asarray(image)
+        low, high = int(gray.min()), int(gray.max())
+        if low < 0 or high > 65535:
+            raise ValueError(
+                f"image of mode {image.mode!r} with values from {low} to {high}, where "
+                "0 to 65535 is expected; rescale it and pass a uint16 or float array"
+            )
+        if 0 < high <= 255 and not self._is_known:
+            raise ValueError(
+                f"image of mode 'I' with values from {low} to {high}, which may be of 8 bits, or "
+                "of 16 and nearly black; pass np.asarray(image).astype(np.uint8) if 255 is white, "
+                ".astype(np.uint16) if 65535 is"
+            )
+        gray = gray.astype(np.uint16)
+        transparent = image.info.get("transparency")
+        background = gray == transparent if isinstance(transparent, int) else None
+        if self._white != 65535:
+            wide = np.minimum(gray, self._white).astype(np.uint32) * 65535
+            gray = ((wide + self._white // 2) // self._white).astype(np.uint16)
+        if self._is_inverted and image.mode.startswith("I;16"):
+            gray = 65535 - gray
+        if background is not None:
+            gray[background] = 65535
+        return gray
+
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # of TIFF
 
 
 def _decode_float(image: Image.Image) -> Array:
@@ -186,6 +313,8 @@ def as_item(item: Any, index: int) -> Item:
     where = f"sample {index}"
     if isinstance(item, str | os.PathLike):
         return os.fsdecode(item)
+    if isinstance(item, np.bytes_):
+        raise ValueError(f"{where} is of NumPy's bytes, {bytes(item[:40])!r}; {BYTES_ADVICE}")
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item)
     if isinstance(item, Image.Image):
@@ -193,13 +322,33 @@ def as_item(item: Any, index: int) -> Item:
             raise ValueError(f"{where}: PIL image of zero size {item.size}")
         return item
     if isinstance(item, np.ndarray):
+        check_unmasked(item, where)
         check_dtype(item.dtype, where)
         check_layout(item.shape, where, "np.moveaxis(image, 0, -1)")
         return item
     hint = "a path, a file's bytes, a PIL image, or an array (h, w), (h, w, 1) or (h, w, 3)"
     if is_tensor(item):
         hint = "one tensor (n, 3, h, w), torch.stack(X), or image.permute(1, 2, 0).numpy()"
+    if is_missing(item):
+        hint += f". {item!r} is a missing value: leave it out"
     raise ValueError(f"{where} is of unsupported type {type(item).__name__}; pass {hint}")
+
+
+#: What to pass in place of NumPy's bytes.
+BYTES_ADVICE = (
+    "if these are paths, pass them as text, [os.fsdecode(path) for path in X]; if they are files' "
+    "contents, pass a list of Python's bytes, since NumPy cuts off null bytes at the end"
+)
+
+
+def check_unmasked(array: Any, where: str) -> None:
+    """Raise for a masked array in which something is masked: no pixel stands for that."""
+    if np.ma.is_masked(array):
+        n_masked = int(np.ma.getmaskarray(array).sum())
+        raise ValueError(
+            f"{where} is a masked array, of which {n_masked} of {array.size} values are masked; "
+            "pass the value that shall stand in their place, such as X.filled(0)"
+        )
 
 
 def find_unreadable(items: Any) -> Iterator[UnreadableImageError]:
@@ -212,8 +361,42 @@ def find_unreadable(items: Any) -> Iterator[UnreadableImageError]:
     for index, item in enumerate(items):
         if isinstance(item, str):
             yield from _find_bad_path(item, index)
+        elif isinstance(item, bytes):
+            yield from _find_bad_bytes(item, index)
+        elif isinstance(item, Image.Image) and is_closed(item):
+            image = UnreadableImage(index, None, CLOSED)
+            yield UnreadableImageError(f"sample {index}: {CLOSED}", [image])
         elif isinstance(item, np.ndarray) and item.dtype.kind == "f":
             yield from _find_out_of_range(item[None], first=index)
+
+
+def _find_bad_bytes(data: bytes, index: int) -> Iterator[UnreadableImageError]:
+    """The error of bytes that are a path, not the contents of a file."""
+    if len(data) > _LONGEST_PATH or any(end in data for end in (b"\0", b"\n")):
+        return
+    path = os.fsdecode(data)
+    if path and (has_image_suffix(path) or os.path.exists(path)):
+        cause = (
+            f"bytes are taken for the contents of a file, and {data!r} looks like a path; pass "
+            "os.fsdecode(path)"
+        )
+        yield UnreadableImageError(
+            f"sample {index}: {cause}", [UnreadableImage(index, None, cause)]
+        )
+
+
+_LONGEST_PATH = 4096
+
+
+def _advise_path(path: str) -> str:
+    """What to pass in place of the path of no file."""
+    if "://" in path:
+        return "download the file, and pass its path or its bytes"
+    if path.startswith("~"):
+        return f"pass os.path.expanduser({path!r})"
+    if glob.has_magic(path):
+        return f"it looks like a pattern: pass sorted(glob.glob({path!r}, recursive=True))"
+    return "pass paths of existing files"
 
 
 def _find_bad_path(path: str, index: int) -> Iterator[UnreadableImageError]:
@@ -226,15 +409,14 @@ def _find_bad_path(path: str, index: int) -> Iterator[UnreadableImageError]:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: null byte
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        message = f"{where}: {reason}: {path!r}; pass paths of existing files"
+        message = f"{where}: {reason}: {path!r}; {_advise_path(path)}"
         bad = error_of(message, one_line(error))
         bad.__cause__ = error
         yield bad
         return
     if stat.S_ISDIR(mode):
         yield error_of(
-            f"{where}: {path!r} is a directory; pass its files, such as "
-            f'sorted(Path({path!r}).rglob("*.png"))',
+            f"{where}: {path!r} is a directory; pass its files, such as {advise_listing(path)}",
             "Is a directory",
         )
     elif not stat.S_ISREG(mode):
@@ -246,6 +428,11 @@ def check_dtype(dtype: np.dtype[Any], where: str) -> None:
         return
     if dtype.kind == "c":
         raise ValueError(f"Complex data not supported: {where} is an array of dtype {dtype}")
+    if dtype.kind not in "iubO":
+        raise ValueError(
+            f"{where} is an array of dtype {dtype}, not uint8, uint16 or float; pass arrays of "
+            "numbers, paths as text, or a list of files' contents"
+        )
     hint = ".astype(np.uint8) if its values are 0 to 255, or floats in [0, 1]"
     if dtype.kind == "b":
         hint = ".astype(np.uint8) * 255"

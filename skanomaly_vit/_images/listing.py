@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import BinaryIO
 
+#: Usual suffixes of images, which messages show; `has_image_suffix` knows all.
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
+
+# Formats that Pillow lists and that hold no image it could decode everywhere: programs, films, and
+# those of which it knows the name only.
+_NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
+
+# Images that a folder is asked for to know what suffixes it holds.
+_LOOKED_AT = 1000
 
 # Bytes to ask of a pipe at once; it may give fewer.
 _PIPE_BYTES = 2**16
@@ -25,10 +35,56 @@ def visible_entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 
 def has_image_suffix(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    """Whether the installed Pillow opens files of such a name."""
+    from PIL import Image, features
+
+    suffix = os.path.splitext(name)[1].lower()
+    kind = Image.registered_extensions().get(suffix)
+    if kind == "JPEG2000":
+        return bool(features.check_codec("jpg_2000"))
+    # Pillow opens MPO as JPEG.
+    return kind == "MPO" or (kind in Image.OPEN and kind not in _NOT_DECODED)
 
 
-def walk_images(folder: str, on_error: Callable[[str, OSError], None]) -> Iterator[str]:
+def advise_listing(folder: str) -> str:
+    """Code that lists the images of a folder, by the suffixes that are there."""
+    images = islice(walk_images(folder, lambda *_: None), _LOOKED_AT)
+    found = {os.path.splitext(path)[1] for path in images}
+    if len(found) == 1:
+        return f'sorted(Path({folder!r}).rglob("*{found.pop()}"))'
+    if found:
+        return f"skanomaly_vit.datasets.list_images({folder!r})"
+    return f"the files of another folder: {folder!r} and those below it hold no images"
+
+
+class LeftOut:
+    """Counts the files that a walk leaves out, by their suffix."""
+
+    def __init__(self) -> None:
+        self._suffixes: Counter[str] = Counter()
+
+    def __call__(self, path: str) -> None:
+        self._suffixes[os.path.splitext(path)[1].lower()] += 1
+
+    def __str__(self) -> str:
+        """Such as "3 files, which Pillow does not open as images: 2 .txt, 1 without a suffix"."""
+        kinds = ", ".join(
+            f"{count} {suffix or 'without a suffix'}"
+            for suffix, count in self._suffixes.most_common()
+        )
+        total = self._suffixes.total()
+        which = "1 file, which is" if total == 1 else f"{total} files, which are"
+        return f"{which} no image by the suffix: {kinds}"
+
+    def __bool__(self) -> bool:
+        return bool(self._suffixes)
+
+
+def walk_images(
+    folder: str,
+    on_error: Callable[[str, OSError], None],
+    on_left_out: Callable[[str], None] = lambda path: None,
+) -> Iterator[str]:
     """Paths of all images below a folder; holds one folder at a time.
 
     Parameters
@@ -37,6 +93,8 @@ def walk_images(folder: str, on_error: Callable[[str, OSError], None]) -> Iterat
         The walk follows links to folders, but enters no folder twice, so that loops end.
     on_error : callable
         Called with the path of a folder that cannot be listed, and the error.
+    on_left_out : callable
+        Called with the path of each file that is no image by its suffix. Hidden files are not told.
 
     Yields
     ------
@@ -67,6 +125,8 @@ def walk_images(folder: str, on_error: Callable[[str, OSError], None]) -> Iterat
             open_folders.append(enter(entry.path))
         elif has_image_suffix(entry.name):
             yield entry.path
+        else:
+            on_left_out(entry.path)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -1,14 +1,11 @@
-"""Decoded pixels: conversion of types, masks, and smaller pictures."""
+"""Decoded pixels: conversion of types, and smaller pictures."""
 
 from __future__ import annotations
-
-import os
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from skanomaly_vit._images.decoding import Array, decode_image
+from skanomaly_vit._images.decoding import Array
 
 
 def as_uint8(pixels: Array) -> Array:
@@ -22,14 +19,6 @@ def as_unit(pixels: Array) -> Array:
     """Pixels of uint8, uint16 or floats in [0, 1] as float32 in [0, 1]."""
     white = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
     return pixels.astype(np.float32) / np.float32(white)
-
-
-def read_mask(mask: Any) -> Array:
-    """Mask (height, width), bool: True where an array, a PIL image or an image file is not 0."""
-    if isinstance(mask, str | os.PathLike | Image.Image):
-        item = mask if isinstance(mask, Image.Image) else os.fspath(mask)
-        return decode_image(item).astype(bool).max(axis=2)
-    return np.asarray(mask).astype(bool)
 
 
 def shrink(pixels: Array, longest: int) -> Image.Image:

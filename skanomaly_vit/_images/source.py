@@ -12,6 +12,7 @@ from skanomaly_vit._images.decoding import Array, Item, decode_image, find_unrea
 from skanomaly_vit._images.digests import digest_image
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.preprocessing import Preprocessing, prepare
+from skanomaly_vit._images.remarks import Remarks, remarks_to
 from skanomaly_vit._images.unreadable import merge, one_line
 from skanomaly_vit._images.validation import Items, check_form
 from skanomaly_vit._utils.composition import find_attribute
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 
 Result = TypeVar("Result")
+
+# Images of which no pixel is brighter than this share of white are hardly meant so: the values are
+# of another range. Cameras of 10, 12 and 14 bits fill 16 bits to a quarter at most.
+_DIM, _DIM_16_BITS = 1 / 15, 0.25
 
 
 class ImageSource:
@@ -48,6 +53,7 @@ class ImageSource:
         max_pixels: int | None = MAX_PIXELS,
         skips_unreadable: bool = False,
         unreadable: Mapping[int, UnreadableImage] | None = None,
+        remarks: Remarks | None = None,
     ) -> None:
         self._items = items
         self._max_pixels = max_pixels
@@ -60,13 +66,32 @@ class ImageSource:
         # again. Not a dictionary, which takes 200 bytes an image.
         self._sizes = np.zeros((len(self._index), 2), dtype=np.int32)
         self._image_shape = image_shape
+        self._remarks = Remarks() if remarks is None else remarks
+        self._is_part = False  # of another process, which hears of doubts and warns
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, index: int) -> Array:
         """One decoded image (h, w, 3), RGB: uint8, uint16 or float in [0, 1]."""
-        return self._named(decode_image, index)
+        texts: list[str] = []
+        with remarks_to(texts):
+            pixels: Array = self._named(decode_image, index)
+        for text in texts:
+            self._remarks.add(text, self.name(index))
+        self._see_range(pixels, index)
+        return pixels
+
+    def warn_of_doubts(self) -> None:
+        """Warn of images that can be read in more than one way, as far as they were decoded."""
+        if not self._is_part:
+            self._remarks.warn()
+
+    def _see_range(self, pixels: Array, index: int) -> None:
+        white = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0
+        limit = white * (_DIM_16_BITS if pixels.dtype.itemsize == 2 and white > 1 else _DIM)
+        brightest = float(pixels.max())
+        self._remarks.see_range(pixels.dtype.name, brightest, white, limit, self.name(index))
 
     def take(self, indices: Any) -> ImageSource:
         """Lazy subset.
@@ -84,21 +109,24 @@ class ImageSource:
         chosen = np.asarray(indices)
         if chosen.size == 0:
             chosen = chosen.astype(np.intp)  # numpy makes an empty list float64
-        return ImageSource(
+        taken = ImageSource(
             self._items,
             index=self._index[chosen],
             names=self._names,
             image_shape=self._image_shape,
             max_pixels=self._max_pixels,
             skips_unreadable=self.skips_unreadable,
+            remarks=self._remarks,
         )
+        taken._is_part = self._is_part
+        return taken
 
     def subset(self, positions: Array) -> ImageSource:
         """Some of the images without a reference to the others, to send to another process."""
         index = self._index[positions]
         items: Any = self._items
         is_list = isinstance(items, Sequence)
-        return ImageSource(
+        part = ImageSource(
             # A copy of an array: pickle stores the whole of a sliced tensor.
             [items[i] for i in index.tolist()] if is_list else items[index],
             names=self._names[index],
@@ -106,6 +134,8 @@ class ImageSource:
             max_pixels=self._max_pixels,
             skips_unreadable=self.skips_unreadable,
         )
+        part._is_part = True
+        return part
 
     def merge_findings(self, positions: Array, other: ImageSource) -> None:
         """Copy findings about the images at `positions` from a `subset` of them."""
@@ -113,10 +143,11 @@ class ImageSource:
             self.unreadable[int(positions[place])] = image
         known = other._sizes.any(axis=1)
         self._sizes[positions[known]] = other._sizes[known]
+        self._remarks.merge(other._remarks)
 
     def without_pixels(self) -> ImageSource:
         """Findings about the images without the images, to send back from another process."""
-        told = ImageSource([], unreadable=self.unreadable)
+        told = ImageSource([], unreadable=self.unreadable, remarks=self._remarks)
         told._sizes = self._sizes
         return told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Sequence
 from numbers import Integral
@@ -11,13 +12,17 @@ import numpy as np
 from PIL import Image
 
 from skanomaly_vit._images.decoding import (
+    BYTES_ADVICE,
     Array,
     Item,
     as_item,
     check_dtype,
     check_layout,
+    check_unmasked,
     is_tensor,
 )
+from skanomaly_vit._images.listing import advise_listing
+from skanomaly_vit._images.unreadable import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +62,12 @@ def check_form(X: Any, image_shape: tuple[int, int, int] | None) -> Items:
     if is_tensor(X):
         _check_tensor(X)
         return X
+    if type(X).__module__.partition(".")[0] == "pyarrow":
+        X = _from_arrow(X)
     if not isinstance(X, list | tuple):
         X = _as_array(_only_column(X))
+        if X.dtype.kind == "S":
+            raise ValueError(f"X is an array of NumPy's bytes, dtype {X.dtype}; {BYTES_ADVICE}")
         if X.dtype.kind not in "OUT" or X.ndim > 2:
             _check_array(X)
             return X
@@ -74,6 +83,7 @@ def _reject_single(X: Any) -> None:
     """Raise if `X` is no collection of images at all."""
     if X is None:
         raise ValueError(f"X is None; pass {_ACCEPTED}")
+    check_unmasked(X, "X")
     if isinstance(X, bytes | bytearray):
         raise ValueError(f"X is a single file of {len(X)} bytes; pass a list, [X]")
     if isinstance(X, str | os.PathLike):
@@ -92,7 +102,12 @@ def _single_path_message(path: str) -> str:
     if os.path.isdir(path):
         return (
             f"X is a single path, the directory {path!r}; pass a list of files, such as "
-            f'sorted(Path({path!r}).rglob("*.png"))'
+            f"{advise_listing(path)}"
+        )
+    if glob.has_magic(path) and not os.path.exists(path):
+        return (
+            f"X is a single text, {path!r}, which looks like a pattern; pass the files that match "
+            f"it, sorted(glob.glob({path!r}, recursive=True))"
         )
     return f"X is a single path, {path!r}; pass a list of paths, [{path!r}]"
 
@@ -101,30 +116,65 @@ def _check_not_empty(n_samples: int, shape: tuple[int, ...]) -> None:
     if n_samples == 0:
         # scikit-learn's words: its common checks look for them.
         raise ValueError(
-            f"Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required."
+            f"Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required. "
+            "Pass at least one image; where X lists the files of a folder or a pattern, none match."
         )
 
 
 def _only_column(X: Any) -> Any:
     """The only column of a DataFrame (pandas, polars...); anything else as it is."""
+    if hasattr(X, "collect"):  # before `columns`, which Polars warns of
+        raise ValueError(f"X is lazy ({type(X).__name__}), without rows as yet; pass X.collect()")
     if not hasattr(X, "columns"):
         return X
     columns = list(X.columns)
+    _check_one_column(columns, "X[[column]]")
+    return X[columns[0]]
+
+
+def _check_one_column(columns: Sequence[Any], how: str) -> None:
     if len(columns) != 1:
         raise ValueError(
-            f"X is a DataFrame of {len(columns)} columns, {columns}, where one column of images "
-            "is expected; pass X[[column]], or image_shape=(h, w, c) if each row is an image"
+            f"X is a DataFrame of {len(columns)} columns, {list(columns)}, where one column of "
+            f"images is expected; pass {how}, or image_shape=(h, w, c) if each row is an image"
         )
-    return X[columns[0]]
+
+
+def _from_arrow(X: Any) -> Any:
+    """Paths or files' contents of an Arrow array or the only column of a table, as a list."""
+    if hasattr(X, "column_names") and hasattr(X, "num_rows"):
+        _check_one_column(X.column_names, "X.select([column])")
+        X = X.column(0)
+    if not hasattr(X, "to_pylist"):
+        raise ValueError(
+            f"X is of unsupported type {type(X).__name__} of Arrow; pass an Array, a ChunkedArray "
+            "or a Table, such as X.to_table() or X.read_all()"
+        )
+    if hasattr(X.type, "shape"):  # fixed_shape_tensor
+        return (X.combine_chunks() if hasattr(X, "combine_chunks") else X).to_numpy_ndarray()
+    values = X.to_pylist()
+    for index, value in enumerate(values):
+        if not isinstance(value, str | bytes | None):
+            raise ValueError(
+                f"X is an Arrow array of type {X.type}, whose sample {index} is of type "
+                f"{type(value).__name__}; pass a column of paths or of files' contents"
+            )
+    return values
 
 
 def _as_array(X: Any) -> Array:
     """Array-like -> ndarray; a memmap stays on disk."""
-    if hasattr(X, "to_numpy"):
-        X = X.to_numpy()
-    if not hasattr(X, "__array__"):
+    if not hasattr(X, "to_numpy") and not hasattr(X, "__array__"):
         raise ValueError(f"X is of unsupported type {type(X).__name__}; pass {_ACCEPTED}")
-    return np.asarray(X)
+    try:
+        array = np.asarray(X.to_numpy() if hasattr(X, "to_numpy") else X)
+    except Exception as error:
+        # Whatever another library raises.
+        raise ValueError(
+            f"X, of type {type(X).__name__}, cannot be made an array ({one_line(error)}); pass "
+            f"{_ACCEPTED}"
+        ) from error
+    return array
 
 
 def _only_axis(X: Array) -> Array:

@@ -75,7 +75,7 @@ def warn_about_labels(y: Any, *, stacklevel: int = 2) -> None:
     )
 
 
-def as_labels(y: Any, name: str = "y") -> list[Any]:
+def as_labels(y: Any, name: str = "y", kind: str = "label") -> list[Any]:
     """Return labels as Python objects, or raise if one is missing; errors call them `name`."""
     if y is None:
         raise ValueError(f"{name} is None; pass a label for each sample")
@@ -88,8 +88,8 @@ def as_labels(y: Any, name: str = "y") -> list[Any]:
     for index, label in enumerate(labels):
         if _is_missing(label):
             raise ValueError(
-                f"sample {index} has no label: {name} holds {label!r} there. Label it or leave "
-                "it out"
+                f"sample {index} has no {kind}: {name} holds {label!r} there. Give it one, or "
+                "leave it out"
             )
     return labels.tolist()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from skanomaly_vit._images.listing import SUFFIXES, read_paths, walk_images
+from skanomaly_vit._images.listing import SUFFIXES, LeftOut, read_paths, walk_images
 from skanomaly_vit.cli._terminal import Unreadable, tell
 
 STDIN = "-"
@@ -39,7 +39,10 @@ def _generate(images: Sequence[str], unreadable: Unreadable, separator: bytes) -
         if path == STDIN:
             yield from _from_stdin(separator)
         elif _is_folder(path):
-            yield from walk_images(path, unreadable)
+            left_out = LeftOut()
+            yield from walk_images(path, unreadable, left_out)
+            if left_out:
+                tell(f"{path}: left out {left_out}.")
         else:
             yield path
 
@@ -66,5 +69,5 @@ def _require_images(folder: str) -> None:
     if next(walk_images(folder, refuse), None) is None:
         raise click.UsageError(
             f"the folder {folder!r} and its subfolders hold no images, that is, files that end in "
-            f"{', '.join(sorted(SUFFIXES))}."
+            f"{', '.join(sorted(SUFFIXES))}, or in another suffix that Pillow opens."
         )

@@ -40,13 +40,23 @@ def tell(message: str) -> None:
 @contextmanager
 def told_warnings() -> Iterator[None]:
     """Show each warning of a fit on one line, without the place in our code."""
-    from skanomaly_vit.exceptions import CalibrationWarning, CheckpointWarning, OutOfMemoryWarning
+    from skanomaly_vit.exceptions import (
+        AmbiguousImageWarning,
+        CalibrationWarning,
+        CheckpointWarning,
+        OutOfMemoryWarning,
+    )
 
     def show(message: Warning | str, *ignored: Any, **options: Any) -> None:
         tell(f"warning: {message}")
 
     with warnings.catch_warnings():
-        for category in (CalibrationWarning, CheckpointWarning, OutOfMemoryWarning):
+        for category in (
+            AmbiguousImageWarning,
+            CalibrationWarning,
+            CheckpointWarning,
+            OutOfMemoryWarning,
+        ):
             warnings.simplefilter("always", category)
         warnings.showwarning = show
         yield

@@ -22,17 +22,20 @@ folder and its entries. The functions ignore hidden files, and files without the
 >>> folder.cleanup()
 """
 
+from skanomaly_vit._images.masks import read_mask
 from skanomaly_vit.datasets._cats_vs_dogs import load_cats_vs_dogs
 from skanomaly_vit.datasets._dior import crop_objects, load_dior
 from skanomaly_vit.datasets._elpv import load_elpv
 from skanomaly_vit.datasets._idx import FASHION_MNIST_CLASSES, load_fashion_mnist, load_idx
 from skanomaly_vit.datasets._image_folder import load_image_folder
+from skanomaly_vit.datasets._listing import list_images
 from skanomaly_vit.datasets._mvtec import load_mvtec
 from skanomaly_vit.datasets._pasted_defects import paste_defects
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
     "crop_objects",
+    "list_images",
     "load_cats_vs_dogs",
     "load_dior",
     "load_elpv",
@@ -41,4 +44,5 @@ __all__ = [
     "load_image_folder",
     "load_mvtec",
     "paste_defects",
+    "read_mask",
 ]

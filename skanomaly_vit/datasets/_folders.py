@@ -61,7 +61,8 @@ def list_images(folder: Path, expected: str) -> list[str]:
     problem = f"folders among its images ({show(nested)})" if images else "no images"
     raise ValueError(
         f"{str(folder)!r} holds {problem}; {show_entries(folder)}. Expected {expected}. "
-        f"Images are files that end in {', '.join(sorted(SUFFIXES))}"
+        f"Images are files that end in {', '.join(sorted(SUFFIXES))}, or in another suffix that "
+        "Pillow opens"
     )
 
 

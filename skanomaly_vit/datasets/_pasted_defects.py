@@ -142,6 +142,7 @@ def paste_defects(
         altered, mask = DEFECTS[kind](as_unit(source[index]), as_unit(source[other]), rng)
         data.images.append(as_uint8(altered))
         data.masks.append(mask)
+    source.warn_of_doubts()
     return data
 
 

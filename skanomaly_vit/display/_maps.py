@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skanomaly_vit._images.pixels import as_uint8, read_mask
+from skanomaly_vit._images.masks import read_mask
+from skanomaly_vit._images.pixels import as_uint8
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit.display._style import (
     BLACK,

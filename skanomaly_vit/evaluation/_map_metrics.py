@@ -13,21 +13,24 @@ import numpy as np
 from scipy.ndimage import label
 from sklearn.metrics import roc_auc_score
 
-from skanomaly_vit._images.pixels import read_mask
+from skanomaly_vit._images.masks import Defect, read_mask
 
 Planes: TypeAlias = np.ndarray | Sequence[np.ndarray]
 
 
-def pixel_auroc(masks: Any, maps: Planes) -> float:
+def pixel_auroc(masks: Any, maps: Planes, *, defect: Defect = "auto") -> float:
     """AUROC of defective pixels against the others, over all images together.
 
     Parameters
     ----------
     masks : sequence of n masks
         For each image an array (height, width), 0 or False where it is normal; the path of such an
-        image; or None for an image without a defect.
+        image, or a PIL image, whose transparent pixels are normal; or None for an image without a
+        defect.
     maps : ndarray of shape (n, height, width) or list of ndarray of shape (height, width)
         Maps of `TransformalyDetector.anomaly_map`. Higher = more abnormal.
+    defect : {"auto", "nonzero", "bright"}, int or list of int, default="auto"
+        Which pixels of a mask are defective; see `skanomaly_vit.datasets.read_mask`.
 
     Returns
     -------
@@ -39,7 +42,7 @@ def pixel_auroc(masks: Any, maps: Planes) -> float:
     ------
     ValueError
         If a mask and its map differ in size, a map is not finite, or pixels of one kind are
-        missing.
+        missing, or a mask is doubtful.
 
     See Also
     --------
@@ -53,13 +56,15 @@ def pixel_auroc(masks: Any, maps: Planes) -> float:
     >>> pixel_auroc([mask], [np.array([[3.0, 0.1], [0.2, -1.0]])])
     1.0
     """
-    pairs = _pairs(masks, maps)
+    pairs = _pairs(masks, maps, defect)
     is_defect, scores = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
     _require_both_kinds(is_defect)
     return float(roc_auc_score(is_defect, scores))
 
 
-def per_region_overlap(masks: Any, maps: Planes, *, max_fpr: float = 0.3) -> float:
+def per_region_overlap(
+    masks: Any, maps: Planes, *, max_fpr: float = 0.3, defect: Defect = "auto"
+) -> float:
     """Mean share of a defect that a map finds, averaged over few false alarms (AUPRO [1]_).
 
     Parameters
@@ -71,6 +76,8 @@ def per_region_overlap(masks: Any, maps: Planes, *, max_fpr: float = 0.3) -> flo
     max_fpr : float, default=0.3
         In (0, 1]: the average runs up to this share of falsely marked normal pixels; the authors
         take 0.3.
+    defect : {"auto", "nonzero", "bright"}, int or list of int, default="auto"
+        As in `pixel_auroc`.
 
     Returns
     -------
@@ -107,7 +114,7 @@ def per_region_overlap(masks: Any, maps: Planes, *, max_fpr: float = 0.3) -> flo
     """
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr={max_fpr!r} is not in (0, 1]")
-    pairs = _pairs(masks, maps)
+    pairs = _pairs(masks, maps, defect)
     _require_both_kinds(np.concatenate([mask.ravel() for mask, _ in pairs]))
     normal = np.sort(np.concatenate([scores[~mask] for mask, scores in pairs]))
     overlaps: list[float] = []
@@ -131,19 +138,24 @@ def _mean_found(scores: np.ndarray, normal: np.ndarray, max_fpr: float) -> np.nd
     return np.where(tied > 0, rising, left) / max_fpr
 
 
-def _pairs(masks: Any, maps: Planes) -> list[tuple[np.ndarray, np.ndarray]]:
+def _pairs(masks: Any, maps: Planes, defect: Defect) -> list[tuple[np.ndarray, np.ndarray]]:
     """Masks and maps as arrays, checked."""
     if len(masks) != len(maps):
         raise ValueError(f"{len(masks)} masks for {len(maps)} maps; pass one mask a map")
     if not len(masks):
         raise ValueError("there are no maps; pass at least one")
     pairs = zip(masks, maps, strict=True)
-    return [_pair(index, *pair) for index, pair in enumerate(pairs)]
+    return [_pair(index, *pair, defect) for index, pair in enumerate(pairs)]
 
 
-def _pair(index: int, mask: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
+def _pair(index: int, mask: Any, values: Any, defect: Defect) -> tuple[np.ndarray, np.ndarray]:
+    if np.ma.is_masked(values):
+        raise ValueError(f"map {index} is a masked array; pass values for all of its pixels")
     scores = np.asarray(values, dtype=np.float64)
-    marked = np.zeros(scores.shape, bool) if mask is None else read_mask(mask)
+    try:
+        marked = np.zeros(scores.shape, bool) if mask is None else read_mask(mask, defect=defect)
+    except ValueError as error:
+        raise ValueError(f"mask {index}: {error}") from error
     if marked.shape != scores.shape or scores.ndim != 2:
         raise ValueError(
             f"mask {index} has shape {marked.shape} and its map {scores.shape}; both have to be "

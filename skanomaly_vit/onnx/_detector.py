@@ -329,6 +329,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
             if batch:
                 outputs = self._session.run(list(names), {PIXELS: np.stack(pixels)})
                 yield batch, dict(zip(names, outputs, strict=True))
+        source.warn_of_doubts()
 
     def _prepare(self, pixels: np.ndarray) -> np.ndarray:
         return prepare(pixels, self._preprocessing)

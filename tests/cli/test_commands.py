@@ -348,6 +348,17 @@ def test_a_folder_that_cannot_be_listed_is_told(model, paths, tmp_path, monkeypa
     assert "cannot be listed: Permission denied" in done.stderr
 
 
+def test_files_of_a_folder_that_are_left_out_are_told(model, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.jfif", format="JPEG")
+    for name in ("notes.txt", "raw.heic", "more.txt"):
+        (tmp_path / name).touch()
+    done = run("score", model, tmp_path)
+    assert [row["path"] for row in read_csv(done.stdout)] == [str(tmp_path / "a.jfif")]
+    assert "left out 3 files, which are no image by the suffix: 2 .txt, 1 .heic." in done.stderr
+    # Files that are named are not asked for their suffix.
+    assert "left out" not in run("score", model, tmp_path / "a.jfif").stderr
+
+
 OUTPUT = {"fit": "a.model", "score": "a.csv", "map": "maps", "report": "a.html"}
 
 
