@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import numpy as np
 from PIL import ExifTags, Image
 
-from skanomaly_vit._images.pillow_rules import MAX_PIXELS, check_pixels, open_file, own_limits
+from skanomaly_vit._images.pillow_rules import MAX_PIXELS, check_pixels, open_file, own_rules
 from skanomaly_vit._images.unreadable import one_line
 from skanomaly_vit.exceptions import UnreadableImage, UnreadableImageError
 
@@ -68,7 +68,7 @@ def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
         with open_file(item, max_pixels) as image:
             return _decode_pil(image, max_pixels)
     if isinstance(item, Image.Image):
-        with own_limits(max_pixels):
+        with own_rules(max_pixels, in_parts=item.format not in ("PNG", "JPEG", "BMP", None)):
             return _decode_pil(item, max_pixels)
     if is_tensor(item):
         return tensor_to_array(item).transpose(1, 2, 0)  # (3, h, w) -> (h, w, 3)
