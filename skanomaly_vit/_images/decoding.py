@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from skanomaly_vit._images.colour import is_srgb, to_srgb
 from skanomaly_vit._images.listing import advise_listing, has_image_suffix
-from skanomaly_vit._images.pillow_rules import MAX_PIXELS, check_pixels, open_file, own_limits
+from skanomaly_vit._images.pillow_rules import MAX_PIXELS, check_pixels, open_file, own_rules
 from skanomaly_vit._images.remarks import remark
 from skanomaly_vit._images.unreadable import one_line
 from skanomaly_vit._utils.compat import is_missing
@@ -76,7 +76,7 @@ def decode_image(item: Item, max_pixels: int | None = MAX_PIXELS) -> Array:
                 _remark_pages()
             return pixels
     if isinstance(item, Image.Image):
-        with own_limits(max_pixels):
+        with own_rules(max_pixels, in_parts=item.format not in ("PNG", "JPEG", "BMP", None)):
             if _has_shown_pages(item):
                 _remark_pages()
             return _decode_pil(item, max_pixels)

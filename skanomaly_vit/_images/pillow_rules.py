@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import IO, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -17,6 +19,10 @@ from skanomaly_vit._utils.shared_context import SharedContext
 #: Default limit of pixels: more than nearly all cameras have. Decoding such an image takes some
 #: 3 GB of memory.
 MAX_PIXELS = 2**27
+
+
+#: How files of PNG, JPEG and BMP begin.
+_PLAIN = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")
 
 
 @contextmanager
@@ -28,32 +34,63 @@ def open_file(file: str | bytes, max_pixels: int | None) -> Iterator[Image.Image
     # Opening a named pipe would wait for a writer.
     if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError("not a regular file")
-    with own_limits(max_pixels):
-        with _open(file) as image:
+    with own_rules(max_pixels, in_parts=not _is_plain(file)):
+        with _opened(file, max_pixels) as image:
             if image.format == "EPS":
                 raise ValueError("PostScript is a program, not an image; convert the file to PNG")
-            check_pixels(image.size, max_pixels)
             if image.format != "PNG":
                 yield image
                 return
             # Pillow ignores the checksums of pixels while it decodes, and a fifth of all flipped
             # bits would pass. `verify` checks them, once, and closes the image.
             image.verify()
-        with _open(file) as image:
-            check_pixels(image.size, max_pixels)
+        with _opened(file, max_pixels) as image:
             yield image
 
 
-def _open(file: str | bytes) -> Image.Image:
-    if isinstance(file, str):
-        return Image.open(file)
+def _is_plain(file: str | bytes) -> bool:
+    """Whether Pillow looks at the size of a file, but not of its parts."""
+    if isinstance(file, bytes):
+        return file.startswith(_PLAIN)
+    with open(file, "rb") as stream:
+        return stream.read(8).startswith(_PLAIN)
+
+
+@contextmanager
+def _opened(file: str | bytes, max_pixels: int | None) -> Iterator[Image.Image]:
     if not file:
         raise ValueError("no bytes: the image is missing")
-    try:
-        return Image.open(io.BytesIO(file))
-    except UnidentifiedImageError:
-        # Pillow's message holds an address in memory, which differs from run to run.
-        raise ValueError(f"{len(file)} bytes that are no image of a known format") from None
+    with (
+        open(file, "rb") if isinstance(file, str) else io.BytesIO(file) as stream,
+        _identified(file, stream) as image,
+    ):
+        check_pixels(image.size, max_pixels)
+        # A tile of a TIFF may be larger than the image.
+        check_pixels(getattr(image, "_tile_size", image.size), max_pixels)
+        yield image
+
+
+def _identified(file: str | bytes, stream: IO[bytes]) -> Image.Image:
+    """`Image.open` without its check of sizes, which is by a limit of the whole process."""
+    name = file if isinstance(file, str) else ""
+    prefix = stream.read(16)
+    tried: set[str] = set()
+    for load_plugins in (Image.preinit, Image.init):
+        load_plugins()
+        for kind in [kind for kind in Image.ID if kind not in tried]:
+            tried.add(kind)
+            factory, accept = Image.OPEN[kind]
+            try:
+                accepted = accept is None or accept(prefix)
+                if accepted and not isinstance(accepted, str):
+                    stream.seek(0)
+                    return factory(stream, name)
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # as Pillow does
+    if isinstance(file, str):
+        raise UnidentifiedImageError(f"cannot identify image file {file!r}")
+    # Pillow's message holds an address in memory, which differs from run to run.
+    raise ValueError(f"{len(file)} bytes that are no image of a known format")
 
 
 def check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
@@ -68,59 +105,104 @@ def check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
         )
 
 
-class _OwnLimits:
-    """Replaces Pillow's global limit and rules by ours while a thread decodes.
+class _OwnRules:
+    """Has Pillow decode by our rules in a thread, whatever the application has set.
 
     Pillow warns above ``Image.MAX_IMAGE_PIXELS`` and raises above twice that, also for parts of
-    files that `check_pixels` does not see, such as the tiles of a TIFF. Threads share one context,
-    since neither that global nor `warnings.catch_warnings` knows of threads.
+    files that `check_pixels` does not see, such as frames. Its globals are changed where they
+    stand in the way alone: where the application lets half an image pass, and where it has a limit
+    below ours and the file has parts. Threads share one change, since globals know of no threads.
     """
 
     def __init__(self) -> None:
-        self._rules = SharedContext(_own_rules)
-        self._lock = threading.Lock()
-        self._limits: list[int | None] = []
+        self._quiet, self._strict = SharedContext(_quiet), SharedContext(_strict)
+        self._limits = _PartLimits()
 
     @contextmanager
-    def __call__(self, max_pixels: int | None) -> Iterator[None]:
+    def __call__(self, max_pixels: int | None, *, in_parts: bool) -> Iterator[None]:
+        depth = getattr(_here, "depth", 0)
+        _here.depth = depth + 1
         try:
-            with self._rules(), self._widened(max_pixels):
+            limits = self._limits(max_pixels) if in_parts else nullcontext()
+            with self._quiet(), self._strict(), limits:
                 yield
         except Image.DecompressionBombError as error:
             raise ValueError(
-                f"image, or a part of it, of more than twice max_pixels={max_pixels}; raise "
-                "max_pixels if the file can be trusted"
+                f"image, or a part of it, of more pixels than max_pixels={max_pixels} allows; "
+                "raise max_pixels if the file can be trusted"
             ) from error
+        finally:
+            _here.depth = depth
+
+
+class _PartLimits:
+    """Raises ``Image.MAX_IMAGE_PIXELS`` as far as the limits of all threads at once need it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pillows: int | None = None
+        self._needed: list[int | None] = []
 
     @contextmanager
-    def _widened(self, limit: int | None) -> Iterator[None]:
-        """Set the widest of several limits at once; each thread also checks its own."""
+    def __call__(self, max_pixels: int | None) -> Iterator[None]:
+        # Pillow raises above twice its limit.
+        needed = None if max_pixels is None else (max_pixels + 1) // 2
         with self._lock:
-            self._limits.append(limit)
+            if not self._needed:
+                self._pillows = Image.MAX_IMAGE_PIXELS
+            self._needed.append(needed)
             self._apply()
         try:
             yield
         finally:
             with self._lock:
-                self._limits.remove(limit)
+                self._needed.remove(needed)
                 self._apply()
 
     def _apply(self) -> None:
-        if self._limits:
-            given = [limit for limit in self._limits if limit is not None]
-            Image.MAX_IMAGE_PIXELS = max(given) if len(given) == len(self._limits) else None
+        limits = [limit for limit in (self._pillows, *self._needed) if limit is not None]
+        widest = max(limits) if len(limits) == 1 + len(self._needed) else None
+        if widest != Image.MAX_IMAGE_PIXELS:
+            Image.MAX_IMAGE_PIXELS = widest
+
+
+#: How many images this thread is decoding, one within the other.
+_here = threading.local()
+
+
+class _DecodingHere:
+    """Matches the modules of Pillow, in a filter of warnings, while this thread decodes."""
+
+    def match(self, module: str) -> bool:
+        return getattr(_here, "depth", 0) > 0 and module.startswith("PIL.")
 
 
 @contextmanager
-def _own_rules() -> Iterator[None]:
-    pillows = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-    # Other packages set it to True, and half an image would get a score.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    with warnings.catch_warnings():
-        # Pillow reads an image or raises. Of an odd but sound file there is nothing to say.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+def _quiet() -> Iterator[None]:
+    """Ignore warnings of Pillow, which reads an image or raises, in threads that decode.
+
+    Not by `warnings.catch_warnings`, which is of all threads and has Python forget which warnings
+    it has shown.
+    """
+    ours: Any = ("ignore", None, Warning, _DecodingHere(), 0)
+    filters: Any = warnings.filters
+    filters.insert(0, ours)
+    try:
         yield
-    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = pillows
+    finally:
+        filters.remove(ours)
 
 
-own_limits = _OwnLimits()
+@contextmanager
+def _strict() -> Iterator[None]:
+    found = ImageFile.LOAD_TRUNCATED_IMAGES
+    if found:  # by other packages, and half an image would get a score
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        if found:
+            ImageFile.LOAD_TRUNCATED_IMAGES = found
+
+
+own_rules = _OwnRules()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 import sklearn
 import torch
 from backbones import family
+from PIL import Image
 from sklearn.base import clone
 from students import with_student
 
@@ -28,6 +31,8 @@ from skanomaly_vit import (
     TransformalyDetector,
     ViTFeatures,
 )
+from skanomaly_vit._images.decoding import decode_image
+from skanomaly_vit._images.pillow_rules import own_rules
 
 
 @contextmanager
@@ -223,3 +228,50 @@ def test_a_forked_worker_scores_with_a_detector_that_has_worked_before():
     scored, fitted = eval(done.stdout)
     assert scored < 1e-4
     assert fitted < 1e-4
+
+
+def test_decoding_does_not_make_python_forget_which_warnings_it_has_shown(images):
+    """`warnings.catch_warnings` would, in every module of the process."""
+    file = io.BytesIO()
+    Image.fromarray(images[0]).save(file, "PNG")
+    registry: dict[Any, Any] = {}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            warnings.warn_explicit("the user's", UserWarning, "user.py", 1, registry=registry)
+            decode_image(file.getvalue())
+    assert len(seen) == 1
+
+
+def test_warnings_of_pillow_are_ignored_only_where_we_decode():
+    def of_pillow(name: str = "PIL.TiffImagePlugin") -> None:
+        warnings.warn_explicit("odd", UserWarning, "TiffImagePlugin.py", 1, module=name)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        filters = list(warnings.filters)
+        with own_rules(None, in_parts=False):
+            of_pillow()
+            with pytest.raises(UserWarning):
+                of_pillow("another")
+            with ThreadPoolExecutor(1) as pool, pytest.raises(UserWarning):
+                pool.submit(of_pillow).result()
+        with pytest.raises(UserWarning):
+            of_pillow()
+        assert warnings.filters == filters
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
+def test_limits_of_pillow_stay_while_an_image_is_decoded(kind, images, monkeypatch):
+    file = io.BytesIO()
+    Image.fromarray(images[0]).save(file, kind)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    seen, load = [], Image.Image.load
+
+    def looking(self: Image.Image) -> Any:
+        seen.append(Image.MAX_IMAGE_PIXELS)
+        return load(self)
+
+    monkeypatch.setattr(Image.Image, "load", looking)
+    assert decode_image(file.getvalue(), None).shape == (32, 32, 3)
+    assert set(seen) == {100}
