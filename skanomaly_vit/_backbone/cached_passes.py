@@ -59,6 +59,11 @@ class Part:
     arguments: tuple[Any, ...] = ()
 
 
+_CHANGED = "changed while it was in use"
+
+#: How often images may change during a pass that is made again for it.
+_MOST_CHANGES = 3
+
 #: Part of every key. Raise it whenever results change.
 FORMAT = 5
 
@@ -113,6 +118,7 @@ class CachedPasses:
             in_memory = LayeredActivations(in_memory, stored, kept_blocks)
             # All blocks, since other settings may need any of them.
             kept_blocks = range(len(teacher.blocks))
+        self._keeps_tokens = in_memory.has_room(0)
         self.passes = TeacherPasses(
             teacher,
             source,
@@ -127,19 +133,37 @@ class CachedPasses:
         """Position -> digest, for each readable image."""
         return self._source.each(self._source.digest, range(len(self._source)))
 
+    def require_unchanged(self, indices: np.ndarray) -> None:
+        """Digest images again, lest what another content gave is kept under their digests.
+
+        Raises
+        ------
+        UnreadableImageError
+            If one has changed. Of a source that skips what is unreadable, it is set aside.
+        """
+        changed = self._changed(indices)
+        errors = [self._source.set_aside(i, f" {_CHANGED}", _CHANGED) for i in changed]
+        if errors and not self._source.skips_unreadable:
+            raise errors[0]
+
+    def _changed(self, indices: np.ndarray) -> dict[int, bytes]:
+        """Position -> new digest of the images that are others than before."""
+        now = self._source.each(self._source.digest, self._source.readable(indices).tolist())
+        return {i: digest for i, digest in now.items() if digest != self._digests[i]}
+
     @functools.cached_property
     def _context(self) -> bytes:
         """Digest of everything but the images that results depend on."""
-        return combine(FORMAT, self.teacher.fingerprint, *surroundings(self.teacher.device))
+        return combine(FORMAT, *self.teacher.rounding(), *surroundings(self.teacher.device))
 
     def identity(self) -> dict[str, Any]:
         """Ingredients of every key, in readable form."""
         return {
             "images": combine(*self._digests.values()),
-            "backbone": bytes.fromhex(self.teacher.fingerprint),
+            "backbone": combine(self.teacher.fingerprint),
             "batch_size": self.batch_size,
             "number of threads": torch.get_num_threads(),
-            "versions and processor": surroundings(self.teacher.device),
+            "versions, processor and settings": surroundings(self.teacher.device),
         }
 
     def key(self, kind: str, indices: np.ndarray, *parts: object) -> bytes:
@@ -243,11 +267,13 @@ class CachedPasses:
         students: Mapping[int, nn.Module],
         track: Callable[..., Any],
         sample: PatchSample | None,
+        n_changes: int = 0,
     ) -> dict[Level, Tensors]:
         indices = self._source.readable(indices)
+        changed: dict[int, bytes] = {}
 
         def is_complete() -> bool:
-            return len(self._source.readable(indices)) == len(indices)
+            return not changed and len(self._source.readable(indices)) == len(indices)
 
         def compute(names: list[Level]) -> dict[Level, Tensors]:
             asked = {index: students[index] for index in sorted(names) if index != FEATURES}
@@ -261,6 +287,8 @@ class CachedPasses:
             if sample is not None:
                 for name, tensors in found.items():
                     tensors |= sample.of_tokens() if name == FEATURES else sample.of_block(name)
+            if self.memory:
+                changed.update(self._changed(indices))
             return found
 
         names = [FEATURES, *sorted(students, reverse=True)]
@@ -271,8 +299,11 @@ class CachedPasses:
         found = self.memory.recall(keys, compute, is_complete)
         if is_complete():
             return found
-        # Recalled results cover all images, computed ones only those that turned out readable.
-        return self._extract(indices, students, track, sample)
+        if self._keeps_tokens or n_changes == _MOST_CHANGES:  # tokens may be those of before
+            self.require_unchanged(indices)
+        self._digests.update(changed)
+        # Recalled results cover the images as they were, computed ones do not.
+        return self._extract(indices, students, track, sample, n_changes + 1)
 
     def _key_of(
         self, name: Level, indices: np.ndarray, students: Mapping[int, nn.Module], drawn: bytes

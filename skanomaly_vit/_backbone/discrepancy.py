@@ -20,7 +20,7 @@ from torch import nn
 
 from skanomaly_vit._backbone.passes import TeacherPasses
 from skanomaly_vit._backbone.patches import Observer
-from skanomaly_vit._backbone.teacher import BlockCall, full_precision, to_numpy
+from skanomaly_vit._backbone.teacher import BlockCall, in_full_precision, to_numpy
 
 PRETRAINED, DISCREPANCY = "pretrained", "discrepancy"
 
@@ -32,7 +32,7 @@ def token_errors(student: nn.Module, call: BlockCall) -> torch.Tensor:
     """Squared error of a student on each token, the mean over channels: (batch, tokens)."""
     imitated = call.replay(student)  # S_j(h_{j-1}): [B, N, C]
     # S_j(h_{j-1}) - h_j: [B, N, C]
-    difference = full_precision(imitated) - full_precision(call.output)
+    difference = in_full_precision(imitated) - in_full_precision(call.output)
     return difference.square().mean(dim=2)  # [B, N, C] -> [B, N]
 
 

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Collection
 from numbers import Integral, Real
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from skanomaly_vit._caching.memory import Memory
 from skanomaly_vit._images.source import ImageSource, open_images
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions
 from skanomaly_vit._utils.labels import as_labels
+from skanomaly_vit._utils.provenance import versions
 
 
 class ImageEstimator(BaseEstimator):
@@ -171,15 +172,30 @@ class ImageEstimator(BaseEstimator):
         )  # a copy, since super may give the attributes themselves
         if "_teacher" in state and not self.store_backbone:
             state["_teacher"] = None
+        state.pop("_made_by", None)
         # An array, for formats that know no tensors, such as that of skops.
         if state.get("_positions") is not None:
             state["_positions"] = to_numpy(state["_positions"])
-        return state
+        return state | {"_versions": versions()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        own = dict(state)
+        made_by = own.pop("_versions", None)
+        super().__setstate__(own)
+        self._made_by: dict[str, str] | None = made_by
         if isinstance(vars(self).get("_positions"), np.ndarray):
             self._positions = torch.from_numpy(np.require(self._positions, requirements="W"))
+
+    if not TYPE_CHECKING:  # type checkers would accept any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Say which versions made a pickle that lacks an attribute."""
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            state = vars(self)
+            is_fitted = any(key.endswith("_") and not key.startswith("_") for key in state)
+            if "_made_by" in state and is_fitted and not name.startswith("__"):
+                message += _other_versions(state["_made_by"])
+            raise AttributeError(message, name=name, obj=self)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -187,6 +203,22 @@ class ImageEstimator(BaseEstimator):
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
+
+
+def _other_versions(made_by: dict[str, str] | None) -> str:
+    """What to say of a pickle that lacks something."""
+    here = versions()
+    if made_by is None:
+        there = "a version of skanomaly-vit that pickles do not name"
+        found = f"skanomaly-vit {here['skanomaly-vit']}"
+    else:
+        names = [name for name in here if made_by.get(name) != here[name]] or ["skanomaly-vit"]
+        there = ", ".join(f"{name} {made_by.get(name)}" for name in names)
+        found = ", ".join(f"{name} {here[name]}" for name in names)
+    return (
+        f": it comes from a pickle of {there}; this is {found}. Pickles need the versions that "
+        "made them: install those, or fit again; for other versions keep a file of `save`"
+    )
 
 
 @functools.lru_cache(maxsize=1)

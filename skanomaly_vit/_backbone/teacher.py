@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import math
 import os
@@ -18,8 +17,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from skanomaly_vit._backbone.fingerprints import (
+    PREFIX,
+    Fingerprint,
+    Structure,
+    digest_of_first_rule,
+    shadows_of,
+    structure_of,
+    test_image,
+)
 from skanomaly_vit._backbone.loading import Backbone, ImageSize, Pretrained, load_backbone
 from skanomaly_vit._images.preprocessing import Preprocessing
+from skanomaly_vit._utils.torch_settings import full_precision
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ class Teacher:
     ) -> None:
         _require_blocks(model)
         self.model = model.eval().requires_grad_(False)
+        self._structure: Structure = structure_of(model)
         self._one_visit_at_a_time = threading.Lock()
         self.preprocessing = preprocessing
         self.device = device
@@ -157,13 +167,36 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over class, weights and preprocessing: the backbone's identity."""
-        # Not over the printed architecture, which new versions of timm and torch reword.
-        digest = hashlib.sha256(f"{self.preprocessing}\n{type(self.model).__name__}\n".encode())
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """What the network is: digests of modules and weights, and features of a test image.
+
+        Networks that give the same have fingerprints that `has_fingerprint` takes for one; those
+        of the same network differ by the rounding of the processor at most.
+        """
+        return str(Fingerprint.of(self._weights, self._structure, self._shadows))
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether the network is that of a fingerprint, which may be one of an older kind."""
+        if not fingerprint.startswith(PREFIX):
+            return self._weights == fingerprint
+        known = Fingerprint.parse(fingerprint)
+        own = Fingerprint.parse(self.fingerprint)
+        return known is not None and own is not None and own.is_of_the_same(known, self.dtype)
+
+    def rounding(self) -> list[object]:
+        """What bits of results depend on: the fingerprint, and which kernels attention runs in."""
+        fused = [getattr(module, "fused_attn", None) for module in self.model.modules()]
+        return [self.fingerprint, [bool(each) for each in fused if each is not None]]
+
+    @cached_property
+    def _weights(self) -> str:
+        return digest_of_first_rule(self.model, self.preprocessing)
+
+    def _shadows(self) -> bytes:
+        image = test_image(*self.preprocessing.image_size).to(self.device, self.dtype)
+        # Not a pass: no visitor of another thread is to see it.
+        with self._one_visit_at_a_time, torch.inference_mode(), full_precision(self.device):
+            features = penultimate(self.model, self._padded(image))[:1]
+        return shadows_of(features)
 
     def __call__(
         self, images: torch.Tensor, *, blocks: Collection[int], visit: Visitor
@@ -217,6 +250,9 @@ class Teacher:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if "_structure" not in state:  # of an older version, which had another fingerprint
+            self.__dict__.pop("fingerprint", None)
+            self._structure = structure_of(self.model)
         self._one_visit_at_a_time = threading.Lock()
 
 
@@ -304,7 +340,7 @@ def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return features
 
 
-def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+def in_full_precision(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor in float32 if it is in half precision, in which sums overflow and errors vanish."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
@@ -370,10 +406,10 @@ def same_teacher(
     teacher: Teacher, fingerprint: str, positions: torch.Tensor | None
 ) -> Teacher | None:
     """The teacher if its fingerprint matches, as it is or with `positions`; None otherwise."""
-    if teacher.fingerprint == fingerprint:
+    if teacher.has_fingerprint(fingerprint):
         return teacher
-    teacher = _with_positions(teacher, positions)
-    return teacher if teacher.fingerprint == fingerprint else None
+    repaired = _with_positions(teacher, positions)
+    return repaired if repaired is not teacher and repaired.has_fingerprint(fingerprint) else None
 
 
 def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher:

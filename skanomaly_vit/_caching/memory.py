@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load, save
 
 from skanomaly_vit._caching.disk_cache import DiskCache
+from skanomaly_vit._utils.torch_settings import described, settings_here
 from skanomaly_vit._utils.version import __version__
 
 Name = TypeVar("Name", bound=Hashable)
@@ -118,9 +119,13 @@ def _follow(recipe: _Recipe) -> bytes:
     return recipe.compute()  # type: ignore[misc]
 
 
-@functools.cache
 def surroundings(device: torch.device) -> list[str]:
-    """Versions and processor: the bits of a result depend on them beside its inputs."""
+    """Versions, processor and settings of torch: a result depends on them beside its inputs."""
+    return [*_machine(device), *described(settings_here())]
+
+
+@functools.cache
+def _machine(device: torch.device) -> list[str]:
     packages = ("torch", "timm", "pillow", "numpy")
     return [__version__, *(version(package) for package in packages), _processor(device)]
 

@@ -19,7 +19,7 @@ from skanomaly_vit._images.decoding import (
     load_upright,
     tensor_to_array,
 )
-from skanomaly_vit._images.pillow_rules import MAX_PIXELS, open_file, own_limits
+from skanomaly_vit._images.pillow_rules import MAX_PIXELS, open_file, own_rules
 from skanomaly_vit._images.unreadable import depth_of_caller, one_line
 from skanomaly_vit.exceptions import AmbiguousImageWarning
 
@@ -105,7 +105,7 @@ def read_mask(mask: Any, *, defect: Defect = "auto") -> np.ndarray:
         return found
     try:
         if isinstance(mask, Image.Image):
-            with own_limits(MAX_PIXELS):
+            with own_rules(MAX_PIXELS, in_parts=True):
                 return _read_pil(mask, defect, "the mask, a PIL image,")
         return _read_array(mask, defect, "the mask, an array,")
     except _DoubtfulMaskError as doubt:

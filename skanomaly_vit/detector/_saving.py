@@ -381,7 +381,7 @@ def _read_teacher(
     part.close()
     model.load_state_dict(state)
     teacher = Teacher(model, preprocessing, torch.device("cpu"))
-    if teacher.fingerprint != features.backbone_fingerprint_:
+    if not teacher.has_fingerprint(features.backbone_fingerprint_):
         raise ValueError(
             f"the backbone in it has the fingerprint {teacher.fingerprint[:12]}..., not "
             f"{features.backbone_fingerprint_[:12]}... as the file states"

@@ -9,7 +9,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -52,11 +52,16 @@ class Checkpoints:
     key : str
         Digest of all that the fit depends on; files with another one are ignored. Empty for no
         checkpoints.
+    check : callable or None
+        Called before each checkpoint, and raises an error if `key` is no longer that of the fit.
     """
 
-    def __init__(self, folder: Path | None = None, key: str = "") -> None:
+    def __init__(
+        self, folder: Path | None = None, key: str = "", check: Callable[[], None] | None = None
+    ) -> None:
         self._folder = folder
         self._key = key
+        self._check = check
         self._saved_at = time.monotonic()
 
     @property
@@ -96,6 +101,8 @@ class Checkpoints:
         """Write a checkpoint, and remove all but it and the one before."""
         if self._folder is None:
             return
+        if self._check is not None:
+            self._check()
         before = [other for other in sealed_steps(self._folder) if other < step][-1:]
         try:
             _remove(self._folder, step)
@@ -196,7 +203,10 @@ def check_checkpoint_dir(checkpoint_dir: str | os.PathLike[str] | None, random_s
 
 
 def open_checkpoints(
-    checkpoint_dir: str | os.PathLike[str], key: bytes, identity: Mapping[str, Any]
+    checkpoint_dir: str | os.PathLike[str],
+    key: bytes,
+    identity: Mapping[str, Any],
+    check: Callable[[], None] | None = None,
 ) -> Checkpoints:
     """Open the checkpoints of a fit; warn if there are only those of other fits.
 
@@ -208,6 +218,8 @@ def open_checkpoints(
         Digest of all that the result depends on.
     identity : mapping of str to JSON value
         The same for people: the warning lists the differences. Digests are bytes.
+    check : callable or None
+        See `Checkpoints`.
 
     Raises
     ------
@@ -230,7 +242,7 @@ def open_checkpoints(
     except OSError as error:
         if error.errno not in _FULL:
             raise
-    return Checkpoints(folder, key.hex())
+    return Checkpoints(folder, key.hex(), check)
 
 
 def _warn_of_others(top: Path, identity: Mapping[str, Any]) -> None:

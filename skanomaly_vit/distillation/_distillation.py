@@ -121,7 +121,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     validation_indices_ : ndarray of int
         Positions in `X` of the images that students did not learn from.
     backbone_fingerprint_ : str
-        SHA-256 over class, weights and preprocessing of the backbone.
+        What the backbone is: digests of its modules, weights and preprocessing, and its features
+        of a test image.
     n_features_in_ : int
         Length of a flattened image; only with `image_shape`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -379,4 +380,4 @@ def _open_checkpoints(
         "student": type(student).__name__,
         **student.get_params(deep=False),
     }
-    return open_checkpoints(folder, key, identity)
+    return open_checkpoints(folder, key, identity, task.require_unchanged)

@@ -38,6 +38,7 @@ def fit_or_recall(
 
     def fit(missing: Collection[int]) -> dict[int, Tensors]:
         trained, taken = student._fit_blocks(task, sorted(missing))
+        task.require_unchanged()
         seconds.extend(taken)
         return {index: record.to_tensors() for index, record in trained.items()}
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from skanomaly_vit._backbone.passes import TeacherPasses
-from skanomaly_vit._backbone.teacher import BlockCall, full_precision
+from skanomaly_vit._backbone.teacher import BlockCall, in_full_precision
 from skanomaly_vit._utils.progress import log
 from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
 from skanomaly_vit.distillation._trained import Trained
@@ -106,7 +106,7 @@ class RidgeStatistics:
 
     def add(self, call: BlockCall) -> None:
         """Add the tokens of a batch."""
-        tokens, output = (full_precision(each) for each in (call.tokens, call.output))
+        tokens, output = (in_full_precision(each) for each in (call.tokens, call.output))
         residual = output - tokens  # [B, N, C]
         batch, n_tokens, dim = tokens.shape
         mean, mean_residual = tokens.mean(dim=1), residual.mean(dim=1)  # [B, C] each

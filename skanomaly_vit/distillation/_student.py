@@ -45,6 +45,10 @@ class TrainingTask:
     checkpoints: Checkpoints
     verbose: int
 
+    def require_unchanged(self) -> None:
+        """Raise an error if an image is another than before, so that nothing is kept of it."""
+        self.passes.require_unchanged(np.concatenate([self.train, self.validation]))
+
 
 class BaseStudent(BaseEstimator, ABC):
     """Base of the estimators that fit students of many blocks at once.

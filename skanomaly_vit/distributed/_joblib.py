@@ -18,6 +18,13 @@ import joblib
 import torch
 from joblib.parallel import get_active_backend
 
+from skanomaly_vit._utils.torch_settings import (
+    Settings,
+    autocast_of,
+    named,
+    settings_here,
+    under,
+)
 from skanomaly_vit.distributed._tasks import (
     Engine,
     Failure,
@@ -94,20 +101,23 @@ class JoblibEngine:
         self, function: Function[Result], shared: SharedObjects, tasks: Iterable[Task]
     ) -> Iterator[Success[Result] | Failure]:
         """Run tasks in threads of this process."""
-        return self._in_order(joblib.delayed(run_task)(function, shared, task) for task in tasks)
+        settings = settings_here()  # autocast is a thread's own
+        return self._in_order(
+            joblib.delayed(_run_in_thread)(function, shared, task, settings) for task in tasks
+        )
 
     def _run_in_processes(
         self, function: Function[Result], shared: SharedObjects, tasks: Iterable[Task]
     ) -> Iterator[Success[Result] | Failure]:
         """Run tasks in processes that share no memory, and perhaps no disk, with this one."""
         # The rounding of some sums depends on the number of threads.
-        n_threads = torch.get_num_threads()
+        n_threads, settings = torch.get_num_threads(), tuple(settings_here().values())
         waiting: deque[Task] = deque()
         missed = False
 
         def call(task: Task, *, whole: bool) -> Any:
             sent = objects if whole else [shared_object.by_name() for shared_object in objects]
-            return joblib.delayed(_run_here)(function, sent, task, n_threads)
+            return joblib.delayed(_run_here)(function, sent, task, n_threads, settings)
 
         def calls() -> Iterator[Any]:
             for task in tasks:
@@ -215,16 +225,29 @@ def _unpacked(shared_object: SharedObject) -> Any:
         return _held[shared_object.digest]
 
 
+def _run_in_thread(
+    function: Function[Result], shared: SharedObjects, task: Task, settings: Settings
+) -> Success[Result] | Failure:
+    """Run a task in another thread, under autocast if its sender is."""
+    with autocast_of(settings):
+        return run_task(function, shared, task)
+
+
 def _run_here(
-    function: Function[Result], objects: Sequence[SharedObject], task: Task, n_threads: int
+    function: Function[Result],
+    objects: Sequence[SharedObject],
+    task: Task,
+    n_threads: int,
+    settings: tuple[Any, ...],
 ) -> Success[Result] | Failure | _Missing:
-    """Run a task in a worker, with as many threads as its sender has."""
+    """Run a task in a worker, with the number of threads and the settings of its sender."""
     if torch.get_num_threads() != n_threads:
         torch.set_num_threads(n_threads)
     try:
-        shared = tuple(_unpacked(shared_object) for shared_object in objects)
+        with under(named(settings)):
+            shared = tuple(_unpacked(shared_object) for shared_object in objects)
+            return run_task(function, shared, task)
     except _MissingError:
         return _Missing()
     except Exception as error:  # noqa: BLE001 - `result` raises it again
         return Failure(error)
-    return run_task(function, shared, task)

@@ -214,7 +214,7 @@ def one_vs_rest(
             test_images,
             is_anomaly,
             memory,
-            key_of(is_normal, is_anomaly) if key_of else b"",
+            *(key_of(is_normal, is_anomaly) if key_of else (b"", b"")),
         )
         for name, (is_normal, is_anomaly) in zip(turns, masks, strict=True)
     )
@@ -289,13 +289,20 @@ def _take_turn(
     is_anomaly: np.ndarray,
     memory: Any,
     key: bytes,
+    contents: bytes,
 ) -> dict[str, float]:
     def compute(_: list[str]) -> dict[str, dict[str, torch.Tensor]]:
         measured = _measure(estimator, images, test_images, is_anomaly, positions)
         return {"row": {k: torch.tensor(v, dtype=torch.float64) for k, v in measured.items()}}
 
+    def is_final() -> bool:
+        """Whether the images are those of the key: what was measured of others is not kept."""
+        options = reading_options(estimator)
+        now = combine(*_digests(images, options), *_digests(test_images, options))
+        return now == contents
+
     try:
-        row = Memory(memory).recall({"row": key}, compute) if key else compute([])
+        row = Memory(memory).recall({"row": key}, compute, is_final) if key else compute([])
     except Exception as error:
         error.add_note(f"This happened in the turn of class {name}.")
         raise
@@ -316,9 +323,11 @@ class _Keys:
         options = reading_options(estimator)
         self._train, self._test = _digests(images, options), _digests(test_images, options)
 
-    def __call__(self, is_normal: np.ndarray, is_anomaly: np.ndarray) -> bytes:
+    def __call__(self, is_normal: np.ndarray, is_anomaly: np.ndarray) -> tuple[bytes, bytes]:
+        """Key of a turn, and digest of the images that it is about."""
         normal = [digest for digest, mask in zip(self._train, is_normal, strict=True) if mask]
-        return combine(self._context, *normal, "tested on", *self._test, is_anomaly.tobytes())
+        key = combine(self._context, *normal, "tested on", *self._test, is_anomaly.tobytes())
+        return key, combine(*normal, *self._test)
 
 
 def _device_of(estimator: Any) -> torch.device:

@@ -134,7 +134,8 @@ class CompactFeatures(TunedFeatures):
     validation_indices_ : ndarray of int
         Positions in `X` of the held-out images.
     backbone_fingerprint_ : str
-        SHA-256 over class, weights and preprocessing of the backbone, before tuning.
+        What the backbone is, before tuning: digests of its modules, weights and preprocessing,
+        and its features of a test image.
     n_features_in_ : int
         Length of a flattened image; only where `image_shape` is given.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)

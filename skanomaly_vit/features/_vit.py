@@ -62,7 +62,8 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
     Attributes
     ----------
     backbone_fingerprint_ : str
-        SHA-256 over class, weights and preprocessing of the backbone.
+        What the backbone is: digests of its modules, weights and preprocessing, and its features
+        of a test image.
     n_features_in_ : int
         Length of a flattened image; only where `image_shape` is given.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)

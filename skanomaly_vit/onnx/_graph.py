@@ -100,6 +100,21 @@ class DetectorGraph(nn.Module):
             outputs.append(self.maps(self._calls, errors))
         return tuple(outputs)
 
+    def score_features(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Scores of images of which the features in each space are known: (n_images,)."""
+        errors = {}
+        if DISCREPANCY_SPACE in features:
+            columns = torch.from_numpy(np.array(features[DISCREPANCY_SPACE]))  # (n, students)
+            blocks = sorted(map(int, self.students))
+            errors = {index: columns[:, [i]] for i, index in enumerate(blocks)}
+        first = features.get(PRETRAINED)
+        given = torch.from_numpy(np.array(first)) if first is not None else torch.empty(0)
+        return self._score(given, errors).numpy()
+
+    def p_values_of(self, scores: np.ndarray) -> np.ndarray:
+        """The p-values that go with scores."""
+        return self.calibration(torch.from_numpy(scores)).numpy()  # type: ignore[misc]
+
     def _students_calls(self) -> list[BlockCall]:
         return [call for call in self._calls if str(call.index) in self.students]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import sqlite3
 
@@ -417,3 +418,72 @@ def test_rounded_students_are_others(make_detector, images, cache):
     make_detector(memory=cache, student_dtype="bfloat16").fit(images)
     assert_same(outcome(exact, images), before)
     assert_same(outcome(make_detector(memory=cache).fit(images), images), before)
+
+
+class Camera(timm.models.vision_transformer.VisionTransformer):
+    """A network, while whose pass another image takes the place of one."""
+
+    shot = None
+
+    def forward_features(self, images):
+        if Camera.shot is not None:
+            Camera.shot()
+        return super().forward_features(images)
+
+
+@pytest.fixture
+def camera(tmp_path, monkeypatch):
+    """A network, and two files of a black image, of which the second may change meanwhile."""
+    torch.manual_seed(0)
+    network = Camera(img_size=32, patch_size=16, embed_dim=64, depth=2, num_heads=4, num_classes=0)
+    names = [str(tmp_path / name) for name in ("first.png", "latest.png")]
+    for name in names:
+        Image.new("RGB", (32, 32)).save(name)
+    monkeypatch.setattr(Camera, "shot", None)
+    return network, names
+
+
+def test_features_of_an_image_that_changed_meanwhile_are_not_kept_as_those_of_the_old(
+    camera, tmp_path, monkeypatch
+):
+    network, (first, latest) = camera
+    options = {"backbone": network, "batch_size": 1, "random_state": 0}
+    memory = joblib.Memory(tmp_path / "memory", verbose=0)
+    features = ViTFeatures(**options, memory=memory).fit([first])
+    white = Image.new("RGB", (32, 32), "white")
+    monkeypatch.setattr(Camera, "shot", lambda: white.save(latest))
+    features.transform([first, latest])
+    monkeypatch.setattr(Camera, "shot", None)
+    Image.new("RGB", (32, 32)).save(latest)
+    np.testing.assert_array_equal(*features.transform([first, latest]))
+
+
+def test_an_image_that_goes_on_changing_is_an_error(camera, tmp_path, monkeypatch):
+    network, (first, latest) = camera
+    memory = joblib.Memory(tmp_path / "memory", verbose=0)
+    features = ViTFeatures(backbone=network, batch_size=1, random_state=0, memory=memory)
+    features.fit([first])
+    grey = itertools.count(1)
+    monkeypatch.setattr(
+        Camera, "shot", lambda: Image.new("RGB", (32, 32), (next(grey), 0, 0)).save(latest)
+    )
+    with pytest.raises(ValueError, match=r"sample 1 \('.*latest\.png'\) changed while it was in"):
+        features.transform([first, latest])
+
+
+@pytest.mark.parametrize("student", ["ridge", "block"])
+@pytest.mark.parametrize("option", ["memory", "checkpoint_dir"])
+def test_students_of_images_that_change_meanwhile_are_not_kept(
+    option, student, make_detector, paths, tmp_path, monkeypatch
+):
+    run = Teacher.__call__
+
+    def changing(self, images, **options):
+        for path in paths if len(images) > 1 else ():  # not yet when it looks at a blank image
+            Image.new("RGB", (32, 32)).save(path)
+        return run(self, images, **options)
+
+    kept = joblib.Memory(tmp_path / "kept", verbose=0) if option == "memory" else tmp_path / "kept"
+    monkeypatch.setattr(Teacher, "__call__", changing)
+    with pytest.raises(ValueError, match=r"sample \d+ \('.*\.png'\) changed while it was"):
+        make_detector(student=student, **{option: kept}).fit(paths)

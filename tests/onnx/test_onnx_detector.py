@@ -406,6 +406,68 @@ def test_a_graph_that_gives_other_scores_is_not_written(detector, path, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def off(graph, output, amount):
+    """Have a graph give one output off by some amount, but for what is derived from it."""
+    if output == "score":
+        own = graph._score
+        graph._score = lambda features, errors: own(features, errors) + amount
+        return
+    place, own = graph.output_names().index(output), graph.forward
+
+    def forward(pixels):
+        outputs = list(own(pixels))
+        outputs[place] = outputs[place] + amount
+        return tuple(outputs)
+
+    graph.forward = forward
+
+
+@pytest.mark.parametrize(
+    ("output", "amount"),
+    [("score", 0.01), ("score", -3), ("decision", 0.01), ("p_value", 0.01), ("anomaly_map", 0.01)],
+)
+@pytest.mark.parametrize("backbone", ["small", "embedded"])
+def test_a_graph_that_is_off_by_a_hundredth_of_what_normal_images_differ_by_is_not_written(
+    output, amount, backbone, detector, tmp_path, monkeypatch
+):
+    if backbone == "embedded":
+        detector = TransformalyDetector(image_size=56, n_blocks=2, random_state=0).fit(IMAGES)
+    unit = detector.calibration_scores_.std() if output in ("score", "decision") else 1
+    export = writing._export
+
+    def broken(graph, example):
+        off(graph, output, amount * unit)
+        try:
+            return export(graph, example)
+        finally:
+            vars(graph).pop("_score", None)
+            vars(graph).pop("forward", None)
+
+    monkeypatch.setattr(writing, "_export", broken)
+    told = {
+        "score": "scores",
+        "decision": "decisions",
+        "p_value": "p-values",
+        "anomaly_map": "maps",
+    }
+    with pytest.raises(ValueError, match=f"gives other {told[output]} once it is exported"):
+        export_onnx(detector, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_density_that_the_graph_has_wrong_is_not_written(detector, tmp_path, monkeypatch):
+    make = writing._graph_of
+
+    def wrong(detector, teacher, method):
+        graph = make(detector, teacher, method)
+        off(graph, "score", 0.01 * detector.calibration_scores_.std())
+        return graph
+
+    monkeypatch.setattr(writing, "_graph_of", wrong)
+    with pytest.raises(ValueError, match="gives images of the fit other scores than the detector"):
+        export_onnx(detector, tmp_path / "a.onnx")
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named(detector, path, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
