@@ -334,6 +334,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         -----
         CalibrationWarning
             If too few images are held out for a threshold at `contamination`.
+        AmbiguousImageWarning
+            If images can be read in more than one way.
         """
         warn_about_labels(y, stacklevel=4)  # past the two decorators
         check_checkpoint_dir(self.checkpoint_dir, self.random_state)
