@@ -11,6 +11,7 @@ from importlib import resources
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import huggingface_hub
@@ -44,6 +45,9 @@ EMBEDDED_IMAGE_SIZE = 112
 EMBEDDED_FILE = "vit_small_patch14_embedded.safetensors"
 
 EMBEDDED_SHA256 = "e370e629af639d4361d72612e7fecaecec0931a2b0c4c90bd11478b760fd4ec9"
+
+#: Names of timm that stand for a repository of the hub.
+_HUB_PREFIX = "hf-hub:"
 
 #: Seconds until a silent hub counts as out of reach.
 HUB_TIMEOUT = 5.0
@@ -158,13 +162,17 @@ def _embedded_weights() -> dict[str, torch.Tensor]:
 
 
 def _named(name: str, pretrained: Pretrained, size: tuple[int, int] | None, seed: int) -> nn.Module:
-    if not timm.is_model(name):
+    if name.startswith(_HUB_PREFIX):
+        _require_hub_model(name)
+    elif not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Close names: {', '.join(close)}." if close else ""
         raise ValueError(
             f"backbone={name!r} is not a timm model.{hint} timm.list_models('*vit*') lists them; "
             "'embedded' is the one shipped with this package."
         )
+    else:
+        _require_known_tag(name)
     if isinstance(pretrained, bool):
         return _published(name, size) if pretrained else _random(name, size, seed)
     weights = _read_checkpoint(Path(pretrained))
@@ -176,12 +184,49 @@ def _named(name: str, pretrained: Pretrained, size: tuple[int, int] | None, seed
         ) from error
 
 
+def _require_known_tag(name: str) -> None:
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # timm raises it for a tag that this version does not know
+        architecture, _, tag = name.partition(".")
+        known = timm.list_models(f"{architecture}.*", pretrained=True)
+        raise ValueError(
+            f"backbone={name!r} has the tag {tag!r}, which timm {timm.__version__} does not know. "
+            f"Pass one of {', '.join(map(repr, [architecture, *known]))}."
+        ) from error
+
+
+def _require_hub_model(name: str) -> None:
+    """Raise unless the description of a hub's model is cached, or the hub answers."""
+    repository, _, _ = name.removeprefix(_HUB_PREFIX).partition("@")
+    if repository.count("/") != 1:
+        raise ValueError(
+            f"backbone={name!r} names no repository of the hub. Pass 'hf-hub:owner/name'."
+        )
+    _require_cached_or_reachable(
+        name, SimpleNamespace(hf_hub_id=repository, hf_hub_filename="config.json")
+    )
+
+
+def _create_of_hub(name: str, size: tuple[int, int] | None, **options: Any) -> nn.Module:
+    """Build a model that the hub describes; timm raises various errors for what is no model."""
+    try:
+        return _create(name, size, **options)
+    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise _unavailable(name, error) from error
+    except (KeyError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"backbone={name!r} is no model of timm: {_describe(error)}") from error
+
+
 def _random(name: str, size: tuple[int, int] | None, seed: int, **options: Any) -> nn.Module:
+    create = _create_of_hub if name.startswith(_HUB_PREFIX) else _create
     with seeded(seed):  # timm initializes from torch's global generator
-        return _create(name, size, pretrained=False, **options)
+        return create(name, size, pretrained=False, **options)
 
 
 def _published(name: str, size: tuple[int, int] | None) -> nn.Module:
+    if name.startswith(_HUB_PREFIX):
+        return _create_of_hub(name, size, pretrained=True)
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.has_weights:
         raise WeightsUnavailableError(

@@ -357,6 +357,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         -----
         CalibrationWarning
             If too few images are held out for a threshold at `contamination`.
+        AmbiguousImageWarning
+            If images can be read in more than one way.
         """
         warn_about_labels(y, stacklevel=5)  # past the three decorators
         check_checkpoint_dir(self.checkpoint_dir, self.random_state)

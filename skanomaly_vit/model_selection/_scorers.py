@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.utils import check_random_state
 
 from skanomaly_vit._images.source import ImageSource, open_images, reading_options
+from skanomaly_vit._utils.composition import find_attribute
 from skanomaly_vit._utils.detectors import METRICS, known_metric, normality
 from skanomaly_vit._utils.labels import AUTO, as_labels, show_labels, which_are_anomalies
 from skanomaly_vit.model_selection._pseudo_anomalies import ALTERATIONS
@@ -45,6 +48,12 @@ def anomaly_scorer(metric: str = "roc_auc", *, anomaly_label: Any = AUTO) -> Sco
         If the metric is unknown. The scorer itself raises it if `y` has only one kind of samples,
         or ambiguous labels; a search turns that into a warning and a score of NaN, unless
         ``error_score="raise"``.
+
+    Warns
+    -----
+    UndefinedMetricWarning
+        If all samples are normal and as many as the estimator was fitted on: a search that scores
+        training folds (``return_train_score=True``, `HalvingGridSearchCV`) gets NaN for those.
 
     See Also
     --------
@@ -153,6 +162,14 @@ class _AnomalyScorer:
     def __call__(self, estimator: Any, X: Any, y: Any) -> float:
         is_anomaly = which_are_anomalies(y, self.anomaly_label)
         n_anomalies = int(is_anomaly.sum())
+        if n_anomalies == 0 and _is_training_fold(estimator, len(is_anomaly)):
+            warnings.warn(
+                f"{self.metric} is not defined on a training fold of normal samples only; it is "
+                "NaN there. Test folds have to hold both kinds: pass cv=NormalOnlyKFold()",
+                UndefinedMetricWarning,
+                stacklevel=2,
+            )
+            return float("nan")
         if n_anomalies in (0, len(is_anomaly)):
             raise ValueError(
                 f"{self.metric} is not defined: of the {len(is_anomaly)} samples to test, "
@@ -164,6 +181,16 @@ class _AnomalyScorer:
 
     def __repr__(self) -> str:
         return f"anomaly_scorer({self.metric!r}, anomaly_label={self.anomaly_label!r})"
+
+
+def _is_training_fold(estimator: Any, n_samples: int) -> bool:
+    """Whether samples to score are those of the fit, as far as their number says.
+
+    Searches that score the training folds too do not tell a scorer which fold it gets.
+    """
+    counts = [find_attribute(estimator, name) for name in ("n_samples_fit_", "n_samples_seen_")]
+    shape = find_attribute(estimator, "shape_fit_")  # of support vector machines
+    return any(np.array_equal(count, n_samples) for count in [*counts, shape and shape[0]])
 
 
 @dataclass(frozen=True)

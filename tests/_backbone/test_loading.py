@@ -76,6 +76,54 @@ def test_embedded_with_random_weights_differs_from_the_pretrained_one():
 # --- names and sizes
 
 
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("tag", ["no_such_tag", ""])
+def test_unknown_tag_lists_those_that_there_are(tag, pretrained):
+    message = (
+        rf"has the tag '{tag}', which timm .* Pass one of .*'vit_base_patch16_224\.augreg_in1k'"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(f"vit_base_patch16_224.{tag}", pretrained=pretrained)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_repository_of_the_hub(pretrained, monkeypatch):
+    made = []
+
+    def create(name, **options):
+        made.append((name, options["pretrained"]))
+        return timm.models.create_model("test_vit")
+
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda repository, filename: "/a/file"
+    )
+    monkeypatch.setattr(timm, "create_model", create)
+    load("hf-hub:owner/net@main", pretrained=pretrained)
+    assert made == [("hf-hub:owner/net@main", pretrained)]
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("error", [KeyError("architecture"), RuntimeError("Unknown model")])
+def test_a_repository_of_the_hub_that_is_no_model(error, pretrained, monkeypatch):
+    def fail(*ignored, **options):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: "/a/file")
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ValueError, match=r"'hf-hub:owner/net' is no model of timm: \w+Error"):
+        load("hf-hub:owner/net", pretrained=pretrained)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_repository_out_of_reach(pretrained, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
+    monkeypatch.setattr(_backbones, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsUnavailableError, match=r"hf-hub:owner/net.*cannot be had"):
+        load("hf-hub:owner/net", pretrained=pretrained)
+    with pytest.raises(ValueError, match="'hf-hub:owner/name'"):
+        load("hf-hub:net", pretrained=pretrained)
+
+
 def test_unknown_name_suggests_close_ones():
     with pytest.raises(ValueError, match=r"'vit_base_patch16_385' is not a timm.*patch16_384"):
         load("vit_base_patch16_385")

@@ -15,10 +15,17 @@ from sklearn.base import clone
 from sklearn.covariance import EllipticEnvelope
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import UndefinedMetricWarning
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    KFold,
+    StratifiedKFold,
+    cross_val_score,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import OneClassSVM
@@ -427,10 +434,41 @@ def test_scorer_of_an_unknown_metric():
 
 @pytest.mark.parametrize("kind", [1, -1])
 def test_one_kind_of_samples_is_an_error(points, kind):
-    detector = OneClassSVM().fit(points[:20])
+    detector = OneClassSVM().fit(points[:19])  # not as many as are scored
     message = r"roc_auc is not defined: of the \d+ samples .* \(labels \[-?1\], .*NormalOnlyKFold"
     with pytest.raises(ValueError, match=message):
         anomaly_scorer()(detector, points[kind == SIGNS], SIGNS[kind == SIGNS])
+
+
+def test_training_folds_of_normal_samples_are_nan_and_told(points):
+    normal = points[SIGNS == 1]
+    for detector in (OneClassSVM(), make_pipeline(StandardScaler(), IsolationForest())):
+        fitted = detector.fit(normal)
+        with pytest.warns(UndefinedMetricWarning, match="on a training fold of normal samples"):
+            assert np.isnan(anomaly_scorer()(fitted, normal, np.ones(len(normal))))
+        with pytest.raises(ValueError, match="Pass cv=NormalOnlyKFold"):
+            anomaly_scorer()(fitted, normal[:-1], np.ones(len(normal) - 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*is not defined on a training fold")
+@pytest.mark.filterwarnings("ignore:One or more of the train scores are non-finite")
+def test_searches_that_score_training_folds(points):
+    options = {
+        "scoring": anomaly_scorer(),
+        "cv": NormalOnlyKFold(2, random_state=0),
+        "refit": False,
+        "error_score": "raise",
+    }
+    grid = {"gamma": [0.1, 1.0]}
+    search = GridSearchCV(OneClassSVM(), grid, return_train_score=True, **options)
+    search.fit(points, SIGNS)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert np.isnan(search.cv_results_["mean_train_score"]).all()
+    halving = HalvingGridSearchCV(
+        OneClassSVM(), grid, resource="max_iter", max_resources=9000, min_resources=3000, **options
+    )
+    halving.fit(points, SIGNS)
+    assert np.isfinite(halving.cv_results_["mean_test_score"]).all()
 
 
 def test_in_a_search_one_kind_of_samples_is_a_warning_that_says_why(points):
