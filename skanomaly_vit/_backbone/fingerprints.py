@@ -1,4 +1,4 @@
-"""What a network is: a text that two networks share only if they give the same."""
+"""Fingerprints of networks: a text that two networks share only if they give the same."""
 
 from __future__ import annotations
 

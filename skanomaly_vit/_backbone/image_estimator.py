@@ -206,7 +206,7 @@ class ImageEstimator(BaseEstimator):
 
 
 def _other_versions(made_by: dict[str, str] | None) -> str:
-    """What to say of a pickle that lacks something."""
+    """Sentence about a pickle that lacks an attribute."""
     here = versions()
     if made_by is None:
         there = "a version of skanomaly-vit that pickles do not name"

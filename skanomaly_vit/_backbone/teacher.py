@@ -167,7 +167,7 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the network is: digests of modules and weights, and features of a test image.
+        """Identity of the network: digests of modules and weights, and features of a test image.
 
         Networks that give the same have fingerprints that `has_fingerprint` takes for one; those
         of the same network differ by the rounding of the processor at most.
@@ -183,7 +183,7 @@ class Teacher:
         return known is not None and own is not None and own.is_of_the_same(known, self.dtype)
 
     def rounding(self) -> list[object]:
-        """What bits of results depend on: the fingerprint, and which kernels attention runs in."""
+        """Ingredients of the bits of results: the fingerprint and the attention kernels."""
         fused = [getattr(module, "fused_attn", None) for module in self.model.modules()]
         return [self.fingerprint, [bool(each) for each in fused if each is not None]]
 

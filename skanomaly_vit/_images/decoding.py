@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
-from skanomaly_vit._images.colour import is_srgb, to_srgb
+from skanomaly_vit._images.color import is_srgb, to_srgb
 from skanomaly_vit._images.listing import advise_listing, has_image_suffix
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS, check_pixels, open_file, own_rules
 from skanomaly_vit._images.remarks import remark
@@ -236,7 +236,7 @@ def _orientation(image: Image.Image) -> Any:
 
 
 class _Gray16:
-    """What a file says of its 16-bit grey values, asked before they are loaded."""
+    """Facts that a file states of its 16-bit gray values, asked before they are loaded."""
 
     def __init__(self, image: Image.Image) -> None:
         tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
@@ -389,7 +389,7 @@ _LONGEST_PATH = 4096
 
 
 def _advise_path(path: str) -> str:
-    """What to pass in place of the path of no file."""
+    """Advice in place of the path of no file."""
     if "://" in path:
         return "download the file, and pass its path or its bytes"
     if path.startswith("~"):

@@ -31,7 +31,7 @@ class _Range:
 
 @dataclass
 class Remarks:
-    """What is doubtful about the images of one call; threads may add to it.
+    """Doubts about the images of one call; threads may add to it.
 
     Parameters
     ----------

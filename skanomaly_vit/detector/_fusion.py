@@ -95,7 +95,7 @@ def fit_densities(
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """What a threshold is to keep.
+    """Rate of false alarms that a threshold keeps.
 
     Attributes
     ----------

@@ -84,7 +84,7 @@ def _mode_of(profile: bytes) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> Any:
-    """What turns an image of a mode into sRGB; None if nothing changes."""
+    """Transform of an image of a mode into sRGB; None if nothing changes."""
     from PIL import ImageCms
 
     srgb = ImageCms.createProfile("sRGB")
