@@ -31,7 +31,6 @@ from skanomaly_vit._caching.disk_cache import DiskCache
 from skanomaly_vit._caching.memory import Memory
 from skanomaly_vit._images.source import ImageSource, open_images
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions
-from skanomaly_vit._utils.labels import as_labels
 from skanomaly_vit._utils.provenance import versions
 
 
@@ -288,7 +287,7 @@ def split_validation(
         Fewest images to train on.
     min_held_out : int
         Fewest images to hold out, if `fraction` is above 0.
-    groups : array-like of shape (n_samples,) or None
+    groups : ndarray of shape (n_samples,) or None
         Samples of one group stay together; `fraction` then counts groups.
 
     Raises
@@ -296,10 +295,8 @@ def split_validation(
     ValueError
         If fewer images would be left to train on, or held out.
     """
-    if groups is not None:
-        values = _as_groups(groups, n_samples)
-        if fraction > 0:
-            return _split_groups(values, fraction, rng, min_train)
+    if groups is not None and fraction > 0:
+        return _split_groups(groups, fraction, rng, min_train)
     n_validation = math.ceil(fraction * n_samples)
     if n_samples - n_validation < min_train:
         raise ValueError(
@@ -315,20 +312,6 @@ def split_validation(
         )
     order = rng.permutation(n_samples)
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])
-
-
-def _as_groups(groups: Any, n_samples: int) -> np.ndarray:
-    """Groups as an array; those of mixed types as codes, since NumPy would make texts of them."""
-    given = np.asarray(groups, dtype=object)
-    if given.shape != (n_samples,):
-        raise ValueError(f"groups has shape {given.shape}; pass one group for each of {n_samples}")
-    labels = as_labels(given, "groups", "group")
-    if any(isinstance(label, str) for label in labels) and not all(
-        isinstance(label, str) for label in labels
-    ):
-        codes = {label: code for code, label in enumerate(dict.fromkeys(labels))}
-        return np.array([codes[label] for label in labels])
-    return np.asarray(groups)
 
 
 def _split_groups(
@@ -355,7 +338,9 @@ def _split_groups(
     return train, validation
 
 
-def share_out(held_out: np.ndarray, groups: Any, *, chooses: bool) -> tuple[np.ndarray, np.ndarray]:
+def share_out(
+    held_out: np.ndarray, groups: np.ndarray | None, *, chooses: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Split held-out images: some choose the students' best state, the others calibrate.
 
     Students that choose nothing leave all images to the calibration. `groups` covers all images;
@@ -365,7 +350,6 @@ def share_out(held_out: np.ndarray, groups: Any, *, chooses: bool) -> tuple[np.n
         return held_out, held_out
     group = np.arange(len(held_out))
     if groups is not None:
-        values = _as_groups(groups, len(groups))
-        group = np.unique(values[held_out], return_inverse=True)[1]
+        group = np.unique(groups[held_out], return_inverse=True)[1]
     is_choosing = group % 2 == 1
     return held_out[is_choosing], held_out[~is_choosing]

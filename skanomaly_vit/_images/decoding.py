@@ -18,7 +18,7 @@ from skanomaly_vit._images.listing import advise_listing, has_image_suffix
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS, check_pixels, open_file, own_rules
 from skanomaly_vit._images.remarks import remark
 from skanomaly_vit._images.unreadable import one_line
-from skanomaly_vit._utils.compat import is_missing
+from skanomaly_vit._utils.missing import is_missing
 from skanomaly_vit.exceptions import UnreadableImage, UnreadableImageError
 
 if TYPE_CHECKING:

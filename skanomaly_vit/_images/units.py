@@ -11,6 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._utils.labels import as_labels
 
 #: Bytes of an id: as many as a float64 holds exactly.
 _ID_BYTES = 6
@@ -64,27 +65,25 @@ def find_units(source: ImageSource, groups: Any = None) -> Units:
     ValueError
         If an image cannot be read, or `groups` has another length or a missing value.
     """
+    named = None if groups is None else _ids_of(groups, len(source))  # refused before images
     contents = np.array([_id_of(source.digest(i)) for i in range(len(source))])
-    if groups is None:
-        return Units(contents, contents)
-    named = np.array([_id_of(repr(group).encode()) for group in _checked(groups, len(source))])
-    return Units(_joined(named, contents), contents)
+    return Units(contents if named is None else _joined(named, contents), contents)
 
 
-def _checked(groups: Any, n_images: int) -> list[Any]:
-    values = np.asarray(groups)
-    if values.shape != (n_images,):
+def _ids_of(groups: Any, n_images: int) -> np.ndarray:
+    given = np.asarray(groups, dtype=object)  # NumPy would make texts of [1, "a"]
+    if given.shape != (n_images,):
         raise ValueError(
-            f"groups has shape {values.shape}; pass one group for each of {n_images} images"
+            f"groups has shape {given.shape}; pass one group for each of {n_images} images"
         )
-    found = values.tolist()
-    for position, value in enumerate(found):
-        if value is None or value != value:
-            raise ValueError(
-                f"groups[{position}] is {value!r}; pass the group of every image, such as a name "
-                "of its own for an image that belongs to none"
-            )
-    return found
+    return np.array([_id_of(_text_of(group)) for group in as_labels(given, "groups", "group")])
+
+
+def _text_of(group: Any) -> bytes:
+    """One text for a group, whichever type NumPy or pandas makes of it from call to call."""
+    value = group.item() if isinstance(group, np.generic) else group
+    whole = isinstance(value, float) and value.is_integer()
+    return repr(int(value) if whole else value).encode()
 
 
 def _joined(groups: np.ndarray, copies: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils import _safe_indexing
-from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import (
     HasMethods,
@@ -26,7 +25,6 @@ __all__ = [
     "_safe_indexing",
     "check_matplotlib_support",
     "fitted_samples",
-    "is_missing",
     "validate_parameter_constraints",
 ]
 
@@ -34,8 +32,3 @@ __all__ = [
 def fitted_samples(search: Any) -> np.ndarray:
     """Training samples of a `NearestNeighbors`."""
     return search._fit_X
-
-
-def is_missing(cell: Any) -> bool:
-    """Tell whether a cell of a table is None, NaN or the NA of pandas."""
-    return cell is None or is_scalar_nan(cell) or is_pandas_na(cell)

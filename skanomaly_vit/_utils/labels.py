@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from skanomaly_vit._utils.missing import is_missing
 from skanomaly_vit.exceptions import LabelWarning
 
 NORMAL, ANOMALY = 1, -1  # what scikit-learn's outlier detectors predict
@@ -86,7 +87,7 @@ def as_labels(y: Any, name: str = "y", kind: str = "label") -> list[Any]:
             f"{name} has shape {labels.shape}; pass one label a sample, shape (n_samples,)"
         )
     for index, label in enumerate(labels):
-        if _is_missing(label):
+        if is_missing(label):
             raise ValueError(
                 f"sample {index} has no {kind}: {name} holds {label!r} there. Give it one, or "
                 "leave it out"
@@ -150,10 +151,3 @@ def _plain_repr(label: Any) -> str:
 
 def _is_bool(label: Any) -> bool:
     return isinstance(label, bool | np.bool_)
-
-
-def _is_missing(label: Any) -> bool:
-    try:
-        return label is None or bool(label != label)
-    except TypeError:  # pandas.NA: neither equal to itself nor not
-        return True

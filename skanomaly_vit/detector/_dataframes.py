@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import narwhals as nw
 import numpy as np
 
-from skanomaly_vit._utils.compat import is_missing
+from skanomaly_vit._utils.missing import is_missing
 from skanomaly_vit.calibration import conformal_p_values
 
 #: Rows of an Arrow dataset to read at once; Arrow's default is too many for rows of images.

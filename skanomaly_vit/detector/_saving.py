@@ -107,6 +107,7 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
         record.write(n_calibrating=len(detector.calibration_scores_))
         record.write_tensor("calibration_scores", detector.calibration_scores_)
     if detector.calibration_units_ is not None:
+        record.write(n_calibration_units=len(np.unique(detector.calibration_units_)))
         record.write_tensor("calibration_units", detector.calibration_units_)
     if detector.threshold_confidence_ is not None:
         record.write(threshold_confidence=float(detector.threshold_confidence_))
@@ -215,8 +216,7 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     if "n_calibrating" in record.values:
         n_calibrating = record.read_int("n_calibrating", 1)
         detector.calibration_scores_ = record.read_array("calibration_scores", n_calibrating)
-        if record.has_tensor("calibration_units"):
-            detector.calibration_units_ = record.read_array("calibration_units", n_calibrating)
+        detector.calibration_units_ = _read_calibration_units(record, n_calibrating)
     detector.recipe_ = _read_recipe(record, detector)
     detector.contamination_, detector._contamination_then = _read_rates(record, detector)
     detector._normal_patches = _read_patches(record, blocks)
@@ -230,6 +230,15 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
             raise ValueError(f"it has {len(names)} column names, but another number of columns")
         detector.feature_names_in_ = np.asarray(names, dtype=object)
     return detector
+
+
+def _read_calibration_units(record: StateRecord, n_calibrating: int) -> np.ndarray | None:
+    if "n_calibration_units" not in record.values:  # each image is a unit
+        return None
+    units = record.read_array("calibration_units", n_calibrating)
+    if len(np.unique(units)) != record.read_int("n_calibration_units", 1):
+        raise ValueError("its calibration has another number of units than it says")
+    return units
 
 
 def _read_recipe(record: StateRecord, detector: Any) -> Bunch:

@@ -53,7 +53,7 @@ def anomaly_scorer(metric: str = "roc_auc", *, anomaly_label: Any = AUTO) -> Sco
     -----
     UndefinedMetricWarning
         If all samples are normal and as many as the estimator was fitted on: a search that scores
-        training folds (``return_train_score=True``, `HalvingGridSearchCV`) gets NaN for those.
+        training folds (``return_train_score=True``, ``HalvingGridSearchCV``) gets NaN for those.
 
     See Also
     --------

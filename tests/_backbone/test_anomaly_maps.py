@@ -309,7 +309,7 @@ class TestPasteDefects:
 
     def test_takes_images_of_any_kind_and_size(self, tmp_path):
         Image.new("L", (9, 30)).save(tmp_path / "grey.png")
-        images = [tmp_path / "grey.png", np.zeros((16, 16, 3)), np.full((1, 1), 7, np.uint16)]
+        images = [tmp_path / "grey.png", np.zeros((16, 16, 3)), np.full((1, 1), 40_000, np.uint16)]
         for seed in range(10):
             made = paste_defects(images, random_state=seed)
             assert [image.shape for image in made.images] == [(30, 9, 3), (16, 16, 3), (1, 1, 3)]

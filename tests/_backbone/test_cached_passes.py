@@ -463,7 +463,7 @@ def test_an_image_that_goes_on_changing_is_an_error(camera, tmp_path, monkeypatc
     memory = joblib.Memory(tmp_path / "memory", verbose=0)
     features = ViTFeatures(backbone=network, batch_size=1, random_state=0, memory=memory)
     features.fit([first])
-    grey = itertools.count(1)
+    grey = itertools.count(100)
     monkeypatch.setattr(
         Camera, "shot", lambda: Image.new("RGB", (32, 32), (next(grey), 0, 0)).save(latest)
     )

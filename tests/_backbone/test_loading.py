@@ -118,7 +118,7 @@ def test_a_repository_of_the_hub_that_is_no_model(error, pretrained, monkeypatch
 def test_a_repository_out_of_reach(pretrained, monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
     monkeypatch.setattr(_backbones, "HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsUnavailableError, match=r"hf-hub:owner/net.*cannot be had"):
+    with pytest.raises(WeightsUnavailableError, match=r"hf-hub:owner/net.*are unavailable"):
         load("hf-hub:owner/net", pretrained=pretrained)
     with pytest.raises(ValueError, match="'hf-hub:owner/name'"):
         load("hf-hub:net", pretrained=pretrained)

@@ -6,6 +6,7 @@ import pickle
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
 from images import blobs
 from sklearn.decomposition import PCA
@@ -244,6 +245,27 @@ def test_groups_keep_their_side_in_later_calls(make_detector, images, more):
     n_new = sum(name in held_out for name in named)
     assert len(detector.calibration_scores_) == before + n_new
     assert len(np.unique(detector.calibration_units_)) == 2
+
+
+@pytest.mark.parametrize(
+    "retyped",
+    [list, lambda lots: lots.astype(float), lambda lots: pd.Series(lots, dtype="Int64")],
+    ids=["list", "float", "pandas"],
+)
+def test_groups_are_known_again_in_another_type(make_detector, images, more, retyped):
+    lots = np.repeat([1, 2, 3, 4, 5], 4)
+    detector = make_detector(contamination=0.4, validation_fraction=0.4).fit(images, groups=lots)
+    held_out = set(lots[detector.validation_indices_])
+    before = len(detector.calibration_scores_)
+    again = np.resize(lots, len(more))
+    detector.partial_fit(more, groups=retyped(again))
+    assert len(detector.calibration_scores_) == before + sum(lot in held_out for lot in again)
+
+
+def test_groups_of_two_types_stay_two(make_detector, images):
+    groups = [1] * 10 + ["1"] * 10
+    detector = make_detector(validation_fraction=0.5).fit(images, groups=groups)
+    assert set(detector.validation_indices_) in (set(range(10)), set(range(10, 20)))
 
 
 def test_partial_fit_keeps_the_rate_that_was_set(make_detector, images, more):
