@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
-import sklearn
 
 from skanomaly_vit._utils.shared_context import SharedContext
 
@@ -74,14 +73,19 @@ def own_settings() -> Iterator[None]:
     with ExitStack() as entered:
         if np.geterr() != _ERRORS:
             entered.enter_context(np.errstate(**_ERRORS))
-        found = sklearn.get_config()
-        if any(found.get(name, value) != value for name, value in _SKLEARN.items()):
-            ours = {name: value for name, value in _SKLEARN.items() if name in found}
-            entered.enter_context(sklearn.config_context(**ours))
-        torch = sys.modules.get("torch")
-        if torch is not None:
-            _enter_torch(torch, entered)
+        # Who scores an ONNX file may have installed neither.
+        for name, enter in (("sklearn", _enter_sklearn), ("torch", _enter_torch)):
+            library = sys.modules.get(name)
+            if library is not None:
+                enter(library, entered)
         yield
+
+
+def _enter_sklearn(sklearn: Any, entered: ExitStack) -> None:
+    found = sklearn.get_config()
+    if any(found.get(name, value) != value for name, value in _SKLEARN.items()):
+        ours = {name: value for name, value in _SKLEARN.items() if name in found}
+        entered.enter_context(sklearn.config_context(**ours))
 
 
 def _enter_torch(torch: Any, entered: ExitStack) -> None:
