@@ -116,10 +116,6 @@ class StateRecord:
             raise ValueError(f"{self.name}.{key} holds values that are not positive")
         return array
 
-    def has_tensor(self, key: str) -> bool:
-        """Whether there is a tensor of this name."""
-        return f"{self.name}.{key}" in self.tensors
-
     def read_tensor(self, key: str, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """A finite tensor of exactly this shape and type, in the layout that was written."""
         name = f"{self.name}.{key}"
