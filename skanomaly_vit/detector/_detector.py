@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from os import PathLike
@@ -19,6 +19,7 @@ from skanomaly_vit._backbone.anomaly_maps import MapCollector, enlarge
 from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED, Embedded
 from skanomaly_vit._backbone.image_estimator import (
+    POOLING_CONSTRAINT,
     TRAINING_CONSTRAINTS,
     ImageEstimator,
     draw_seed,
@@ -27,6 +28,7 @@ from skanomaly_vit._backbone.image_estimator import (
 )
 from skanomaly_vit._backbone.patches import METHODS, PatchSample, layout_of
 from skanomaly_vit._backbone.teacher import Teacher
+from skanomaly_vit._backbone.views import Readout, names_of, parse_views, share_of
 from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.score_stream import ScoreStreamMixin
@@ -64,11 +66,7 @@ from skanomaly_vit.distillation._student import BaseStudent
 from skanomaly_vit.distributed._torchrun import agreed
 from skanomaly_vit.features import ViTFeatures
 
-SPACES = {
-    "both": (PRETRAINED, DISCREPANCY),
-    PRETRAINED: (PRETRAINED,),
-    DISCREPANCY: (DISCREPANCY,),
-}
+FEATURE_SPACES = {"both", PRETRAINED, DISCREPANCY}
 
 
 class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMixin, ImageEstimator):
@@ -135,6 +133,12 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         those of the paper. `recipe_` holds them after `fit`.
     feature_spaces : {"both", "pretrained", "discrepancy"}, default="both"
         Feature spaces that make up the score. With ``"pretrained"``, `fit` trains no students.
+    views : str, sequence of str or "auto", default="auto"
+        Vectors that make up the pre-trained space, as in `ViTFeatures`, such as ``("pooled",
+        "max_patch")``. Each has a density of its own. In the paper's recipe ``("pooled",)``.
+    pooling : {"mean", "auto"} or float, default="auto"
+        Error of a student on an image: the mean over all tokens, or over that share in (0, 1] of
+        its patches where the error is largest. In the paper's recipe ``"mean"``.
     density : {"gaussian", "gmm", "knn", "excess", "auto"} or estimator, default="auto"
         Density scorer, cloned for each space: `GaussianDensity`, `GaussianMixtureDensity`,
         `KNNDensity`, `ExcessDensity`, or any estimator with ``fit`` and ``score_samples`` (higher
@@ -253,10 +257,12 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         **TRAINING_CONSTRAINTS,
         "student": [StrOptions({AUTO, *STUDENTS}), *STUDENT_CONSTRAINT[1:]],
         "recipe": [StrOptions(set(RECIPES))],
+        "views": [str, tuple, list],
+        "pooling": [StrOptions({AUTO}), *POOLING_CONSTRAINT],
         "pca_variance": [Interval(Real, 0, 1, closed="neither"), StrOptions({AUTO}), None],
         "density": [StrOptions({AUTO, *DENSITIES}), HasMethods(["fit", "score_samples"])],
         "fusion": [StrOptions({"product", "standardized", AUTO})],
-        "feature_spaces": [StrOptions(set(SPACES))],
+        "feature_spaces": [StrOptions(FEATURE_SPACES)],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
         "on_error": [StrOptions({"raise", "nan"})],
     }
@@ -283,6 +289,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         # Score and threshold
         recipe: str = "default",
         feature_spaces: str = "both",
+        views: str | Sequence[str] = "auto",
+        pooling: str | float = "auto",
         density: Any = "auto",
         fusion: str = "auto",
         validation_fraction: float = 0.2,
@@ -310,6 +318,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         self.activation_cache = activation_cache
         self.recipe = recipe
         self.feature_spaces = feature_spaces
+        self.views = views
+        self.pooling = pooling
         self.density = density
         self.fusion = fusion
         self.validation_fraction = validation_fraction
@@ -482,7 +492,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             scores, _ = score_units(self.density_, self.fusion_, store.embedded(everyone))
             if summary is not None:
                 known = summary.without_held_out() if replace else summary
-                new = FitSummary.of(store, ~everyone, everyone, None)
+                new = FitSummary.of(store, ~everyone, everyone, {})
                 summary = known.merge(new, known.statistics)
         known_scores, known_units = self._known_calibration(replace)
         scores = np.concatenate([known_scores, scores])
@@ -690,7 +700,10 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     def _held_teacher(self) -> Teacher:
         self.features_.set_params(device=self.device)  # it may have changed since `fit`
-        return self.features_._held_teacher()
+        teacher = self.features_._held_teacher()
+        if self.distillation_ is None:
+            return teacher
+        return teacher.reading(Readout(teacher.views, self.distillation_._readout().pooling))
 
     def _open_images(self, X: Any, *, on_error: str) -> ImageSource:
         check_is_fitted(self)
@@ -705,8 +718,13 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     def _score(self, batches: Iterable[Embedded]) -> dict[str, np.ndarray]:
         return score_shards(self.density_, self.fusion_, in_shards(batches))
 
+    def _spaces(self, teacher: Teacher) -> tuple[str, ...]:
+        """Names of the spaces that make up the score: views, and that of discrepancies."""
+        names = () if self.feature_spaces == DISCREPANCY else names_of(teacher.views)
+        return names if self.feature_spaces == PRETRAINED else (*names, DISCREPANCY)
+
     def _make_student(self, values: dict[str, Any]) -> BaseStudent | None:
-        if DISCREPANCY not in SPACES[self.feature_spaces]:
+        if self.feature_spaces == PRETRAINED:
             return None
         return self._part(BlockDistillation, values)._make_student()
 
@@ -722,8 +740,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         progress: Progress,
     ) -> None:
         choosing, calibrating = shares
+        readout = Readout(parse_views(values["views"]), share_of(values["pooling"]))
         teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
-        teacher = self._load_teacher(teacher_seed)
+        teacher = self._load_network(teacher_seed).reading(readout)
         log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
         layout = layout_of(teacher)
         distillation: BlockDistillation | None = None
@@ -750,7 +769,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             with one_blas_thread(store.n_values):
                 fitted = fit_densities(
                     store,
-                    SPACES[self.feature_spaces],
+                    self._spaces(teacher),
                     (split[0], calibrating),
                     density=values["density"],
                     pca_variance=values["pca_variance"],
@@ -800,7 +819,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     def _require_same_recipe(self) -> None:
         """Refuse parameters that were changed since `fit`, and would be ignored."""
         values = resolve(self)
-        for name in ("fusion", "pca_variance"):
+        for name in ("fusion", "pca_variance", "views", "pooling"):
             if values[name] != self.recipe_[name]:
                 raise ValueError(
                     f"{name} was {self.recipe_[name]!r} in fit and is {values[name]!r} now; "

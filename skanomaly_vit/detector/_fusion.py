@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
 
-from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
+from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED, Embedded
 from skanomaly_vit._caching.memory import LRUCache
 from skanomaly_vit._images.units import UNIT
 from skanomaly_vit._utils.blas import one_blas_thread
@@ -67,20 +67,22 @@ def fit_densities(
         Whether later fits in this process are likely to see the same features.
     """
     train, held_out = map(store.mask, split)
-    require_spread(store.rows(PRETRAINED, train))
-    pca, statistics = None, None
-    if pca_variance is not None and PRETRAINED in spaces:
-        rows = store.rows(PRETRAINED, train)
-        statistics = Statistics.of_shards(rows, Kind.COVARIANCE)
-        pca = _find_pca(statistics, pca_variance, remember)
-    fitted = {}
+    views = [space for space in spaces if space != DISCREPANCY]
+    for view in views:
+        require_spread(store.rows(view, train))
+    fitted, statistics = {}, {}
     for space in spaces:
+        pca, rows = None, store.rows(space, train)
+        if pca_variance is not None and space in views:
+            statistics[space] = Statistics.of_shards(rows, Kind.COVARIANCE)
+            pca = _find_pca(statistics[space], pca_variance, remember)
+        kind = DISCREPANCY if space == DISCREPANCY else PRETRAINED
         fitted[space] = fit_density(
-            density[space] if isinstance(density, dict) else density,
-            store.rows(space, train),
+            density[kind] if isinstance(density, dict) else density,
+            rows,
             seed=seed,
-            pca=pca if space == PRETRAINED else None,
-            statistics=statistics,
+            pca=pca,
+            statistics=statistics.get(space),
         )
     summary = FitSummary.of(store, train, held_out, statistics)
     return calibrate(

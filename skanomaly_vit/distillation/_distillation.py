@@ -19,12 +19,14 @@ from sklearn.utils.validation import check_is_fitted
 from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY
 from skanomaly_vit._backbone.image_estimator import (
+    POOLING_CONSTRAINT,
     TRAINING_CONSTRAINTS,
     ImageEstimator,
     draw_seed,
     split_validation,
 )
 from skanomaly_vit._backbone.teacher import Teacher, on_device
+from skanomaly_vit._backbone.views import Readout, share_of
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.compat import _fit_context
@@ -159,6 +161,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         **ImageEstimator._parameter_constraints,
         **TRAINING_CONSTRAINTS,
         "student": STUDENT_CONSTRAINT,
+        "pooling": POOLING_CONSTRAINT,
     }
 
     def __init__(
@@ -168,6 +171,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         backbone: str | torch.nn.Module = "embedded",
         image_size: int | tuple[int, int] | None = None,
         n_blocks: int | None = 10,
+        pooling: str | float = "mean",
         # Backbone and images
         pretrained: bool | str | PathLike[str] = True,
         store_backbone: bool = False,
@@ -190,6 +194,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.backbone = backbone
         self.image_size = image_size
         self.n_blocks = n_blocks
+        self.pooling = pooling
         self.pretrained = pretrained
         self.store_backbone = store_backbone
         self.image_shape = image_shape
@@ -288,6 +293,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         """
         check_is_fitted(self)
         return np.array([f"block{index}" for index in self.block_indices_], dtype=object)
+
+    def _readout(self) -> Readout:
+        return Readout(pooling=share_of(self.pooling))
 
     def _fitting_passes(
         self, teacher: Teacher, source: ImageSource, also: Collection[int] = ()
