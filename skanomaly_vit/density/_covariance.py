@@ -67,7 +67,7 @@ def is_singular(smallest: float, n_features: int) -> bool:
     Rounding may let a singular matrix pass, with pivots that are noise: of 200 such matrices of
     five features, up to three times their number of epsilons.
     """
-    return smallest <= 10 * n_features * np.finfo(np.float64).eps
+    return bool(smallest <= 10 * n_features * np.finfo(np.float64).eps)
 
 
 def singular_message(name: str, n_features: int, shrinkage: object, regularization: float) -> str:

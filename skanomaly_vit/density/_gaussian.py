@@ -141,7 +141,7 @@ class GaussianDensity(MomentDensity):
         np.fill_diagonal(covariance, covariance.diagonal() + target)
         factor = cholesky(covariance, lower=True)  # of A
         q, weight = _squared_lengths(factor, Z), kept * n / (n - 1) ** 2
-        # At least this, since A - weight * d d' is at least the target. Rounding may bring it lower.
+        # A - weight * d d' is at least the target, which bounds this; rounding may fall below.
         least = max(target.min(), np.finfo(np.float64).eps)
         remainder = np.maximum(1 - weight * q, least / (least + weight * np.square(Z).sum(axis=1)))
         outside = (n / (n - 1)) ** 2 * q / remainder

@@ -203,10 +203,12 @@ class Whitening:
 
     def apply(self, Z: FloatArray) -> FloatArray:
         """Map rows; the result of a row has the same bits, whatever the others are."""
-        blocks = np.zeros((-(-len(Z) // _BLOCK), _BLOCK, len(self.matrix)))
-        blocks.reshape(-1, len(self.matrix))[: len(Z)] = Z
-        return (blocks @ self.matrix).reshape(-1, len(self.matrix))[: len(Z)]
+        n_features = len(self.matrix)
+        blocks = np.zeros((-(-len(Z) // _BLOCK), _BLOCK, n_features))
+        blocks.reshape(-1, n_features)[: len(Z)] = Z
+        return (blocks @ self.matrix).reshape(-1, n_features)[: len(Z)]
 
     def undo(self, points: FloatArray) -> FloatArray:
         """Map them back."""
-        return np.linalg.solve(self.matrix, points.T).T
+        Z: FloatArray = np.linalg.solve(self.matrix, points.T).T
+        return Z
