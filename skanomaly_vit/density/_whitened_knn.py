@@ -210,5 +210,4 @@ class Whitening:
 
     def undo(self, points: FloatArray) -> FloatArray:
         """Map them back."""
-        Z: FloatArray = np.linalg.solve(self.matrix, points.T).T
-        return Z
+        return np.asarray(np.linalg.solve(self.matrix, points.T).T, dtype=np.float64)

@@ -278,7 +278,7 @@ def require_spread(rows: Rows) -> None:
 #: Space -> weight of its standardized scores. Densities leave a training image out, students do
 #: not: scores of new normal images vary four times as much in the discrepancy space, or more
 #: (benchmarks/left_out.py).
-_WEIGHTS = {PRETRAINED: 1.0, DISCREPANCY: 0.25}
+WEIGHTS = {PRETRAINED: 1.0, DISCREPANCY: 0.25}
 
 
 def left_out_scales(
@@ -293,7 +293,7 @@ def left_out_scales(
     scales = {}
     for space, values in scores.items():
         location, scale = _location_and_scale(values, _least_scale(densities[space]))
-        scales[space] = (location, scale / _WEIGHTS[space])
+        scales[space] = (location, scale / WEIGHTS[space])
     return scales
 
 

@@ -9,10 +9,7 @@ from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import Pipeline
 
 from skanomaly_vit import ExcessDensity, GaussianDensity, KNNDensity, WhitenedKNNDensity
-from skanomaly_vit.detector._fusion import left_out_scales, score_shards
-
-#: Errors of students, which have learned from the training images, count a quarter.
-WEIGHTS = {"pretrained": 1.0, "discrepancy": 0.25}
+from skanomaly_vit.detector._fusion import WEIGHTS, left_out_scales, score_shards
 
 
 @pytest.mark.parametrize("pca_variance", [None, 0.9])
