@@ -4,7 +4,7 @@ Transformaly written by hand
 ============================
 
 Transformaly [1]_ describes an image in two feature spaces of one frozen Vision Transformer, and
-adds its log-likelihoods in both. This page writes the method, from pixels to the score, in plain
+adds its scores in both. This page writes the method, from pixels to the score, in plain
 torch, numpy and scikit-learn. In the end it compares its scores with those of
 :class:`~skanomaly_vit.TransformalyDetector`, and stops if one differs by more than a millionth.
 Read it before you change the method or port it to another framework.
