@@ -259,7 +259,7 @@ def _name(backbone: Backbone) -> str:
 
 
 #: Constraint of the pooling of errors.
-POOLING_CONSTRAINT: list[Any] = [StrOptions({"mean"}), Interval(Real, 0, 1, closed="right")]
+POOLING_CONSTRAINT: list[Any] = [StrOptions({"mean", "max"}), Interval(Real, 0, 1, closed="right")]
 
 #: Constraints of the parameters that govern the training of students.
 TRAINING_CONSTRAINTS: dict[str, list[Any]] = {

@@ -123,8 +123,10 @@ def n_prefix(tokens: torch.Tensor, grid: tuple[int, int] | None) -> int:
 
 
 def share_of(pooling: str | float) -> float | None:
-    """Share of the worst patches; None for ``"mean"``, all tokens."""
-    return None if isinstance(pooling, str) else float(pooling)
+    """Share of the worst patches, 0 for the worst one alone; None for ``"mean"``, all tokens."""
+    if isinstance(pooling, str):
+        return {"mean": None, "max": 0.0}[pooling]
+    return float(pooling)
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ class Readout:
     ----------
     views : tuple of View
     pooling : float or None
-        Share in (0, 1] of the patches, the worst of which make up the error of a student on an
-        image. None is the mean over all tokens, the class token included.
+        Share of the patches, the worst of which make up the error of a student on an image; 0 is
+        the worst one. None is the mean over all tokens, the class token included.
     """
 
     views: tuple[View, ...] = (PENULTIMATE,)

@@ -11,19 +11,19 @@ from sklearn.utils import Bunch
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED
 from skanomaly_vit._backbone.views import names_of, parse_views
 from skanomaly_vit._utils.labels import is_auto
-from skanomaly_vit.density import ExcessDensity, GaussianDensity
+from skanomaly_vit.density import ExcessDensity, GaussianDensity, WhitenedKNNDensity
 from skanomaly_vit.distillation import BlockDistillation, BlockStudent, RidgeStudent
 
 #: Recipe -> parameter -> value; `density` has a value for each feature space.
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {
         "student": RidgeStudent(),
-        "views": ("pooled",),
-        "pooling": "mean",
+        "views": ("pooled", "pooled:-2", "max_patch", "max_patch:-2"),
+        "pooling": "max",
         "pca_variance": None,
         "density": {
-            PRETRAINED: GaussianDensity(shrinkage="ledoit_wolf"),
-            DISCREPANCY: ExcessDensity(),
+            PRETRAINED: WhitenedKNNDensity(),
+            DISCREPANCY: ExcessDensity(tail="exponential"),
         },
         "fusion": "standardized",
     },

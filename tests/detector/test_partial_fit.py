@@ -131,6 +131,7 @@ OPTIONS = pytest.mark.parametrize(
         {"density": "gaussian", "pca_variance": 0.9},
         {"density": KNNDensity(n_neighbors=2)},
         {"density": KNNDensity(n_neighbors=2, max_samples=10)},
+        {"density": "whitened_knn"},
         {"feature_spaces": "pretrained"},
         {"validation_fraction": 0.0},
     ],

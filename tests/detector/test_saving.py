@@ -29,7 +29,13 @@ from sklearn.svm import OneClassSVM
 from sklearn.utils.validation import check_is_fitted
 from students import with_student
 
-from skanomaly_vit import GaussianDensity, GaussianMixtureDensity, KNNDensity, TransformalyDetector
+from skanomaly_vit import (
+    GaussianDensity,
+    GaussianMixtureDensity,
+    KNNDensity,
+    TransformalyDetector,
+    WhitenedKNNDensity,
+)
 from skanomaly_vit._backbone import loading as _backbones
 from skanomaly_vit.distillation import RidgeStudent
 from skanomaly_vit.exceptions import ModelFileError
@@ -132,6 +138,11 @@ KINDS = {
     "knn, drawn": {"density": KNNDensity(n_neighbors=3, max_samples=8)},
     "knn, greedy": {
         "density": KNNDensity(n_neighbors=3, max_samples=5, subsampling="greedy"),
+        "pca_variance": 0.9,
+    },
+    "whitened knn": {"density": "whitened_knn"},
+    "whitened knn, greedy": {
+        "density": WhitenedKNNDensity(max_samples=5, subsampling="greedy", whitening_exponent=0.25),
         "pca_variance": 0.9,
     },
     "excess": {"density": "excess"},
