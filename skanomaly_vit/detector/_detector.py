@@ -372,7 +372,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         student = self._make_student(values)
         source = self._open(X, reset=True)
         units = find_units(source, groups)
-        groups = None if groups is None and not units.has_copies else units.units
+        groups = units.to_divide(groups)
         rng = agreed(check_random_state(self.random_state))
         # A density needs two images to see any spread.
         split = split_validation(
