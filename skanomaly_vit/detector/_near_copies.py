@@ -59,6 +59,8 @@ def warn_of_near_copies(held_out: ImageSample, learned: Rows) -> None:
     learned : Rows
         Pre-trained features of the images learned from, one of each unit.
     """
+    if not len(held_out[PRETRAINED]):
+        return
     images = one_of_each_unit(held_out).gather()[:_N_COMPARED]
     found = find_near_copies(images, learned)
     if not are_too_many(found):
