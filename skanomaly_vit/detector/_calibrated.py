@@ -12,6 +12,8 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
+from skanomaly_vit._images.source import open_images, reading_options
+from skanomaly_vit._images.units import find_units
 from skanomaly_vit._utils.compat import _safe_indexing
 from skanomaly_vit._utils.decisions import DecisionMixin
 from skanomaly_vit.calibration import conformal_threshold, drift_test, false_alarm_bound
@@ -208,7 +210,7 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
             Group of each image (camera, lot, day). A detector scores only groups that it has not
             seen.
         cv : int, default=5
-            Number of fits; each leaves out an equal share of the images.
+            Number of fits; each leaves out an equal share of the images, and all copies of one.
 
         Returns
         -------
@@ -221,15 +223,16 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         Raises
         ------
         ValueError
-            If `cv` exceeds the number of images or groups, or as `fit` does.
+            If `cv` exceeds the number of distinct images or of groups, or as `fit` does.
 
         Notes
         -----
         `audit` does not change the detector, which need not be fitted. With `memory`, images pass
         through the backbone once, not once per fold.
         """
+        units = find_units(open_images(X, **reading_options(self)), groups)
         scores = np.empty(len(X))
-        for train, test in self._folds(len(X), groups, cv):
+        for train, test in self._folds(len(X), units.to_divide(groups), cv):
             chosen = {"groups": _safe_indexing(groups, train)} if groups is not None else {}
             fitted = clone(self).fit(_safe_indexing(X, train), **chosen)
             known = fitted._require_calibration()

@@ -27,6 +27,7 @@ from skanomaly_vit._backbone.image_estimator import (
 from skanomaly_vit._backbone.teacher import Teacher, on_device
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._images.units import find_units
 from skanomaly_vit._utils.compat import _fit_context
 from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit._utils.progress import Progress
@@ -235,7 +236,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         student = self._make_student()
         source = self._open(X, reset=True)
         rng = agreed(check_random_state(self.random_state))
-        split = split_validation(len(source), self.validation_fraction, rng)
+        units = find_units(source).to_divide()
+        split = split_validation(len(source), self.validation_fraction, rng, groups=units)
         teacher_seed, seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_teacher(teacher_seed)
         context = self._init_callback_context(max_subtasks=student._n_epochs)
