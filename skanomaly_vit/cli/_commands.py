@@ -25,6 +25,7 @@ from skanomaly_vit.cli._options import (
     Program,
     batch_size_option,
     check_format,
+    check_not_model,
     check_output,
     device_option,
     epilog,
@@ -36,7 +37,16 @@ from skanomaly_vit.cli._options import (
     null_option,
     require,
 )
-from skanomaly_vit.cli._steps import describe, finish, load, open_output, show_fitting, summarize
+from skanomaly_vit.cli._outputs import open_output
+from skanomaly_vit.cli._steps import (
+    describe,
+    finish,
+    load,
+    load_for_files,
+    require_maps,
+    show_fitting,
+    summarize,
+)
 from skanomaly_vit.cli._tables import FORMATS, Row, open_table
 from skanomaly_vit.cli._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
 
@@ -204,6 +214,12 @@ def _how_to_go_on(detector: TransformalyDetector) -> str:
     type=click.Choice(FORMATS),
     help="Format of the table.  [default: the suffix of FILE]",
 )
+@click.option(
+    "--safe-csv",
+    "safe",
+    is_flag=True,
+    help="Put ' before paths that a spreadsheet would run as a formula.",
+)
 @null_option
 @device_option
 @jobs_option
@@ -214,6 +230,7 @@ def _score(
     images: tuple[str, ...],
     output: str | None,
     kind: str | None,
+    safe: bool,
     null: bool,
     **options: Any,
 ) -> None:
@@ -224,14 +241,17 @@ def _score(
     It reports unreadable images on standard error and gives them no row.
     """
     kind = check_format(output, kind)
+    check_not_model(output, model)
+    if safe and kind != "csv":
+        raise click.UsageError(f"--safe-csv is for csv; the format is {kind}, which runs nothing.")
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
-    detector = load(model, on_error="nan", **options)
+    detector = load_for_files(model, on_error="nan", **options)
     # Do not wait for paths that are still to come.
     chunk_size = detector.batch_size if STDIN in images else None
     n_scored = n_flagged = 0
     with ExitStack() as stack:
-        table = stack.enter_context(open_table(open_output(output, stack), kind))
+        table = stack.enter_context(open_table(open_output(output, kind, stack), kind, safe=safe))
         # On a terminal, the rows themselves show the progress.
         shown = output is not None or not sys.stdout.isatty()
         bar = stack.enter_context(progress_bar("scoring", count_inputs(images), shown=shown))
@@ -320,12 +340,13 @@ def _map(
     same name do not collide. A map has the size of its image; higher is more abnormal.
     """
     if kind != "npy":
-        require("matplotlib", f"--format {kind}", "--format npy does without it")
+        require("plot", f"--format {kind}", "--format npy does without it")
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
     # Maps are as large as the images: fewer fit into memory than a pass of the backbone takes.
     batch_size = batch_size or _MAPS_AT_ONCE
-    detector = load(model, on_error="nan", batch_size=batch_size, **options)
+    detector = load_for_files(model, on_error="nan", batch_size=batch_size, **options)
+    require_maps(detector, method)
     from skanomaly_vit.cli._map_files import TargetNames, save_map, save_overlay
     from skanomaly_vit.cli._scoring import chunked, compute_readable
 
@@ -371,20 +392,21 @@ def _report(model: str, images: tuple[str, ...], output: str, null: bool, **opti
     """
     if not output.lower().endswith((".html", ".htm")):
         raise click.UsageError(f"{output!r} does not end in .html, as a report must.")
-    try:
-        render = import_module("skanomaly_vit.report").write_report
-    except ImportError as error:
-        raise click.ClickException(f"The report cannot be written: {error}") from error
+    require("report", "a report")
+    render = import_module("skanomaly_vit.report").write_report
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
-    detector = load(model, **options)
+    detector = load_for_files(model, **options)
     from skanomaly_vit.cli._scoring import select_readable
 
     readable = select_readable(list(paths), detector, unreadable)
     if not readable:
         finish(unreadable, "no report was written")
         raise click.UsageError("there are no images to report on")
-    render(detector, readable, path=output)
+    try:
+        render(detector, readable, path=output)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     finish(unreadable, f"{len(readable)} images in {output}")
 
 
@@ -410,8 +432,7 @@ def _export(model: str, output: str, map_method: str | None) -> None:
     """
     if not output.lower().endswith(".onnx"):
         raise click.UsageError(f"{output!r} does not end in .onnx, as an ONNX file must.")
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package, "export", "pip install 'skanomaly-vit[onnx]' installs all of them")
+    require("onnx", "an export")
     detector = load(model, device="cpu")
     from skanomaly_vit.onnx import export_onnx
 

@@ -49,6 +49,11 @@ class Program(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except (OSError, MemoryError) as error:  # no space left, a vanished folder...
             raise click.ClickException(str(error)) from error
+        except ImportError as error:
+            raise click.ClickException(
+                f"a package is missing or damaged: {error}. Install it again: "
+                "pip install --force-reinstall skanomaly-vit"
+            ) from error
         return DONE
 
 
@@ -82,15 +87,27 @@ def check_format(output: str | None, kind: str | None) -> str:
     if kind == "parquet":
         if output is None:
             raise click.UsageError("parquet is for files: add -o FILE, or choose csv or jsonl.")
-        require("pyarrow", "parquet", "csv and jsonl do without it")
+        require("parquet", "a Parquet file", "csv and jsonl do without it")
     return kind
 
 
-def require(package: str, purpose: str, way_out: str) -> None:
-    """Raise if an optional package is missing."""
-    if find_spec(package) is None:
+#: Packages that a command needs from each extra.
+_EXTRAS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "parquet": ("pyarrow",),
+    "plot": ("matplotlib",),
+    "report": ("jinja2", "markupsafe", "matplotlib"),
+}
+
+
+def require(extra: str, purpose: str, way_out: str = "") -> None:
+    """Raise if a package of an extra is missing."""
+    missing = [package for package in _EXTRAS[extra] if find_spec(package) is None]
+    if missing:
+        command = f"pip install 'skanomaly-vit[{extra}]'"
         raise click.UsageError(
-            f"{purpose} needs {package}, which is not installed: pip install {package}; {way_out}."
+            f"{purpose} needs {', '.join(missing)}, not installed here: "
+            f"{'; '.join(filter(None, [command, way_out]))}."
         )
 
 
@@ -104,6 +121,12 @@ def _check_jobs(ctx: click.Context, parameter: click.Parameter, value: int | Non
     if value == 0:
         raise click.BadParameter("0 threads can do nothing; pass 1 or more, or -1 for all cores.")
     return value
+
+
+def check_not_model(output: str | None, model: str) -> None:
+    """Reject an output that would take the place of the model."""
+    if output is not None and os.path.exists(output) and os.path.samefile(output, model):
+        raise click.UsageError(f"-o {output!r} is the model itself; pass another name.")
 
 
 def check_output(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +33,26 @@ def load(model: str, **options: Any) -> TransformalyDetector:
     return detector
 
 
+def load_for_files(model: str, **options: Any) -> TransformalyDetector:
+    """Load a detector that scores image files; one of flattened rows does not."""
+    detector = load(model, **options)
+    if detector.image_shape is not None:
+        raise click.UsageError(
+            f"{model!r} was fitted on rows of a table (image_shape={detector.image_shape}), and "
+            "this command reads image files; score such rows in Python "
+            "(TransformalyDetector.load), or fit a model on image files."
+        )
+    return detector
+
+
+def require_maps(detector: TransformalyDetector, method: str | None) -> None:
+    """Raise unless the detector has maps by this method, before any image is read."""
+    try:
+        detector._map_collector(method)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def describe(model: str) -> dict[str, Any]:
     """Read the model card, and add the versions of packages here."""
     from skanomaly_vit._utils.provenance import versions
@@ -58,13 +77,6 @@ def show_fitting(detector: TransformalyDetector) -> None:
 
     rich.reconfigure(stderr=True)  # scikit-learn's bars use rich's own console
     detector.set_callbacks(ProgressBar())
-
-
-def open_output(output: str | None, stack: ExitStack) -> BinaryIO:
-    """Open the stream of a table: a file, closed with the stack, or standard output."""
-    if output is None:
-        return sys.stdout.buffer
-    return stack.enter_context(open(output, "wb"))
 
 
 def finish(unreadable: Unreadable, summary: str) -> None:

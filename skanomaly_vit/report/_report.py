@@ -30,7 +30,7 @@ from skanomaly_vit.display._overlay import (
     shrink_map,
 )
 from skanomaly_vit.display._scores import ScoreDisplay
-from skanomaly_vit.report._figures import check_detector, remark, score, summarize
+from skanomaly_vit.report._figures import check_detector, has_maps, remark, score, summarize
 from skanomaly_vit.report._page import Card, ImageRow, Page, render, require_packages
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -281,7 +281,7 @@ def _draw_cards(
         if i not in images:
             pixels = source[i]
             images[i] = shrink(pixels, _LARGE)
-            if hasattr(det, "anomaly_map"):
+            if has_maps(det):
                 full = _map_of(det, X, i, pixels.shape[:2])
                 # One small map at a time: maps of large images would fill the memory.
                 maps[i], highest[i] = shrink_map(full, _LARGE), float(full.max())
