@@ -107,6 +107,12 @@ def main() -> None:
     help="Share of normal images that may be flagged.  [default: 0.05]",
 )
 @click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Share of deployments in which that holds.  [default: it holds on average]",
+)
+@click.option(
     "--n-blocks",
     type=click.IntRange(min=1),
     metavar="N",
@@ -142,7 +148,13 @@ def main() -> None:
 @jobs_option
 @batch_size_option
 @max_pixels_option
-def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> None:
+def _fit(
+    images: tuple[str, ...],
+    output: str,
+    seed: int,
+    confidence: float | None,
+    **options: Any,
+) -> None:
     """Learn from normal IMAGES: files, and folders with all images below them.
 
     The command decodes every image first: if some are unreadable, it lists all of them and fits
@@ -156,6 +168,7 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
             f"a fit needs {_FEWEST} images at the very least, and some hundred for a steady "
             f"threshold; found {len(paths)}."
         )
+    from skanomaly_vit.cli._certifying import certify, require_calibration
     from skanomaly_vit.cli._machine import MachineError, try_backbone
     from skanomaly_vit.cli._scoring import select_readable
     from skanomaly_vit.detector import TransformalyDetector
@@ -164,6 +177,8 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
     detector = TransformalyDetector(random_state=seed, **given(**options))
     try:
         try_backbone(detector)
+        if confidence is not None:
+            require_calibration(detector, confidence, len(paths))
         select_readable(paths, detector, unreadable)
         if unreadable.count:
             finish(unreadable, f"nothing was fitted to the {len(paths)} images")
@@ -172,6 +187,8 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
         with kept_checkpoints():
             with told_warnings():
                 detector.fit(paths)
+                if confidence is not None:
+                    certify(detector, confidence)
             detector.save(output)
     except MachineError as error:
         raise MachineMismatch(str(error)) from error

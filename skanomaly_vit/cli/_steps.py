@@ -90,6 +90,7 @@ def finish(unreadable: Unreadable, summary: str) -> None:
 
 def summarize(described: dict[str, Any]) -> str:
     """Format the result of `describe` for people."""
+    from skanomaly_vit._utils.certificates import Certificate
     from skanomaly_vit._utils.provenance import printable
 
     parameters, changed = described["parameters"], described["changed_parameters"]
@@ -98,7 +99,15 @@ def summarize(described: dict[str, Any]) -> str:
         ", ".join(f"{name} {version}" for name, version in described[key].items())
         for key in ("versions", "versions_here")
     )
-    rate = described["false_alarm_rate"]
+    certificate = Certificate(
+        rate=described["false_alarm_rate"],
+        confidence=described["threshold_confidence"],
+        n_images=described["n_calibrating"] or 0,
+        n_units=described["n_calibration_units"] or 0,
+        bound=described["false_alarm_bound"],
+        bound_confidence=described["false_alarm_bound_confidence"],
+    )
+    is_recorded = described["n_calibrating"] is not None
     lines = {
         "file": f"{described['path']} ({described['file_size'] / 2**20:.1f} MiB)",
         "written": described["created"],
@@ -109,7 +118,8 @@ def summarize(described: dict[str, Any]) -> str:
         "images": f"{described['n_images']} "
         f"({described['n_images_held_out']} of them held out for the threshold)",
         "threshold": f"{described['threshold']:.6g} (a lower score is an anomaly)",
-        "false alarms": "not recorded" if rate is None else f"{rate:g} of normal images accepted",
+        "false alarms": certificate.describe_rate() if is_recorded else "not recorded",
+        "calibration": certificate.describe_calibration() if is_recorded else "not recorded",
         "parameters": ", ".join(f"{name}={parameters.get(name)!r}" for name in changed)
         or "all default",
         "versions": written,

@@ -111,6 +111,18 @@ def summarize(scores: Array, offset: float, is_anomaly: Array | None) -> list[St
     return statistics
 
 
+def certify(det: Any) -> list[Statistic]:
+    """False-alarm rate of the threshold, and the images that it rests on, where they are known."""
+    find = find_attribute(det, "_certificate")
+    if find is None:
+        return []
+    certificate = find()
+    return [
+        Statistic("False alarms", certificate.describe_rate()),
+        Statistic("Calibration", certificate.describe_calibration()),
+    ]
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 

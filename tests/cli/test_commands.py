@@ -30,6 +30,7 @@ from skanomaly_vit._backbone import passes as _passes
 from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._images.listing import SUFFIXES
 from skanomaly_vit._images.prefetching import Reader
+from skanomaly_vit.calibration import threshold_bound
 from skanomaly_vit.cli import main
 from skanomaly_vit.cli._map_files import TargetNames
 from skanomaly_vit.cli._tables import Row, open_table
@@ -736,6 +737,62 @@ def test_info_says_what_a_model_is(model, detector):
     text = run("info", model).stdout
     assert "image_size=56, n_blocks=2, random_state=0" in text
     assert detector.features_.backbone_fingerprint_ in text
+
+
+def test_info_says_what_is_known_of_false_alarms(detector, paths, tmp_path):
+    certified = clone(detector).set_params(validation_fraction=0.5).fit(paths)
+    assert len(certified.calibration_scores_) == 7
+    certified.set_threshold(target_fpr=0.5, confidence=0.9).save(tmp_path / "m")
+    found = json.loads(run("info", tmp_path / "m", "--json").stdout)
+    # The second of seven scores: Beta(2, 6) is at most 0.5 with 0.9375, at most 0.4526 with 0.9.
+    bound = threshold_bound(certified.calibration_scores_, certified.offset_, confidence=0.9)
+    assert found["false_alarm_bound"] == bound == pytest.approx(0.4526, abs=1e-4)
+    assert (found["false_alarm_rate"], found["threshold_confidence"]) == (0.5, 0.9)
+    assert (found["n_calibrating"], found["n_calibration_units"]) == (7, 7)
+    text = run("info", tmp_path / "m").stdout
+    assert "at most 50 % of normal images, in 90 % of deployments" in text
+    assert "7 held-out images; at most 45.3 % in 90 % of deployments" in text
+    certified.set_threshold(target_fpr=0.25).save(tmp_path / "m")
+    text = run("info", tmp_path / "m").stdout
+    assert "25 % of normal images, on average over deployments" in text
+    assert "7 held-out images; at most 52.1 % in 95 % of deployments" in text
+    groups = np.arange(14) // 2
+    certified.fit(paths, groups=groups).save(tmp_path / "m")
+    text = run("info", tmp_path / "m").stdout
+    assert "8 held-out images in 4 groups; no bound without a confidence" in text
+    certified.set_params(validation_fraction=0).fit(paths).save(tmp_path / "m")
+    assert "5 % of the training images; of new ones, more" in run("info", tmp_path / "m").stdout
+
+
+def test_a_fit_sets_a_threshold_with_a_confidence(normal, paths, tmp_path):
+    output = tmp_path / "a.model"
+    rate = ("--contamination", 0.5, "--confidence", 0.8)
+    assert run("fit", normal, "-o", output, *SMALL, *rate).exit_code == 0
+    loaded = TransformalyDetector.load(output)
+    assert loaded.threshold_confidence_ == 0.8
+    assert loaded.contamination_ == 0.5
+    assert loaded.offset_ == loaded.calibration_scores_.min()
+
+
+@pytest.mark.parametrize(("recipe", "in_all"), [("default", 1491), ("paper", 2981)])
+def test_a_confidence_that_takes_more_images_is_refused_before_the_fit(
+    recipe, in_all, normal, tmp_path
+):
+    rate = ("--contamination", 0.01, "--confidence", 0.95, "--recipe", recipe)
+    done = run("fit", normal, "-o", tmp_path / "m", *SMALL, *rate)
+    assert done.exit_code == 1
+    message = " ".join(done.stderr.split())
+    assert f"takes 299 held-out images, which a fit of {in_all} images has; found 14" in message
+    assert os.listdir(tmp_path) == []
+
+
+def test_copies_do_not_count_for_a_confidence(paths, tmp_path):
+    copies = paths[:5] * 3
+    rate = ("--contamination", 0.5, "--confidence", 0.8)
+    done = run("fit", *copies, "-o", tmp_path / "m", *SMALL, *rate)
+    assert done.exit_code == 1
+    assert "Copies of an image count once" in done.stderr
+    assert os.listdir(tmp_path) == []
 
 
 def test_info_needs_neither_students_nor_torch(paths, tmp_path):
