@@ -156,8 +156,10 @@ import numpy as np
 import torch
 from test_torchrun import BACKBONE, make_images
 from skanomaly_vit import ViTFeatures
+from skanomaly_vit._backbone import passes as _passes
 from skanomaly_vit.distributed import _torchrun, torchrun
 
+_passes.IMAGES_PER_SHARD = 8
 rank, kind = int(os.environ["RANK"]), sys.argv[1]
 if kind == "setting" and rank == 1:
     torch.use_deterministic_algorithms(True)
