@@ -94,6 +94,10 @@ class _StrictFile(ImageFile.ImageFile):
 _StrictFile.load = _strict(ImageFile.ImageFile.load)  # type: ignore[method-assign,arg-type]
 
 
+def _name(kind: bytes) -> str:
+    return repr(kind)[1:]  # without b
+
+
 def check_png(stream: IO[bytes]) -> None:
     """Raise if a checksum of a PNG is wrong, or its end is missing; leaves the place in the file.
 
@@ -112,8 +116,8 @@ def check_png(stream: IO[bytes]) -> None:
         while length > 0:
             block = stream.read(min(length, _BLOCK))
             if not block:
-                raise OSError(f"truncated PNG file: its chunk {kind!r} is cut off")
+                raise OSError(f"truncated PNG file: its chunk {_name(kind)} is cut off")
             digest, length = zlib.crc32(block, digest), length - len(block)
         if stream.read(4) != struct.pack(">I", digest):
-            raise OSError(f"broken PNG file: wrong checksum in its chunk {kind!r}")
+            raise OSError(f"broken PNG file: wrong checksum in its chunk {_name(kind)}")
     stream.seek(place)

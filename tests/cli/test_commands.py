@@ -361,6 +361,14 @@ def test_files_of_a_folder_that_are_left_out_are_told(model, tmp_path):
     assert "left out" not in run("score", model, tmp_path / "a.jfif").stderr
 
 
+def test_a_folder_of_texts_is_told_what_it_holds(model, tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).touch()
+    done = run("score", model, tmp_path)
+    assert done.exit_code == 1
+    assert "Left out: 2 files, which are no image by the suffix: 2 .txt." in done.stderr
+
+
 OUTPUT = {"fit": "a.model", "score": "a.csv", "map": "maps", "report": "a.html"}
 
 
@@ -403,6 +411,8 @@ def test_a_folder_without_images_is_refused(command, model, tmp_path, monkeypatc
         (("fit", "IMAGE", "-o", "IMAGE"), "ends like an image"),
         (("report", "MODEL", "IMAGE", "-o", "MODEL"), "does not end in .html"),
         (("info", "."), "is a directory"),
+        (("score", ".", "MODEL"), "the model file comes first"),
+        (("fit", "IMAGE", "-o", "/proc/m"), "'/proc' cannot be written to: No such file"),
     ],
 )
 def test_wrong_usage_is_code_1(args, message, model, paths):
