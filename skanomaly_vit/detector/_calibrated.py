@@ -14,11 +14,20 @@ from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._images.source import open_images, reading_options
 from skanomaly_vit._images.units import find_units
+from skanomaly_vit._utils.certificates import Certificate
 from skanomaly_vit._utils.compat import _safe_indexing
 from skanomaly_vit._utils.decisions import DecisionMixin
-from skanomaly_vit.calibration import conformal_threshold, drift_test, false_alarm_bound
+from skanomaly_vit.calibration import (
+    conformal_threshold,
+    drift_test,
+    false_alarm_bound,
+    threshold_bound,
+)
 from skanomaly_vit.detector._dataframes import p_values_of, score_frame
 from skanomaly_vit.exceptions import ThresholdWarning
+
+#: Confidence of the bound of a threshold that was set without one.
+_CONFIDENCE = 0.95
 
 
 class CalibratedMixin(DecisionMixin, OutlierMixin):
@@ -167,6 +176,24 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         """
         known = self._require_calibration()
         return false_alarm_bound(known, confidence=confidence, groups=self.calibration_units_)
+
+    def _certificate(self) -> Certificate:
+        """What is known of the false alarms of the threshold in use."""
+        known, units = self.calibration_scores_, self.calibration_units_
+        confidence, bound = self.threshold_confidence_, None
+        if known is not None and (units is None or confidence is not None):
+            bound = threshold_bound(
+                known, self.offset_, confidence=confidence or _CONFIDENCE, groups=units
+            )
+        n_images = 0 if known is None else len(known)
+        return Certificate(
+            rate=self.contamination_,
+            confidence=confidence,
+            n_images=n_images,
+            n_units=n_images if units is None else len(np.unique(units)),
+            bound=bound,
+            bound_confidence=None if bound is None else confidence or _CONFIDENCE,
+        )
 
     def drift(self, X: Any, *, anomaly_share: float | None = None) -> Bunch:
         """Test whether a batch of mostly normal images has drifted from the training data.
