@@ -24,6 +24,7 @@ __all__ = [
     "conformal_threshold",
     "drift_test",
     "false_alarm_bound",
+    "threshold_bound",
 ]
 
 
@@ -234,6 +235,66 @@ def _chunks(total: int, size: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
+def threshold_bound(
+    calibration_scores: Any, threshold: float, *, confidence: float = 0.95, groups: Any = None
+) -> float:
+    """Upper bound of the false-alarm rate of one threshold.
+
+    Parameters
+    ----------
+    calibration_scores : array-like of shape (n,)
+        As in `conformal_p_values`.
+    threshold : float
+        Images strictly below it are flagged. The bound holds if its rank among the calibration
+        scores was chosen before looking at them, as `conformal_threshold` does.
+    confidence : float, default=0.95
+        In (0, 1): share of calibration sets in which the bound holds.
+    groups : array-like of shape (n,) or None, default=None
+        As in `conformal_p_values`; the bound is then one for the share of new groups with a flagged
+        image, and holds for thresholds that were set with a `confidence`.
+
+    Returns
+    -------
+    bound : float
+        In (0, 1]; 1 above all calibration scores.
+
+    Raises
+    ------
+    ValueError
+        If `confidence` is out of range, or as `conformal_p_values` does.
+
+    See Also
+    --------
+    false_alarm_bound : Bounds that allow a choice of the threshold afterwards, and are higher.
+
+    Notes
+    -----
+    With k - 1 scores below the threshold, the share of normal images below it is at most a
+    Beta(k, n + 1 - k) variable, whose quantile is the bound (order statistics, [1]_).
+
+    References
+    ----------
+    .. [1] V. Vovk, "Conditional Validity of Inductive Conformal Predictors", Machine Learning 92,
+       2013, proposition 2.
+
+    Examples
+    --------
+    >>> from skanomaly_vit.calibration import threshold_bound
+    >>> round(threshold_bound(range(99), 4.0), 3)  # 5 % on average
+    0.09
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r} is not in (0, 1)")
+    lowest = _lowest_scores(calibration_scores, groups)
+    k = 1 + int(np.searchsorted(lowest, threshold, side="left"))
+    return 1.0 if k > len(lowest) else float(beta.ppf(confidence, k, len(lowest) + 1 - k))
+
+
+def units_needed(level: float, confidence: float) -> int:
+    """Fewest units for which some threshold keeps `level` with this confidence."""
+    return math.ceil(math.log1p(-confidence) / math.log1p(-level))
+
+
 def _certified_threshold(
     calibration_scores: Any, level: float, groups: Any, confidence: float
 ) -> float:
@@ -244,7 +305,7 @@ def _certified_threshold(
     k = np.arange(1, n + 1)
     holds = beta.cdf(level, k, n + 1 - k) >= confidence
     if not holds[0]:
-        needed = math.ceil(math.log1p(-confidence) / math.log1p(-level))
+        needed = units_needed(level, confidence)
         raise ValueError(
             f"a false-alarm rate of at most {level:g} with a confidence of {confidence:g} takes at "
             f"least {needed} calibration {_name_of_units(groups, needed)}, and there are {n}. Pass "

@@ -30,7 +30,11 @@ class ThresholdWarning(UserWarning):
 
 
 class CalibrationWarning(UserWarning):
-    """Too few calibration scores for the requested rate or test."""
+    """Calibration scores that do not suffice for the requested rate or test.
+
+    They are too few, or held-out images have near copies among those that the detector has learned
+    from, and score too high.
+    """
 
 
 class WeightsUnavailableError(OSError):

@@ -282,6 +282,26 @@ class TestDetector:
         Spy(**make_detector().get_params()).audit(list(many[:40]), groups=groups, cv=4)
         assert sorted(map(sorted, seen)) == [[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]]
 
+    @pytest.mark.parametrize("groups", [None, np.arange(40) // 5])
+    def test_an_audit_keeps_copies_together(self, make_detector, many, groups):
+        X = many[np.arange(40) // 2]  # pairs, some of two groups
+        seen, tested = [], []
+
+        class Spy(type(make_detector())):
+            def fit(self, X, y=None, groups=None):
+                seen.append({image.tobytes() for image in X})
+                return super().fit(X, y, groups)
+
+            def score_samples(self, X):
+                tested.append({image.tobytes() for image in X})
+                return super().score_samples(X)
+
+        folds = {"cv": 4} if groups is None else {"cv": 2, "groups": groups}
+        Spy(**make_detector().get_params()).audit(X, **folds)
+        assert len(seen) == len(tested) == folds["cv"]
+        for learned, scored in zip(seen, tested, strict=True):
+            assert not learned & scored
+
 
 class TestGroups:
     def test_are_held_out_together(self, make_detector, many):

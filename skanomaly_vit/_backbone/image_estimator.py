@@ -307,7 +307,7 @@ def split_validation(
         If fewer images would be left to train on, or held out.
     """
     if groups is not None and fraction > 0:
-        return _split_groups(groups, fraction, rng, min_train)
+        return _split_groups(groups, fraction, rng, min_train, min_held_out)
     n_validation = math.ceil(fraction * n_samples)
     if n_samples - n_validation < min_train:
         raise ValueError(
@@ -326,7 +326,11 @@ def split_validation(
 
 
 def _split_groups(
-    groups: np.ndarray, fraction: float, rng: np.random.RandomState, min_train: int
+    groups: np.ndarray,
+    fraction: float,
+    rng: np.random.RandomState,
+    min_train: int,
+    min_held_out: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     n_groups = len(np.unique(groups))
     if n_groups < 2:
@@ -339,6 +343,12 @@ def _split_groups(
     if n_held_out < n_groups:
         folds = GroupShuffleSplit(1, test_size=fraction, random_state=rng)
         ((train, validation),) = folds.split(groups, groups=groups)
+    if len(validation) < min_held_out:
+        raise ValueError(
+            f"Found {len(groups)} images of {n_groups} groups, but validation_fraction={fraction} "
+            f"holds out {n_held_out} of these, {len(validation)} image(s); at least {min_held_out} "
+            "must be held out, or none. Pass more images, a larger validation_fraction, or 0."
+        )
     if len(train) < min_train:
         raise ValueError(
             f"Found {len(groups)} images of {n_groups} groups, but validation_fraction={fraction} "

@@ -17,6 +17,7 @@ from skanomaly_vit._images.color import is_srgb, to_srgb
 from skanomaly_vit._images.listing import advise_listing, has_image_suffix
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS, check_pixels, open_file, own_rules
 from skanomaly_vit._images.remarks import remark
+from skanomaly_vit._images.strict_loading import load_strictly
 from skanomaly_vit._images.unreadable import one_line
 from skanomaly_vit._utils.missing import is_missing
 from skanomaly_vit.exceptions import UnreadableImage, UnreadableImageError
@@ -147,7 +148,7 @@ def load_upright(image: Image.Image, max_pixels: int | None = MAX_PIXELS) -> Ima
             raise ValueError(CLOSED)
         check_pixels(image.size, max_pixels)
         # Load first: Pillow then knows EXIF blocks behind the pixels, and has turned TIFF upright.
-        image.load()
+        load_strictly(image)
         check_pixels(image.size, max_pixels)  # a frame may be larger than the header says
         method = _ORIENTATIONS.get(_orientation(image))
     if method is None:

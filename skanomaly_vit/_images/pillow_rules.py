@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from skanomaly_vit._images.strict_loading import check_png
 from skanomaly_vit._utils.shared_context import SharedContext
 
 #: Default limit of pixels: more than nearly all cameras have. Decoding such an image takes some
@@ -34,18 +35,15 @@ def open_file(file: str | bytes, max_pixels: int | None) -> Iterator[Image.Image
     # Opening a named pipe would wait for a writer.
     if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError("not a regular file")
-    with own_rules(max_pixels, in_parts=not _is_plain(file)):
-        with _opened(file, max_pixels) as image:
-            if image.format == "EPS":
-                raise ValueError("PostScript is a program, not an image; convert the file to PNG")
-            if image.format != "PNG":
-                yield image
-                return
-            # Pillow ignores the checksums of pixels while it decodes, and a fifth of all flipped
-            # bits would pass. `verify` checks them, once, and closes the image.
-            image.verify()
-        with _opened(file, max_pixels) as image:
-            yield image
+    with own_rules(max_pixels, in_parts=not _is_plain(file)), _opened(file, max_pixels) as image:
+        if image.format == "EPS":
+            raise ValueError("PostScript is a program, not an image; convert the file to PNG")
+        if image.format == "ICO" and ImageFile.LOAD_TRUNCATED_IMAGES:
+            raise ValueError(  # it was decoded as it was opened
+                "Pillow does not tell half an ICO file from a whole one while "
+                "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set; set it to False, or convert the file"
+            )
+        yield image
 
 
 def _is_plain(file: str | bytes) -> bool:
@@ -65,6 +63,8 @@ def _opened(file: str | bytes, max_pixels: int | None) -> Iterator[Image.Image]:
         _identified(file, stream) as image,
     ):
         check_pixels(image.size, max_pixels)
+        if image.format == "PNG":
+            check_png(stream)
         # A tile of a TIFF may be larger than the image.
         check_pixels(getattr(image, "_tile_size", image.size), max_pixels)
         yield image
@@ -110,12 +110,12 @@ class _OwnRules:
 
     Pillow warns above ``Image.MAX_IMAGE_PIXELS`` and raises above twice that, also for parts of
     files that `check_pixels` does not see, such as frames. Its globals are changed where they
-    stand in the way alone: where the application lets half an image pass, and where it has a limit
-    below ours and the file has parts. Threads share one change, since globals know of no threads.
+    stand in the way alone: where the application has a limit below ours and the file has parts.
+    Threads share one change, since globals know of no threads.
     """
 
     def __init__(self) -> None:
-        self._quiet, self._strict = SharedContext(_quiet), SharedContext(_strict)
+        self._quiet = SharedContext(_quiet)
         self._limits = _PartLimits()
 
     @contextmanager
@@ -124,7 +124,7 @@ class _OwnRules:
         _here.depth = depth + 1
         try:
             limits = self._limits(max_pixels) if in_parts else nullcontext()
-            with self._quiet(), self._strict(), limits:
+            with self._quiet(), limits:
                 yield
         except Image.DecompressionBombError as error:
             raise ValueError(
@@ -191,18 +191,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         filters.remove(ours)
-
-
-@contextmanager
-def _strict() -> Iterator[None]:
-    found = ImageFile.LOAD_TRUNCATED_IMAGES
-    if found:  # by other packages, and half an image would get a score
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        if found:
-            ImageFile.LOAD_TRUNCATED_IMAGES = found
 
 
 own_rules = _OwnRules()

@@ -6,27 +6,63 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from skanomaly_vit._images.unreadable import depth_of_caller
 from skanomaly_vit.exceptions import AmbiguousImageWarning
 
 
 @dataclass(frozen=True)
-class _Remark:
-    n_images: int
-    first: str
+class Named:
+    """An image that a remark is about.
+
+    Attributes
+    ----------
+    position : int
+        In the `X` of the user: an image that is read again is the same one.
+    name : str
+        Its name in messages.
+    """
+
+    position: int
+    name: str
 
 
-@dataclass(frozen=True)
+@dataclass
+class _Images:
+    """Distinct images, and the first one in `X`, whichever thread reads it when."""
+
+    first: Named
+    positions: set[int] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def merge(self, other: _Images) -> None:
+        self.positions |= other.positions
+        if other.first.position < self.first.position:
+            self.first = other.first
+
+
+@dataclass
 class _Range:
-    """The brightest value of images of one type."""
+    """The brightest value of images of one type, and these images as long as all are dim."""
 
-    n_images: int
+    images: _Images
     brightest: float
     white: float
     limit: float
-    first: str
+
+    @property
+    def is_dim(self) -> bool:
+        return self.brightest <= self.limit
+
+    def merge(self, other: _Range) -> None:
+        self.brightest = max(self.brightest, other.brightest)
+        if self.is_dim:
+            self.images.merge(other.images)
+        else:
+            self.images.positions.clear()  # nothing will be told, so that nothing need be kept
 
 
 @dataclass
@@ -40,30 +76,32 @@ class Remarks:
     """
 
     told: set[str] = field(default_factory=set)
-    _found: dict[str, _Remark] = field(default_factory=dict)
+    _found: dict[str, _Images] = field(default_factory=dict)
     _ranges: dict[str, _Range] = field(default_factory=dict)
 
-    def add(self, text: str, name: str) -> None:
-        """Remark something on the image that messages call `name`."""
-        self._add(text, _Remark(1, name))
+    def add(self, text: str, image: Named) -> None:
+        """Remark something on an image."""
+        self._add(text, _only(image))
 
-    def see_range(self, form: str, brightest: float, white: float, limit: float, name: str) -> None:
+    def see_range(
+        self, form: str, brightest: float, white: float, limit: float, image: Named
+    ) -> None:
         """Note the brightest value of an image whose form has a white, and a limit to be dim."""
-        self._see(form, _Range(1, brightest, white, limit, name))
+        self._see(form, _Range(_only(image), brightest, white, limit))
 
     def merge(self, other: Remarks) -> None:
         """Add those of another process, on images of the same `X`."""
-        for text, remark in other._found.items():
-            self._add(text, remark)
+        for text, images in other._found.items():
+            self._add(text, images)
         for form, seen in other._ranges.items():
             self._see(form, seen)
 
     def warn(self) -> None:
         """Warn of what was not told yet, at the line that called the package."""
-        for text, remark in list(self._found.items()):
-            self._tell(text, _count(remark.n_images, remark.first, text))
+        for text, images in list(self._found.items()):
+            self._tell(text, _count(images, text))
         for form, seen in list(self._ranges.items()):
-            if 0 < seen.brightest <= seen.limit:
+            if seen.is_dim and seen.brightest > 0:
                 self._tell(form, _describe_range(form, seen))
 
     def _tell(self, key: str, message: str) -> None:
@@ -71,20 +109,13 @@ class Remarks:
             self.told.add(key)
             warnings.warn(AmbiguousImageWarning(message), stacklevel=depth_of_caller())
 
-    def _add(self, text: str, new: _Remark) -> None:
+    def _add(self, text: str, new: _Images) -> None:
         with _LOCK:
-            old = self._found.get(text)
-            n_images = new.n_images + (old.n_images if old else 0)
-            self._found[text] = replace(old or new, n_images=n_images)
+            self._found.setdefault(text, new).merge(new)
 
     def _see(self, form: str, new: _Range) -> None:
         with _LOCK:
-            old = self._ranges.get(form, replace(new, n_images=0))
-            self._ranges[form] = replace(
-                old,
-                n_images=old.n_images + new.n_images,
-                brightest=max(old.brightest, new.brightest),
-            )
+            self._ranges.setdefault(form, new).merge(new)
 
 
 _LOCK = threading.Lock()
@@ -110,9 +141,13 @@ def remark(text: str) -> None:
         texts.append(text)
 
 
-def _count(n_images: int, first: str, text: str) -> str:
-    more = f" and {n_images - 1} more" if n_images > 1 else ""
-    return f"{first}{more}: {text}"
+def _only(image: Named) -> _Images:
+    return _Images(image, {image.position})
+
+
+def _count(images: _Images, text: str) -> str:
+    more = f" and {len(images) - 1} more" if len(images) > 1 else ""
+    return f"{images.first.name}{more}: {text}"
 
 
 def _describe_range(form: str, seen: _Range) -> str:
@@ -127,6 +162,7 @@ def _describe_range(form: str, seen: _Range) -> str:
             f"pixels.astype(np.float32) / {likely}"
         )
     return (
-        f"the brightest value of {seen.n_images} image(s) of {form} (the first is {seen.first}) "
-        f"is {brightest}, where white is {white}: they are read as nearly black; {advice}"
+        f"the brightest value of {len(seen.images)} image(s) of {form} "
+        f"(the first is {seen.images.first.name}) is {brightest}, where white is {white}: they are "
+        f"read as nearly black; {advice}"
     )

@@ -12,7 +12,7 @@ from skanomaly_vit._images.decoding import Array, Item, decode_image, find_unrea
 from skanomaly_vit._images.digests import digest_image
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.preprocessing import Preprocessing, prepare
-from skanomaly_vit._images.remarks import Remarks, remarks_to
+from skanomaly_vit._images.remarks import Named, Remarks, remarks_to
 from skanomaly_vit._images.unreadable import merge, one_line
 from skanomaly_vit._images.validation import Items, check_form
 from skanomaly_vit._utils.composition import find_attribute
@@ -78,7 +78,7 @@ class ImageSource:
         with remarks_to(texts):
             pixels: Array = self._named(decode_image, index)
         for text in texts:
-            self._remarks.add(text, self.name(index))
+            self._remarks.add(text, self._as_named(index))
         self._see_range(pixels, index)
         return pixels
 
@@ -91,7 +91,8 @@ class ImageSource:
         white = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0
         limit = white * (_DIM_16_BITS if pixels.dtype.itemsize == 2 and white > 1 else _DIM)
         brightest = float(pixels.max())
-        self._remarks.see_range(pixels.dtype.name, brightest, white, limit, self.name(index))
+        image = self._as_named(index)
+        self._remarks.see_range(pixels.dtype.name, brightest, white, limit, image)
 
     def take(self, indices: Any) -> ImageSource:
         """Lazy subset.
@@ -209,6 +210,10 @@ class ImageSource:
     def name(self, position: int) -> str:
         """Name of an image in messages: its index in the original ``X``, and its path."""
         return _name(*self._entry(position))
+
+    def _as_named(self, position: int) -> Named:
+        item, index = self._entry(position)
+        return Named(index, _name(item, index))
 
     def path(self, position: int) -> str | None:
         """Path of an image; None if `X` holds no path there."""

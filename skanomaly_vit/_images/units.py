@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._images.source import ImageSource, open_images
 from skanomaly_vit._utils.labels import as_labels
 
 #: Bytes of an id: as many as a float64 holds exactly.
@@ -42,6 +42,10 @@ class Units:
         """Whether there are images of equal content."""
         return len(np.unique(self.contents)) < len(self.contents)
 
+    def to_divide(self, groups: Any = None) -> np.ndarray | None:
+        """Units that a split keeps whole; None if each image is its own, and it has no group."""
+        return None if groups is None and not self.has_copies else self.units
+
     @property
     def columns(self) -> dict[str, np.ndarray]:
         """Both, by name."""
@@ -67,7 +71,43 @@ def find_units(source: ImageSource, groups: Any = None) -> Units:
     """
     named = None if groups is None else _ids_of(groups, len(source))  # refused before images
     contents = np.array([_id_of(source.digest(i)) for i in range(len(source))])
-    return Units(contents if named is None else _joined(named, contents), contents)
+    return Units(contents if named is None else join(named, contents), contents)
+
+
+def find_copies(X: Any) -> np.ndarray | None:
+    """Number the distinct samples of any `X`, images or not, that a splitter is given.
+
+    Parameters
+    ----------
+    X : array-like of length n_samples
+        Images of any form, or rows of numbers.
+
+    Returns
+    -------
+    copies : ndarray of shape (n_samples,), int, or None
+        The same number for samples of equal content; an unreadable image is like no other. None if
+        there are no copies, if all samples are alike (an X of zeros stands for any samples), or if
+        `X` holds other things, such as labels.
+    """
+    rows = np.asarray(X) if len(getattr(X, "shape", ())) == 2 else np.empty(0)
+    codes = number_rows(rows) if rows.dtype.kind in "biuf" and rows.ndim == 2 else _number_images(X)
+    return codes if 1 < len(np.unique(codes)) < len(codes) else None
+
+
+def number_rows(rows: np.ndarray) -> np.ndarray:
+    """Number the distinct rows of an array (n_rows, n_features): equal ones have one number."""
+    return np.unique(rows, axis=0, return_inverse=True)[1].ravel()
+
+
+def _number_images(X: Any) -> np.ndarray:
+    try:
+        source = open_images(X, on_error="nan")
+    except (TypeError, ValueError):
+        return np.empty(0)  # no images; an estimator that takes images will say why
+    digests = source.each(source.digest, source.readable().tolist())
+    numbers: dict[Any, int] = {}
+    found = [numbers.setdefault(digests.get(i, i), len(numbers)) for i in range(len(source))]
+    return np.array(found)
 
 
 def _ids_of(groups: Any, n_images: int) -> np.ndarray:
@@ -86,7 +126,7 @@ def _text_of(group: Any) -> bytes:
     return repr(int(value) if whole else value).encode()
 
 
-def _joined(groups: np.ndarray, copies: np.ndarray) -> np.ndarray:
+def join(groups: np.ndarray, copies: np.ndarray) -> np.ndarray:
     """Units that hold whole groups and all copies: the smallest id of a group in each."""
     _, group = np.unique(groups, return_inverse=True)
     _, copy = np.unique(copies, return_inverse=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def check_target(path: Any, example: str) -> Path:
@@ -34,11 +35,25 @@ def write_atomically(content: bytes | bytearray, target: Path) -> None:
 
     Readers of `target` find the old file or the new one, after a crash too.
     """
+    with replacing(target) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def replacing(target: Path, *, despite: tuple[type[BaseException], ...] = ()) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `target` at the end of a ``with`` block.
+
+    If the block raises, `target` stays as it was, unless the error is one of `despite`.
+    """
     # Not tempfile: only the owner can read its files.
     part = target.parent / f".skanomaly-{uuid.uuid4().hex}.part"
+    stopped: BaseException | None = None
     try:
         with open(part, "xb") as stream:
-            stream.write(content)
+            try:
+                yield stream
+            except despite as error:
+                stopped = error
             stream.flush()
             os.fsync(stream.fileno())
         with suppress(FileNotFoundError):
@@ -46,3 +61,5 @@ def write_atomically(content: bytes | bytearray, target: Path) -> None:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+    if stopped is not None:
+        raise stopped

@@ -25,6 +25,7 @@ from skanomaly_vit.cli._options import (
     Program,
     batch_size_option,
     check_format,
+    check_not_model,
     check_output,
     device_option,
     epilog,
@@ -36,7 +37,16 @@ from skanomaly_vit.cli._options import (
     null_option,
     require,
 )
-from skanomaly_vit.cli._steps import describe, finish, load, open_output, show_fitting, summarize
+from skanomaly_vit.cli._outputs import open_output
+from skanomaly_vit.cli._steps import (
+    describe,
+    finish,
+    load,
+    load_for_files,
+    require_maps,
+    show_fitting,
+    summarize,
+)
 from skanomaly_vit.cli._tables import FORMATS, Row, open_table
 from skanomaly_vit.cli._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
 
@@ -97,6 +107,12 @@ def main() -> None:
     help="Share of normal images that may be flagged.  [default: 0.05]",
 )
 @click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Share of deployments in which that holds.  [default: it holds on average]",
+)
+@click.option(
     "--n-blocks",
     type=click.IntRange(min=1),
     metavar="N",
@@ -132,7 +148,13 @@ def main() -> None:
 @jobs_option
 @batch_size_option
 @max_pixels_option
-def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> None:
+def _fit(
+    images: tuple[str, ...],
+    output: str,
+    seed: int,
+    confidence: float | None,
+    **options: Any,
+) -> None:
     """Learn from normal IMAGES: files, and folders with all images below them.
 
     The command decodes every image first: if some are unreadable, it lists all of them and fits
@@ -146,6 +168,7 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
             f"a fit needs {_FEWEST} images at the very least, and some hundred for a steady "
             f"threshold; found {len(paths)}."
         )
+    from skanomaly_vit.cli._certifying import certify, require_calibration
     from skanomaly_vit.cli._machine import MachineError, try_backbone
     from skanomaly_vit.cli._scoring import select_readable
     from skanomaly_vit.detector import TransformalyDetector
@@ -154,6 +177,8 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
     detector = TransformalyDetector(random_state=seed, **given(**options))
     try:
         try_backbone(detector)
+        if confidence is not None:
+            require_calibration(detector, confidence, len(paths))
         select_readable(paths, detector, unreadable)
         if unreadable.count:
             finish(unreadable, f"nothing was fitted to the {len(paths)} images")
@@ -162,6 +187,8 @@ def _fit(images: tuple[str, ...], output: str, seed: int, **options: Any) -> Non
         with kept_checkpoints():
             with told_warnings():
                 detector.fit(paths)
+                if confidence is not None:
+                    certify(detector, confidence)
             detector.save(output)
     except MachineError as error:
         raise MachineMismatch(str(error)) from error
@@ -204,6 +231,12 @@ def _how_to_go_on(detector: TransformalyDetector) -> str:
     type=click.Choice(FORMATS),
     help="Format of the table.  [default: the suffix of FILE]",
 )
+@click.option(
+    "--safe-csv",
+    "safe",
+    is_flag=True,
+    help="Put ' before paths that a spreadsheet would run as a formula.",
+)
 @null_option
 @device_option
 @jobs_option
@@ -214,6 +247,7 @@ def _score(
     images: tuple[str, ...],
     output: str | None,
     kind: str | None,
+    safe: bool,
     null: bool,
     **options: Any,
 ) -> None:
@@ -224,14 +258,17 @@ def _score(
     It reports unreadable images on standard error and gives them no row.
     """
     kind = check_format(output, kind)
+    check_not_model(output, model)
+    if safe and kind != "csv":
+        raise click.UsageError(f"--safe-csv is for csv; the format is {kind}, which runs nothing.")
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
-    detector = load(model, on_error="nan", **options)
+    detector = load_for_files(model, on_error="nan", **options)
     # Do not wait for paths that are still to come.
     chunk_size = detector.batch_size if STDIN in images else None
     n_scored = n_flagged = 0
     with ExitStack() as stack:
-        table = stack.enter_context(open_table(open_output(output, stack), kind))
+        table = stack.enter_context(open_table(open_output(output, kind, stack), kind, safe=safe))
         # On a terminal, the rows themselves show the progress.
         shown = output is not None or not sys.stdout.isatty()
         bar = stack.enter_context(progress_bar("scoring", count_inputs(images), shown=shown))
@@ -320,12 +357,13 @@ def _map(
     same name do not collide. A map has the size of its image; higher is more abnormal.
     """
     if kind != "npy":
-        require("matplotlib", f"--format {kind}", "--format npy does without it")
+        require("plot", f"--format {kind}", "--format npy does without it")
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
     # Maps are as large as the images: fewer fit into memory than a pass of the backbone takes.
     batch_size = batch_size or _MAPS_AT_ONCE
-    detector = load(model, on_error="nan", batch_size=batch_size, **options)
+    detector = load_for_files(model, on_error="nan", batch_size=batch_size, **options)
+    require_maps(detector, method)
     from skanomaly_vit.cli._map_files import TargetNames, save_map, save_overlay
     from skanomaly_vit.cli._scoring import chunked, compute_readable
 
@@ -371,20 +409,21 @@ def _report(model: str, images: tuple[str, ...], output: str, null: bool, **opti
     """
     if not output.lower().endswith((".html", ".htm")):
         raise click.UsageError(f"{output!r} does not end in .html, as a report must.")
-    try:
-        render = import_module("skanomaly_vit.report").write_report
-    except ImportError as error:
-        raise click.ClickException(f"The report cannot be written: {error}") from error
+    require("report", "a report")
+    render = import_module("skanomaly_vit.report").write_report
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
-    detector = load(model, **options)
+    detector = load_for_files(model, **options)
     from skanomaly_vit.cli._scoring import select_readable
 
     readable = select_readable(list(paths), detector, unreadable)
     if not readable:
         finish(unreadable, "no report was written")
         raise click.UsageError("there are no images to report on")
-    render(detector, readable, path=output)
+    try:
+        render(detector, readable, path=output)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     finish(unreadable, f"{len(readable)} images in {output}")
 
 
@@ -410,8 +449,7 @@ def _export(model: str, output: str, map_method: str | None) -> None:
     """
     if not output.lower().endswith(".onnx"):
         raise click.UsageError(f"{output!r} does not end in .onnx, as an ONNX file must.")
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package, "export", "pip install 'skanomaly-vit[onnx]' installs all of them")
+    require("onnx", "an export")
     detector = load(model, device="cpu")
     from skanomaly_vit.onnx import export_onnx
 

@@ -66,8 +66,10 @@ def _require_images(folder: str) -> None:
         if path == folder:
             raise click.UsageError(f"the folder {folder!r} cannot be listed: {error.strerror}.")
 
-    if next(walk_images(folder, refuse), None) is None:
+    left_out = LeftOut()
+    if next(walk_images(folder, refuse, left_out), None) is None:
+        found = f" Left out: {left_out}." if left_out else ""
         raise click.UsageError(
             f"the folder {folder!r} and its subfolders hold no images, that is, files that end in "
-            f"{', '.join(sorted(SUFFIXES))}, or in another suffix that Pillow opens."
+            f"{', '.join(sorted(SUFFIXES))}, or in another suffix that Pillow opens.{found}"
         )

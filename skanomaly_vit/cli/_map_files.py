@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from skanomaly_vit._images.pixels import as_uint8
 from skanomaly_vit._images.source import open_images
+from skanomaly_vit._utils.files import replacing
 from skanomaly_vit.display._overlay import Scale, overlay
 
 
@@ -45,7 +47,8 @@ class TargetNames:
 def save_map(target: str, anomaly_map: np.ndarray) -> str:
     """Write a map as float32, (height, width), for `numpy.load`."""
     path = f"{target}.npy"
-    np.save(path, np.asarray(anomaly_map, dtype=np.float32))
+    with replacing(Path(path)) as stream:
+        np.save(stream, np.asarray(anomaly_map, dtype=np.float32))
     return path
 
 
@@ -55,5 +58,6 @@ def save_overlay(
     """Write an image with its map over it as a PNG; `top` gets the brightest color."""
     path = f"{target}.png"
     image = Image.fromarray(as_uint8(open_images([image_path], max_pixels=max_pixels)[0]))
-    overlay(image, anomaly_map, Scale(0, top)).save(path)
+    with replacing(Path(path)) as stream:
+        overlay(image, anomaly_map, Scale(0, top)).save(stream, format="PNG")
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import uuid
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -48,8 +49,18 @@ class Program(click.Group):
             # Whoever read the output has seen enough. Python's last flush goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except (OSError, MemoryError) as error:  # no space left, a vanished folder...
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_describe(error)) from error
+        except ImportError as error:
+            raise click.ClickException(
+                f"a package is missing or damaged: {error}. Install it again: "
+                "pip install --force-reinstall skanomaly-vit"
+            ) from error
         return DONE
+
+
+def _describe(error: OSError | MemoryError) -> str:
+    name, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
+    return f"{reason}: {os.fsdecode(name)!r}" if reason and name else str(error)
 
 
 class MachineMismatch(click.ClickException):
@@ -82,15 +93,27 @@ def check_format(output: str | None, kind: str | None) -> str:
     if kind == "parquet":
         if output is None:
             raise click.UsageError("parquet is for files: add -o FILE, or choose csv or jsonl.")
-        require("pyarrow", "parquet", "csv and jsonl do without it")
+        require("parquet", "a Parquet file", "csv and jsonl do without it")
     return kind
 
 
-def require(package: str, purpose: str, way_out: str) -> None:
-    """Raise if an optional package is missing."""
-    if find_spec(package) is None:
+#: Packages that a command needs from each extra.
+_EXTRAS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "parquet": ("pyarrow",),
+    "plot": ("matplotlib",),
+    "report": ("jinja2", "markupsafe", "matplotlib"),
+}
+
+
+def require(extra: str, purpose: str, way_out: str = "") -> None:
+    """Raise if a package of an extra is missing."""
+    missing = [package for package in _EXTRAS[extra] if find_spec(package) is None]
+    if missing:
+        command = f"pip install 'skanomaly-vit[{extra}]'"
         raise click.UsageError(
-            f"{purpose} needs {package}, which is not installed: pip install {package}; {way_out}."
+            f"{purpose} needs {', '.join(missing)}, not installed here: "
+            f"{'; '.join(filter(None, [command, way_out]))}."
         )
 
 
@@ -106,6 +129,12 @@ def _check_jobs(ctx: click.Context, parameter: click.Parameter, value: int | Non
     return value
 
 
+def check_not_model(output: str | None, model: str) -> None:
+    """Reject an output that would take the place of the model."""
+    if output is not None and os.path.exists(output) and os.path.samefile(output, model):
+        raise click.UsageError(f"-o {output!r} is the model itself; pass another name.")
+
+
 def check_output(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """Reject an output that cannot be written, before any work."""
     if value is None:
@@ -117,14 +146,41 @@ def check_output(ctx: click.Context, parameter: click.Parameter, value: str | No
         raise click.BadParameter(f"{value!r} is a folder; pass the name of a file.")
     if not os.path.isdir(folder):
         raise click.BadParameter(f"there is no folder {folder!r}; create it first.")
-    if not os.access(folder, os.W_OK):
-        raise click.BadParameter(f"the folder {folder!r} cannot be written to.")
+    if not os.path.exists(value) or os.path.isfile(value):  # no pipe, no device
+        _probe(folder)
     return value
+
+
+def _probe(folder: str) -> None:
+    """Raise unless a file can be written into a folder; permissions do not tell of all reasons."""
+    part = os.path.join(folder, f".skanomaly-{uuid.uuid4().hex}.part")
+    try:
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        os.unlink(part)
+    except OSError as error:
+        raise click.BadParameter(
+            f"the folder {folder!r} cannot be written to: {error.strerror}."
+        ) from error
 
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 
-model_argument = click.argument("model", type=EXISTING_FILE)
+
+class _ModelPath(click.Path):
+    """The file of a model."""
+
+    def convert(self, value: Any, param: Any, ctx: click.Context | None) -> Any:
+        if os.path.isdir(value):
+            self.fail(
+                f"{value!r} is a directory; the model file comes first, as `skanomaly fit` wrote "
+                "it, and then the images.",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
+model_argument = click.argument("model", type=_ModelPath(exists=True, dir_okay=False))
 
 images_argument = click.argument(
     "images", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +33,26 @@ def load(model: str, **options: Any) -> TransformalyDetector:
     return detector
 
 
+def load_for_files(model: str, **options: Any) -> TransformalyDetector:
+    """Load a detector that scores image files; one of flattened rows does not."""
+    detector = load(model, **options)
+    if detector.image_shape is not None:
+        raise click.UsageError(
+            f"{model!r} was fitted on rows of a table (image_shape={detector.image_shape}), and "
+            "this command reads image files; score such rows in Python "
+            "(TransformalyDetector.load), or fit a model on image files."
+        )
+    return detector
+
+
+def require_maps(detector: TransformalyDetector, method: str | None) -> None:
+    """Raise unless the detector has maps by this method, before any image is read."""
+    try:
+        detector._map_collector(method)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def describe(model: str) -> dict[str, Any]:
     """Read the model card, and add the versions of packages here."""
     from skanomaly_vit._utils.provenance import versions
@@ -60,13 +79,6 @@ def show_fitting(detector: TransformalyDetector) -> None:
     detector.set_callbacks(ProgressBar())
 
 
-def open_output(output: str | None, stack: ExitStack) -> BinaryIO:
-    """Open the stream of a table: a file, closed with the stack, or standard output."""
-    if output is None:
-        return sys.stdout.buffer
-    return stack.enter_context(open(output, "wb"))
-
-
 def finish(unreadable: Unreadable, summary: str) -> None:
     """End a command with a summary, on a terminal or if some images were unreadable."""
     if unreadable.count:
@@ -78,6 +90,7 @@ def finish(unreadable: Unreadable, summary: str) -> None:
 
 def summarize(described: dict[str, Any]) -> str:
     """Format the result of `describe` for people."""
+    from skanomaly_vit._utils.certificates import Certificate
     from skanomaly_vit._utils.provenance import printable
 
     parameters, changed = described["parameters"], described["changed_parameters"]
@@ -86,7 +99,15 @@ def summarize(described: dict[str, Any]) -> str:
         ", ".join(f"{name} {version}" for name, version in described[key].items())
         for key in ("versions", "versions_here")
     )
-    rate = described["false_alarm_rate"]
+    certificate = Certificate(
+        rate=described["false_alarm_rate"],
+        confidence=described["threshold_confidence"],
+        n_images=described["n_calibrating"] or 0,
+        n_units=described["n_calibration_units"] or 0,
+        bound=described["false_alarm_bound"],
+        bound_confidence=described["false_alarm_bound_confidence"],
+    )
+    is_recorded = described["n_calibrating"] is not None
     lines = {
         "file": f"{described['path']} ({described['file_size'] / 2**20:.1f} MiB)",
         "written": described["created"],
@@ -97,7 +118,8 @@ def summarize(described: dict[str, Any]) -> str:
         "images": f"{described['n_images']} "
         f"({described['n_images_held_out']} of them held out for the threshold)",
         "threshold": f"{described['threshold']:.6g} (a lower score is an anomaly)",
-        "false alarms": "not recorded" if rate is None else f"{rate:g} of normal images accepted",
+        "false alarms": certificate.describe_rate() if is_recorded else "not recorded",
+        "calibration": certificate.describe_calibration() if is_recorded else "not recorded",
         "parameters": ", ".join(f"{name}={parameters.get(name)!r}" for name in changed)
         or "all default",
         "versions": written,

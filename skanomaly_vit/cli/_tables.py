@@ -68,14 +68,21 @@ class Table(ABC):
 
 
 class CsvTable(Table):
-    """UTF-8 with a header; a file name that is not UTF-8 keeps its bytes."""
+    """UTF-8 with a header; a file name that is not UTF-8 keeps its bytes.
 
-    def __init__(self, stream: BinaryIO) -> None:
+    With `safe`, no path is a formula of a spreadsheet. Numbers need no change: a spreadsheet reads
+    ``-3.1`` as a number.
+    """
+
+    def __init__(self, stream: BinaryIO, *, safe: bool = False) -> None:
         super().__init__(stream)
+        self._safe = safe
         self._add_rows([COLUMNS])
 
     def add(self, rows: Sequence[Row]) -> None:
-        self._add_rows(rows)
+        self._add_rows(
+            [row._replace(path=as_text(row.path)) for row in rows] if self._safe else rows
+        )
 
     def _add_rows(self, rows: Sequence[Sequence[Any]]) -> None:
         text = io.StringIO(newline="")
@@ -83,6 +90,15 @@ class CsvTable(Table):
         writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         writer.writerows(rows)
         self._write(text.getvalue(), "surrogateescape")
+
+
+#: First characters by which a spreadsheet takes a text for a formula (OWASP, "CSV Injection").
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+def as_text(cell: str) -> str:
+    """A cell that a spreadsheet shows and does not run: with ' before what looks like a formula."""
+    return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
 
 
 class JsonLinesTable(Table):
@@ -138,14 +154,11 @@ class ParquetTable(Table):
         self._writer.write_table(pyarrow.table([texts, *numbers], schema=self._schema))
 
 
-def open_table(stream: BinaryIO, kind: str) -> Table:
-    """Start a table of one of `FORMATS`."""
-    tables: dict[str, type[Table]] = {
-        "csv": CsvTable,
-        "jsonl": JsonLinesTable,
-        "parquet": ParquetTable,
-    }
-    return tables[kind](stream)
+def open_table(stream: BinaryIO, kind: str, *, safe: bool = False) -> Table:
+    """Start a table of one of `FORMATS`; `safe` is for csv."""
+    if kind == "csv":
+        return CsvTable(stream, safe=safe)
+    return JsonLinesTable(stream) if kind == "jsonl" else ParquetTable(stream)
 
 
 def format_of(path: str) -> str | None:

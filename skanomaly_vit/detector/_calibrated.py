@@ -12,11 +12,22 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
+from skanomaly_vit._images.source import open_images, reading_options
+from skanomaly_vit._images.units import find_units
+from skanomaly_vit._utils.certificates import Certificate
 from skanomaly_vit._utils.compat import _safe_indexing
 from skanomaly_vit._utils.decisions import DecisionMixin
-from skanomaly_vit.calibration import conformal_threshold, drift_test, false_alarm_bound
+from skanomaly_vit.calibration import (
+    conformal_threshold,
+    drift_test,
+    false_alarm_bound,
+    threshold_bound,
+)
 from skanomaly_vit.detector._dataframes import p_values_of, score_frame
 from skanomaly_vit.exceptions import ThresholdWarning
+
+#: Confidence of the bound of a threshold that was set without one.
+_CONFIDENCE = 0.95
 
 
 class CalibratedMixin(DecisionMixin, OutlierMixin):
@@ -166,6 +177,24 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         known = self._require_calibration()
         return false_alarm_bound(known, confidence=confidence, groups=self.calibration_units_)
 
+    def _certificate(self) -> Certificate:
+        """What is known of the false alarms of the threshold in use."""
+        known, units = self.calibration_scores_, self.calibration_units_
+        confidence, bound = self.threshold_confidence_, None
+        if known is not None and (units is None or confidence is not None):
+            bound = threshold_bound(
+                known, self.offset_, confidence=confidence or _CONFIDENCE, groups=units
+            )
+        n_images = 0 if known is None else len(known)
+        return Certificate(
+            rate=self.contamination_,
+            confidence=confidence,
+            n_images=n_images,
+            n_units=n_images if units is None else len(np.unique(units)),
+            bound=bound,
+            bound_confidence=None if bound is None else confidence or _CONFIDENCE,
+        )
+
     def drift(self, X: Any, *, anomaly_share: float | None = None) -> Bunch:
         """Test whether a batch of mostly normal images has drifted from the training data.
 
@@ -208,7 +237,7 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
             Group of each image (camera, lot, day). A detector scores only groups that it has not
             seen.
         cv : int, default=5
-            Number of fits; each leaves out an equal share of the images.
+            Number of fits; each leaves out an equal share of the images, and all copies of one.
 
         Returns
         -------
@@ -221,15 +250,16 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         Raises
         ------
         ValueError
-            If `cv` exceeds the number of images or groups, or as `fit` does.
+            If `cv` exceeds the number of distinct images or of groups, or as `fit` does.
 
         Notes
         -----
         `audit` does not change the detector, which need not be fitted. With `memory`, images pass
         through the backbone once, not once per fold.
         """
+        units = find_units(open_images(X, **reading_options(self)), groups)
         scores = np.empty(len(X))
-        for train, test in self._folds(len(X), groups, cv):
+        for train, test in self._folds(len(X), units.to_divide(groups), cv):
             chosen = {"groups": _safe_indexing(groups, train)} if groups is not None else {}
             fitted = clone(self).fit(_safe_indexing(X, train), **chosen)
             known = fitted._require_calibration()

@@ -52,6 +52,11 @@ from skanomaly_vit.detector._fusion import (
     several_of_a_unit,
     sum_spaces,
 )
+from skanomaly_vit.detector._near_copies import (
+    one_learned_of_each_unit,
+    one_of_each_unit,
+    warn_of_near_copies,
+)
 from skanomaly_vit.detector._partial_fit import (
     require_not_learned,
     require_updatable,
@@ -91,7 +96,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         ``"vit_base_patch16_384.augreg_in21k_ft_in1k"``), or such a network. A network is copied.
     image_size : int, tuple of (int, int) or None, default=None
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
-    n_blocks : int or None, default=10
+    n_blocks : int or None, default=5
         Number of last blocks that get a student. ``None`` is all blocks.
     pca_variance : float, None or "auto", default="auto"
         Share in (0, 1) of the variance of the pre-trained features that a whitening PCA keeps.
@@ -283,7 +288,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         # Basics
         backbone: str | torch.nn.Module = "embedded",
         image_size: int | tuple[int, int] | None = None,
-        n_blocks: int | None = 10,
+        n_blocks: int | None = 5,
         pca_variance: float | str | None = "auto",
         contamination: float = 0.05,
         # Backbone and images
@@ -376,7 +381,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Warns
         -----
         CalibrationWarning
-            If too few images are held out for a threshold at `contamination`.
+            If too few images are held out for a threshold at `contamination`, or held-out ones have
+            near copies (frames of a video) among those learned from.
         AmbiguousImageWarning
             If images can be read in more than one way.
         """
@@ -386,7 +392,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         student = self._make_student(values)
         source = self._open(X, reset=True)
         units = find_units(source, groups)
-        groups = None if groups is None and not units.has_copies else units.units
+        groups = units.to_divide(groups)
         rng = agreed(check_random_state(self.random_state))
         # A density needs two images to see any spread.
         split = split_validation(
@@ -435,7 +441,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Warns
         -----
         CalibrationWarning
-            If too few images are held out for a threshold at `contamination`.
+            If too few images are held out for a threshold at `contamination`, or held-out ones have
+            near copies (frames of a video) among those learned from.
 
         Notes
         -----
@@ -488,7 +495,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Warns
         -----
         CalibrationWarning
-            If there are too few images for a threshold at that rate.
+            If there are too few images for a threshold at that rate, or they have near copies among
+            those learned from.
         """
         check_is_fitted(self)
         warn_about_labels(y, stacklevel=3)  # past the decorator
@@ -503,6 +511,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             if summary is not None:
                 known = summary.without_held_out() if replace else summary
                 new = FitSummary.of(store, ~everyone, everyone, {})
+                warn_of_near_copies(new.held_out, one_of_each_unit(summary.learned))
                 summary = known.merge(new, known.statistics)
         known_scores, known_units = self._known_calibration(replace)
         scores = np.concatenate([known_scores, scores])
@@ -792,6 +801,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
                     seed=draw_seed(rng),
                     remember=self.memory is not None,
                 )
+                learned = one_learned_of_each_unit(store, store.mask(split[0]))
+                warn_of_near_copies(fitted.summary.held_out, learned)
         # Last, so that a fit that fails leaves the old state whole.
         self.features_, self.distillation_ = features, distillation
         self._set_densities(fitted, FalseAlarms(self.contamination))
@@ -812,6 +823,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
                 fusion=self.recipe_.fusion,
                 false_alarms=false_alarms,
             )
+            warn_of_near_copies(fitted.summary.held_out, one_of_each_unit(fitted.summary.learned))
         self._set_densities(fitted, false_alarms)
         self.n_samples_fit_ += len(source)
 

@@ -53,6 +53,11 @@ class FeatureStore:
         """Number of values that it holds."""
         return self._n_rows * sum(columns.width for columns in self._columns.values())
 
+    @property
+    def first_view(self) -> str:
+        """Name of the space that came first."""
+        return next(iter(self._columns))
+
     def append(self, embedded: Embedded) -> None:
         """Keep the features of more images.
 

@@ -22,7 +22,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "pooling": "max",
         "pca_variance": None,
         "density": {
-            PRETRAINED: WhitenedKNNDensity(),
+            PRETRAINED: WhitenedKNNDensity(whitening_exponent=0.25),
             DISCREPANCY: ExcessDensity(tail="exponential"),
         },
         "fusion": "standardized",

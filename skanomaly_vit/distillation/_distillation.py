@@ -29,6 +29,7 @@ from skanomaly_vit._backbone.teacher import Teacher, on_device
 from skanomaly_vit._backbone.views import Readout, share_of
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._images.units import find_units
 from skanomaly_vit._utils.compat import _fit_context
 from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit._utils.progress import Progress
@@ -60,7 +61,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         with transformer blocks in ``.blocks``, or such a network. A network is copied.
     image_size : int, tuple of (int, int) or None, default=None
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
-    n_blocks : int or None, default=10
+    n_blocks : int or None, default=5
         Number of last blocks that get a student. ``None`` is all blocks.
     pretrained : bool, str or path-like, default=True
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
@@ -170,7 +171,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         # Basics
         backbone: str | torch.nn.Module = "embedded",
         image_size: int | tuple[int, int] | None = None,
-        n_blocks: int | None = 10,
+        n_blocks: int | None = 5,
         pooling: str | float = "mean",
         # Backbone and images
         pretrained: bool | str | PathLike[str] = True,
@@ -240,7 +241,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         student = self._make_student()
         source = self._open(X, reset=True)
         rng = agreed(check_random_state(self.random_state))
-        split = split_validation(len(source), self.validation_fraction, rng)
+        units = find_units(source).to_divide()
+        split = split_validation(len(source), self.validation_fraction, rng, groups=units)
         teacher_seed, seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_teacher(teacher_seed)
         context = self._init_callback_context(max_subtasks=student._n_epochs)

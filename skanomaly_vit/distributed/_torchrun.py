@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch.distributed as dist
 
 from skanomaly_vit._utils.hashing import combine
+from skanomaly_vit._utils.provenance import versions
+from skanomaly_vit._utils.torch_settings import described, settings_here
 from skanomaly_vit.distributed._tasks import Function, Result, SharedObjects, Task, run_task
 
 Value = TypeVar("Value")
+
+#: Kind -> name -> value, of what results depend on.
+Facts: TypeAlias = Mapping[str, Mapping[str, str]]
 
 #: Environment variables that torchrun sets.
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -43,6 +48,7 @@ class Ranks:
         self, function: Function[Result], shared: SharedObjects, tasks: Iterable[Task]
     ) -> Iterator[Result]:
         """See `Engine`; all ranks have to call it and exhaust it."""
+        self.require_alike({"settings of torch": _settings_by_name()})
         iterator = iter(tasks)
         while wave := list(itertools.islice(iterator, self.n_workers)):
             own = wave[self._rank] if self._rank < len(wave) else None
@@ -52,6 +58,21 @@ class Ranks:
             _require_same([signature for signature, _ in gathered])
             for _, theirs in gathered[: len(wave)]:
                 yield theirs.result()  # type: ignore[union-attr] # each of these had a task
+
+    def require_alike(self, facts: Facts) -> None:
+        """End on all ranks if facts that results depend on differ from those of rank 0.
+
+        Rank 0 raises, and the others exit: one error stands in the log, not one for each rank.
+        """
+        differences = _compare(self.gather(facts))
+        if not differences:
+            return
+        if not self.is_first:
+            raise SystemExit(0)
+        raise ValueError(
+            f"The ranks would get different results: {'; '.join(differences)}. Start all of them "
+            "in the same environment, and set torch alike before `torchrun()`."
+        )
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all ranks, in their order."""
@@ -65,6 +86,25 @@ class Ranks:
         dist.broadcast_object_list(values, dist.get_global_rank(self._group, 0), self._group)
         # Rank 0 keeps its own: draws from a copy would not advance the original.
         return value if self._rank == 0 else values[0]
+
+
+def _settings_by_name() -> dict[str, str]:
+    return dict(text.split("=", 1) for text in described(settings_here()))
+
+
+def _compare(facts: Sequence[Facts]) -> list[str]:
+    """In which facts the ranks differ from rank 0, a text for each such rank and kind of fact."""
+    differences = []
+    for rank, theirs in enumerate(facts):
+        for kind, values in facts[0].items():
+            others = [
+                f"{name} {theirs[kind].get(name)} ({value} on rank 0)"
+                for name, value in values.items()
+                if theirs[kind].get(name) != value
+            ]
+            if others:
+                differences.append(f"{kind} of rank {rank}: {', '.join(others)}")
+    return differences
 
 
 def _require_same(signatures: list[bytes]) -> None:
@@ -99,8 +139,10 @@ def sharing_ranks() -> Iterator[None]:
             return
         # A separate group: the user's may be of NCCL, which knows nothing of the CPU.
         group: Any = dist.new_group(backend="gloo")
-        token = _ranks.set(Ranks(group))
+        ranks = Ranks(group)
+        token = _ranks.set(ranks)
         try:
+            ranks.require_alike({"versions": versions(), "settings of torch": _settings_by_name()})
             yield
             dist.barrier(group)  # rank 0, the hub of the group, must not leave first
         finally:
@@ -147,6 +189,10 @@ def torchrun() -> Iterator[None]:
     RuntimeError
         If there are no ranks: torchrun did not start the script, and nobody has called
         ``torch.distributed.init_process_group``.
+    ValueError
+        If ranks differ in settings of torch or versions of packages that change results, or in
+        images or parameters. For settings and versions rank 0 raises it, and says which rank
+        differs in what; the other ranks exit (SystemExit, code 0), so that one error is shown.
 
     See Also
     --------
@@ -157,7 +203,7 @@ def torchrun() -> Iterator[None]:
     Sharing is explicit, since a call by only one of the ranks would wait for the others forever.
     The block initialises ``torch.distributed`` (with gloo) if needed, and restores its state at
     the end. With ``device=None`` a rank runs on its own GPU. If `random_state` is no int, rank 0
-    draws for all. Ranks with different images raise a ValueError.
+    draws for all.
 
     Examples
     --------

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import KFold
+from sklearn.model_selection import GroupKFold, KFold
 from sklearn.utils import Bunch, check_array
 
+from skanomaly_vit._images.units import number_rows
 from skanomaly_vit._utils.labels import as_labels, as_objects, sorted_classes
 from skanomaly_vit.density import GaussianDensity
 from skanomaly_vit.exceptions import ConfusionWarning
@@ -40,7 +42,8 @@ def pretraining_confusion(
         The density scorer, cloned for each class and fold. ``None`` is `GaussianDensity`.
     n_splits : int, default=5
         Folds of each class: a density fits all but one, and scores that one and the other classes.
-        Each class needs at least `n_splits` images, and at least three.
+        Each class needs at least `n_splits` images that differ, and at least three. Copies of an
+        image, which have equal features, stay in one fold.
     threshold : float, default=0.9
         AUROC under which two classes count as confused.
     random_state : int, RandomState instance or None, default=0
@@ -94,9 +97,10 @@ def pretraining_confusion(
     classes = sorted_classes(found)
     by_class = {name: Z[[label == name for label in found]] for name in classes}
     _check_classes(by_class, n_splits)
-    folds = KFold(n_splits, shuffle=True, random_state=random_state)
     scorer = GaussianDensity() if density is None else density
-    auroc = np.array([_tell_from(by_class, name, scorer, folds) for name in classes])
+    auroc = np.array(
+        [_tell_from(by_class, name, scorer, (n_splits, random_state)) for name in classes]
+    )
     missed = _missed(classes, auroc, threshold)
     if missed:
         _warn(missed, threshold)
@@ -117,19 +121,20 @@ def _check_classes(by_class: dict[Any, np.ndarray], n_splits: int) -> None:
     if len(by_class) < 2:
         raise ValueError(f"labels hold the class {[*by_class]} only; pass at least two classes")
     for name, rows in by_class.items():
-        if len(rows) < max(n_splits, 3):
+        n_distinct = len(np.unique(number_rows(rows)))
+        if n_distinct < max(n_splits, 3):
             raise ValueError(
-                f"class {name!r} has {len(rows)} images; n_splits={n_splits} needs at least "
-                f"{max(n_splits, 3)} of each class"
+                f"class {name!r} has {n_distinct} images that differ; n_splits={n_splits} needs at "
+                f"least {max(n_splits, 3)} of each class"
             )
 
 
 def _tell_from(
-    by_class: dict[Any, np.ndarray], normal: Any, density: Any, folds: KFold
+    by_class: dict[Any, np.ndarray], normal: Any, density: Any, folds: tuple[int, Any]
 ) -> list[float]:
     """AUROC of each class against held-out images of `normal`, the mean over the folds."""
     of_folds = []
-    for train, test in folds.split(by_class[normal]):
+    for train, test in _folds(by_class[normal], *folds):
         fitted = clone(density).fit(by_class[normal][train])
         scores = {name: -fitted.score_samples(rows) for name, rows in by_class.items()}
         own = scores[normal][test]
@@ -137,6 +142,17 @@ def _tell_from(
             [np.nan if name == normal else _auroc(own, scores[name]) for name in by_class]
         )
     return [float(value) for value in np.mean(of_folds, axis=0)]
+
+
+def _folds(
+    rows: np.ndarray, n_splits: int, random_state: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Folds of the images of a class, which keep copies together."""
+    copies = number_rows(rows)
+    if len(np.unique(copies)) == len(rows):
+        return KFold(n_splits, shuffle=True, random_state=random_state).split(rows)
+    folds = GroupKFold(n_splits, shuffle=True, random_state=random_state)
+    return folds.split(rows, groups=copies)
 
 
 def _auroc(normal: np.ndarray, abnormal: np.ndarray) -> float:

@@ -96,20 +96,22 @@ class CompactFeatures(TunedFeatures):
         ends tuning, and does not count.
     activation_cache : int, default=2**30
         Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
-        that they pass through it once and not in every epoch. The result does not depend on it.
+        that images pass through the backbone once, not in every epoch. Results do not depend on it.
     max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are rejected before they are decoded, so that a small
-        file cannot fill the memory. ``None`` is no limit.
+        Largest number of pixels of a file or PIL image. Larger ones count as unreadable and are
+        not decoded, so that a small file cannot fill the memory. ``None`` is no limit.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
     store_backbone : bool, default=False
-        Whether a pickle holds the backbone beside the tuned parameters. If not, the estimator loads
-        it again from `backbone` and `pretrained` where the pickle is used, and rejects one that
-        differs in a bit.
+        Whether a pickle holds the backbone, beside the tuned parameters. If not, the unpickled
+        estimator loads it, as `backbone` and `pretrained` say, and rejects it unless it is the same
+        to the bit.
     device : str, torch.device or None, default=None
-        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
+        Device of the networks. ``None`` is CUDA or MPS if there is one, else the CPU; under
+        torchrun each rank's own GPU.
     n_jobs : int or None, default=None
-        Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores. Add
+        workers by ``joblib.parallel_config`` or `skanomaly_vit.distributed.torchrun`.
     memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
         Keeps features and tokens for other calls: a folder, a `DiskCache`, or an object such as
         `joblib.Memory`, which keeps features alone. The keys are the contents of images and the
@@ -117,7 +119,7 @@ class CompactFeatures(TunedFeatures):
     random_state : int, RandomState instance or None, default=None
         Seed of the order of images, of the validation split, and of random weights.
     verbose : int, default=0
-        Above 0, a line per epoch goes to the logger ``"skanomaly_vit"``.
+        Above 0, progress goes to the logger ``"skanomaly_vit"``, a line per epoch.
 
     Attributes
     ----------

@@ -170,19 +170,21 @@ class MeanShiftedFeatures(TunedFeatures):
     patience : int, default=3
         Tuning ends after this number of epochs without a smaller loss on the held-out images.
     max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are rejected before they are decoded, so that a small
-        file cannot fill the memory. ``None`` is no limit.
+        Largest number of pixels of a file or PIL image. Larger ones count as unreadable and are
+        not decoded, so that a small file cannot fill the memory. ``None`` is no limit.
     batch_size : int, default=64
         Images in a step of training, at least 2, and in a pass of the backbone. A single leftover
         image joins the step before, since the loss compares its views with those of others.
     store_backbone : bool, default=False
-        Whether a pickle holds the backbone beside the tuned parameters. If not, the estimator loads
-        it again from `backbone` and `pretrained` where the pickle is used, and rejects one that
-        differs in a bit.
+        Whether a pickle holds the backbone, beside the tuned parameters. If not, the unpickled
+        estimator loads it, as `backbone` and `pretrained` say, and rejects it unless it is the same
+        to the bit.
     device : str, torch.device or None, default=None
-        Where networks run. ``None`` is CUDA or MPS if there is one, else the CPU.
+        Device of the networks. ``None`` is CUDA or MPS if there is one, else the CPU; under
+        torchrun each rank's own GPU.
     n_jobs : int or None, default=None
-        Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores. Add
+        workers by ``joblib.parallel_config`` or `skanomaly_vit.distributed.torchrun`.
     memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
         Keeps features for other calls: a folder, a `DiskCache`, or an object such as
         `joblib.Memory`. The keys are the contents of images and the weights of the network.
@@ -191,7 +193,7 @@ class MeanShiftedFeatures(TunedFeatures):
         Seed of the order of images and of their views, of the validation split, and of random
         weights.
     verbose : int, default=0
-        Above 0, a line per epoch goes to the logger ``"skanomaly_vit"``.
+        Above 0, progress goes to the logger ``"skanomaly_vit"``, a line per epoch.
 
     Attributes
     ----------

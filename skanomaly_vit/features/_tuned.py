@@ -24,6 +24,7 @@ from skanomaly_vit._backbone.image_estimator import (
 from skanomaly_vit._backbone.teacher import Teacher, resolve_device
 from skanomaly_vit._backbone.views import PENULTIMATE
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._images.units import find_units
 from skanomaly_vit._utils.compat import Interval, _fit_context
 from skanomaly_vit._utils.labels import warn_about_labels
 from skanomaly_vit._utils.progress import Progress
@@ -104,6 +105,7 @@ class TunedFeatures(
             rng,
             min_train=self._min_images,
             min_held_out=self._min_images,
+            groups=find_units(source).to_divide(),
         )
         teacher_seed, seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_teacher(teacher_seed)

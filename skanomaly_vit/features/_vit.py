@@ -48,17 +48,19 @@ class ViTFeatures(TransformerMixin, ImageEstimator):
     image_shape : tuple of (int, int, int) or None, default=None
         Height, width and channels of an image, if `X` is a 2-D array of flattened images.
     max_pixels : int or None, default=2**27
-        Files and PIL images of more pixels are rejected before they are decoded, so that a small
-        file cannot fill the memory. ``None`` is no limit.
+        Largest number of pixels of a file or PIL image. Larger ones count as unreadable and are
+        not decoded, so that a small file cannot fill the memory. ``None`` is no limit.
     batch_size : int, default=32
         Images to decode and to pass through the backbone at once.
     store_backbone : bool, default=False
-        Whether a pickle holds the backbone. If not, the estimator loads it again from `backbone`
-        and `pretrained` where the pickle is used, and rejects one that differs in a bit.
+        Whether a pickle holds the backbone. If not, the unpickled estimator loads it, as
+        `backbone` and `pretrained` say, and rejects it unless it is the same to the bit.
     device : str, torch.device or None, default=None
-        Where the backbone runs. ``None`` is CUDA or MPS if there is one, else the CPU.
+        Device of the networks. ``None`` is CUDA or MPS if there is one, else the CPU; under
+        torchrun each rank's own GPU.
     n_jobs : int or None, default=None
-        Threads that decode and resize images. ``None`` is one, ``-1`` all cores.
+        Threads that decode and resize images. ``None`` is one, ``-1`` all cores. Add
+        workers by ``joblib.parallel_config`` or `skanomaly_vit.distributed.torchrun`.
     memory : str, path-like, DiskCache, object with ``cache`` or None, default=None
         Keeps features for other calls: a folder, a `DiskCache`, or an object such as
         `joblib.Memory`. The keys are the contents of images and the weights of the backbone.

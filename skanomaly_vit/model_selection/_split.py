@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold
 from sklearn.utils import check_random_state, indexable
 
+from skanomaly_vit._images.units import find_copies, join
 from skanomaly_vit._utils.labels import (
     AUTO,
     absent_labels,
@@ -52,7 +53,8 @@ class NormalOnlyKFold(BaseCrossValidator):
     Notes
     -----
     With `groups` (images of one part, one patient, one scene), one fold tests all samples of a
-    group and trains on none of them. The groups then decide how even the folds are.
+    group and trains on none of them. The groups then decide how even the folds are. Copies of one
+    image, or equal rows of features, are a group without being named.
 
     A search fits the best setting to all samples, the anomalies included, unless ``refit=False``.
 
@@ -111,7 +113,8 @@ class NormalOnlyKFold(BaseCrossValidator):
         Parameters
         ----------
         X : array-like of length n_samples
-            The samples; only their number counts.
+            The samples: images of any form, or rows of features. Their number counts, and which of
+            them are copies; an `X` of equal samples stands for any.
         y : array-like of shape (n_samples,)
             Labels of normal samples and of each kind of anomaly.
         groups : array-like of shape (n_samples,), default=None
@@ -140,7 +143,7 @@ class NormalOnlyKFold(BaseCrossValidator):
         is_anomaly = which_are_anomalies(y, self.anomaly_label)
         labels = as_labels(y)
         self._check_kinds(is_anomaly, labels)
-        fold = self._assign(is_anomaly, _codes(labels), groups)
+        fold = self._assign(is_anomaly, _codes(labels), _units(X, groups))
         for k in range(self.n_splits):
             yield np.flatnonzero((fold != k) & ~is_anomaly), np.flatnonzero(fold == k)
 
@@ -172,10 +175,12 @@ class NormalOnlyKFold(BaseCrossValidator):
                 f"or more samples. {NO_ANOMALIES}"
             )
 
-    def _assign(self, is_anomaly: np.ndarray, codes: np.ndarray, groups: Any) -> np.ndarray:
+    def _assign(
+        self, is_anomaly: np.ndarray, codes: np.ndarray, groups: np.ndarray | None
+    ) -> np.ndarray:
         """Fold in which each sample is tested."""
         if groups is not None:
-            return self._assign_groups(is_anomaly, codes, _codes(as_labels(groups, "groups")))
+            return self._assign_groups(is_anomaly, codes, groups)
         rng = check_random_state(self.random_state) if self.shuffle else None
         fold = np.empty(len(codes), dtype=int)
         for kind in (~is_anomaly, is_anomaly):
@@ -188,8 +193,8 @@ class NormalOnlyKFold(BaseCrossValidator):
         n_groups = len(np.unique(groups))
         if n_groups < self.n_splits:
             raise ValueError(
-                f"n_splits={self.n_splits} folds need as many groups, groups has {n_groups}. "
-                "Pass a smaller n_splits"
+                f"n_splits={self.n_splits} folds need as many groups, and there are {n_groups} "
+                "(copies of one sample are in one). Pass a smaller n_splits"
             )
         folds = StratifiedGroupKFold(
             self.n_splits, shuffle=self.shuffle, random_state=self.random_state
@@ -211,6 +216,15 @@ class NormalOnlyKFold(BaseCrossValidator):
             "all have normal samples and anomalies to test. Pass a smaller n_splits, or finer "
             "groups"
         )
+
+
+def _units(X: Any, groups: Any) -> np.ndarray | None:
+    """Number of the unit of each sample; None if each is its own, and it has no group."""
+    copies = find_copies(X)
+    if groups is None:
+        return copies
+    named = _codes(as_labels(groups, "groups"))
+    return named if copies is None else _codes(join(named, copies).tolist())
 
 
 def _codes(labels: list[Any]) -> np.ndarray:

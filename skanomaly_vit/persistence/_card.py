@@ -22,6 +22,11 @@ _CONTENT: dict[str, type | tuple[type, ...]] = {
     "n_images_held_out": int,
     "threshold": float,
     "false_alarm_rate": (float, type(None)),
+    "threshold_confidence": (float, type(None)),
+    "n_calibrating": (int, type(None)),
+    "n_calibration_units": (int, type(None)),
+    "false_alarm_bound": (float, type(None)),
+    "false_alarm_bound_confidence": (float, type(None)),
     "spaces": list,
     "densities": dict,
     "blocks": list,
@@ -36,6 +41,7 @@ def make_card(detector: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """The card of a detector, from the values that its file will hold."""
     features, parameters = values["features"], values["parameters"]
     distillation = values.get("distillation", {})
+    certificate = detector._certificate()
     defaults = type(detector)().get_params(deep=False)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -48,6 +54,11 @@ def make_card(detector: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         "n_images_held_out": values["n_held_out"],
         "threshold": values["offset"],
         "false_alarm_rate": values.get("false_alarm_rate", [None])[0],
+        "threshold_confidence": values.get("threshold_confidence"),
+        "n_calibrating": certificate.n_images,
+        "n_calibration_units": certificate.n_units,
+        "false_alarm_bound": certificate.bound,
+        "false_alarm_bound_confidence": certificate.bound_confidence,
         "spaces": sorted(values["density"]),
         "densities": {space: part["class"] for space, part in values["density"].items()},
         "blocks": distillation.get("block_indices", []),
@@ -75,7 +86,11 @@ def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``versions`` (of the packages that wrote it), ``backbone``,
         ``backbone_fingerprint``, ``has_backbone``, ``preprocessing``, ``n_images``,
         ``n_images_held_out``, ``threshold``,
-        ``false_alarm_rate`` (of the threshold; None in formats 1 and 2), ``spaces``,
+        ``false_alarm_rate`` (of the threshold; None in formats 1 and 2),
+        ``threshold_confidence`` (None if the rate holds on average), ``n_calibrating``,
+        ``n_calibration_units`` (groups), ``false_alarm_bound`` and
+        ``false_alarm_bound_confidence`` (see `skanomaly_vit.calibration.threshold_bound`; these
+        five are None in older files), ``spaces``,
         ``densities``, ``blocks``, ``student``, ``history`` (losses; null after a student has
         stopped), ``parameters`` and ``changed_parameters`` (names of those that differ from
         their defaults).

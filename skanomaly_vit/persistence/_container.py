@@ -160,12 +160,28 @@ def _read_head(path: str, stream: BinaryIO) -> bytes:
         raise refusal(path, "it is empty")
     length = int.from_bytes(start[:_LENGTH], "little")
     if start[_LENGTH:] != b"{":  # nor is a pickle, a zip archive, a text...
-        raise refusal(path, f"it is another kind of file; {_EXPECTED}")
+        kind = _kind_of(start, path)
+        raise refusal(path, f"it is another kind of file{kind}; {_EXPECTED}")
     if length > HEADER_LIMIT:
         raise refusal(path, f"its header claims {length} bytes; at most {HEADER_LIMIT} are read")
     if _LENGTH + length > n_there:
         raise refusal(path, f"it is cut off: its header has {length} bytes, the file {n_there}")
     return start + stream.read(length - 1)
+
+
+#: How other kinds of files begin, and what they are.
+_KINDS = (
+    ((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*"), "an image"),
+    ((b"PK\x03\x04",), "a zip archive, as torch.save writes"),
+    (tuple(bytes([0x80, protocol]) for protocol in range(2, 6)), "a pickle, which was not run"),
+)
+
+
+def _kind_of(start: bytes, path: str) -> str:
+    if path.lower().endswith(".onnx"):  # protocol buffers have no mark of their own
+        return ", an ONNX file, which skanomaly_vit.onnx.OnnxDetector reads"
+    found = [name for starts, name in _KINDS if start.startswith(starts)]
+    return f", {found[0]}" if found else ""
 
 
 def _parse(path: str, head: bytes) -> dict[str, Any]:

@@ -111,8 +111,25 @@ def summarize(scores: Array, offset: float, is_anomaly: Array | None) -> list[St
     return statistics
 
 
+def certify(det: Any) -> list[Statistic]:
+    """False-alarm rate of the threshold, and the images that it rests on, where they are known."""
+    find = find_attribute(det, "_certificate")
+    if find is None:
+        return []
+    certificate = find()
+    return [
+        Statistic("False alarms", certificate.describe_rate()),
+        Statistic("Calibration", certificate.describe_calibration()),
+    ]
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def has_maps(det: Any) -> bool:
+    """Whether a detector draws anomaly maps; one may have the method and no patches for it."""
+    return hasattr(det, "anomaly_map") and find_attribute(det, "_normal_patches", True) is not None
 
 
 def remark(det: Any, is_anomaly: Array | None) -> list[str]:
@@ -121,6 +138,6 @@ def remark(det: Any, is_anomaly: Array | None) -> list[str]:
     if is_anomaly is not None and (is_anomaly.all() or not is_anomaly.any()):
         kind = "anomalies" if is_anomaly.all() else "normal images"
         notes.append(f"By their labels all are {kind}, so there is no AUROC.")
-    if not hasattr(det, "anomaly_map"):
+    if not has_maps(det):
         notes.append(f"{type(det).__name__} gives no anomaly maps; the report shows images only.")
     return notes

@@ -77,6 +77,7 @@ class Page:
     title: str
     created: datetime
     statistics: list[Statistic]
+    guarantees: list[Statistic]
     notes: list[str]
     histograms: dict[tuple[str, str], str]
     histogram_text: str

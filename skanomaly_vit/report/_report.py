@@ -30,7 +30,14 @@ from skanomaly_vit.display._overlay import (
     shrink_map,
 )
 from skanomaly_vit.display._scores import ScoreDisplay
-from skanomaly_vit.report._figures import check_detector, remark, score, summarize
+from skanomaly_vit.report._figures import (
+    certify,
+    check_detector,
+    has_maps,
+    remark,
+    score,
+    summarize,
+)
 from skanomaly_vit.report._page import Card, ImageRow, Page, render, require_packages
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -149,6 +156,7 @@ def write_report(
         title=printable("Anomaly report" if title is None else str(title)),
         created=datetime.now().astimezone(),
         statistics=summarize(scores, offset, is_anomaly),
+        guarantees=certify(det),
         notes=remark(det, is_anomaly),
         histograms=_draw_histograms(ScoreDisplay(scores, offset=offset, is_anomaly=is_anomaly)),
         histogram_text=_describe_histogram(scores, offset),
@@ -281,7 +289,7 @@ def _draw_cards(
         if i not in images:
             pixels = source[i]
             images[i] = shrink(pixels, _LARGE)
-            if hasattr(det, "anomaly_map"):
+            if has_maps(det):
                 full = _map_of(det, X, i, pixels.shape[:2])
                 # One small map at a time: maps of large images would fill the memory.
                 maps[i], highest[i] = shrink_map(full, _LARGE), float(full.max())

@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._images.source import open_images
+from skanomaly_vit.datasets import paste_defects
 from skanomaly_vit.exceptions import AmbiguousImageWarning
 
 RNG = np.random.default_rng(0)
@@ -110,6 +111,30 @@ def test_a_fit_tells_once(detector):
     of_range = [w for w in caught if issubclass(w.category, AmbiguousImageWarning)]
     assert len(of_range) == 1
     assert of_range[0].filename == __file__
+
+
+def test_an_image_counts_once_however_often_it_is_read():
+    X = DIM["12 bits"][0]
+    with pytest.warns(AmbiguousImageWarning, match=r"of 1 image\(s\) of uint16") as caught:
+        paste_defects(X[:1], random_state=0)
+    assert len(caught) == 1
+    source = open_images([encoded(Image.fromarray(image), "PPM") for image in X])
+    for index in (2, 1, 1, 2):
+        source.take([index])[0]
+    with pytest.warns(AmbiguousImageWarning, match=r"of 2 image\(s\) .*the first is sample 1\)"):
+        source.warn_of_doubts()
+
+
+def test_a_remark_counts_images_of_both_processes_once():
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("white", "blue")]
+    source = open_images([encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])] * 4)
+    part = source.subset(np.arange(1, 4))
+    for index in (2, 1):
+        part[index]
+    source[3]
+    source.merge_findings(np.arange(1, 4), part.without_pixels())
+    with pytest.warns(AmbiguousImageWarning, match="^sample 2 and 1 more: holds several pages"):
+        source.warn_of_doubts()
 
 
 def test_workers_leave_the_telling_to_the_caller():

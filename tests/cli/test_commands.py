@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner
 from images import blobs
 from PIL import Image
+from sklearn.base import clone
 
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._backbone import loading as _backbones
@@ -29,6 +30,7 @@ from skanomaly_vit._backbone import passes as _passes
 from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._images.listing import SUFFIXES
 from skanomaly_vit._images.prefetching import Reader
+from skanomaly_vit.calibration import threshold_bound
 from skanomaly_vit.cli import main
 from skanomaly_vit.cli._map_files import TargetNames
 from skanomaly_vit.cli._tables import Row, open_table
@@ -359,6 +361,14 @@ def test_files_of_a_folder_that_are_left_out_are_told(model, tmp_path):
     assert "left out" not in run("score", model, tmp_path / "a.jfif").stderr
 
 
+def test_a_folder_of_texts_is_told_what_it_holds(model, tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).touch()
+    done = run("score", model, tmp_path)
+    assert done.exit_code == 1
+    assert "Left out: 2 files, which are no image by the suffix: 2 .txt." in done.stderr
+
+
 OUTPUT = {"fit": "a.model", "score": "a.csv", "map": "maps", "report": "a.html"}
 
 
@@ -401,6 +411,8 @@ def test_a_folder_without_images_is_refused(command, model, tmp_path, monkeypatc
         (("fit", "IMAGE", "-o", "IMAGE"), "ends like an image"),
         (("report", "MODEL", "IMAGE", "-o", "MODEL"), "does not end in .html"),
         (("info", "."), "is a directory"),
+        (("score", ".", "MODEL"), "the model file comes first"),
+        (("fit", "IMAGE", "-o", "/proc/m"), "'/proc' cannot be written to: No such file"),
     ],
 )
 def test_wrong_usage_is_code_1(args, message, model, paths):
@@ -437,11 +449,177 @@ def test_a_missing_extra_is_named(model, paths, tmp_path, monkeypatch):
     monkeypatch.setattr("skanomaly_vit.cli._options.find_spec", lambda name: None)
     done = run("score", model, paths[0], "-o", tmp_path / "a.parquet")
     assert done.exit_code == 1
-    assert "pip install pyarrow" in done.stderr
+    assert "pip install 'skanomaly-vit[parquet]'; csv and jsonl do without it" in done.stderr
     done = run("map", model, paths[0], "-o", tmp_path / "maps")
     assert done.exit_code == 1
-    assert "pip install matplotlib" in done.stderr
+    assert "pip install 'skanomaly-vit[plot]'; --format npy does without it" in done.stderr
+    done = run("report", model, paths[0], "-o", tmp_path / "a.html")
+    assert done.exit_code == 1
+    assert "needs jinja2, markupsafe, matplotlib" in done.stderr
+    assert "pip install 'skanomaly-vit[report]'." in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_a_package_that_is_damaged_is_told_in_a_line(model, paths, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise ImportError("no _core in matplotlib")
+
+    monkeypatch.setattr("skanomaly_vit.report.write_report", fail)
+    done = run("report", model, paths[0], "-o", tmp_path / "a.html")
+    assert done.exit_code == 1
+    assert "no _core in matplotlib" in done.stderr
+    assert "pip install" in done.stderr
+
+
+OTHER_FILES = {
+    "image": (b"\x89PNG\r\n\x1a\n....", "another kind of file, an image;"),
+    "zip": (b"PK\x03\x04......", "another kind of file, a zip archive, as torch.save writes;"),
+    "pickle": (pickle.dumps([1.0] * 9), "another kind of file, a pickle, which was not run;"),
+    "graph.onnx": (b"\x08\x08......", "which skanomaly_vit.onnx.OnnxDetector reads;"),
+    "text": (b"a,b,c,d,e\n", "another kind of file; expected"),
+    "empty": (b"", "it is empty"),
+}
+COMMANDS = {
+    "score": ["IMAGE"],
+    "map": ["IMAGE", "-o", "OUT"],
+    "report": ["IMAGE", "-o", "OUT.html"],
+    "export": ["-o", "OUT.onnx"],
+    "info": [],
+}
+
+
+def run_on(command, model, image, folder, *options):
+    named = {"IMAGE": image, "OUT": folder / "o"}
+    named |= {f"OUT{suffix}": folder / f"o{suffix}" for suffix in (".html", ".onnx")}
+    return run(command, model, *(named.get(arg, arg) for arg in COMMANDS[command]), *options)
+
+
+@pytest.mark.parametrize("kind", [*OTHER_FILES, "folder"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_file_that_is_no_model_is_named_in_a_line(command, kind, paths, tmp_path):
+    other = tmp_path / kind
+    if kind == "folder":
+        other.mkdir()
+    else:
+        other.write_bytes(OTHER_FILES[kind][0])
+    done = run_on(command, other, paths[0], tmp_path)
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert done.stdout == ""
+    message = "is a directory" if kind == "folder" else OTHER_FILES[kind][1]
+    assert message in " ".join(done.stderr.split())
+    assert os.listdir(tmp_path) == [kind]
+
+
+@pytest.mark.parametrize("command", ["score", "map", "report"])
+def test_a_model_of_rows_is_refused_where_files_are_read(command, detector, paths, tmp_path):
+    detector = clone(detector).set_params(image_shape=(8, 8, 3))
+    rows = np.random.default_rng(0).integers(100, 156, (9, 192), dtype=np.uint8)
+    detector.fit(rows).save(tmp_path / "m")
+    done = run_on(command, tmp_path / "m", paths[0], tmp_path)
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert "fitted on rows of a table (image_shape=(8, 8, 3))" in done.stderr
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_maps_that_a_model_does_not_have(paths, tmp_path):
+    detector = TransformalyDetector(feature_spaces="pretrained", image_size=56).fit(paths)
+    detector.save(tmp_path / "one")
+    done = run_on("map", tmp_path / "one", paths[0], tmp_path, "--method", "discrepancy")
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+    assert "needs students" in done.stderr
+    detector._normal_patches = None
+    detector.save(tmp_path / "none")
+    done = run_on("map", tmp_path / "none", paths[0], tmp_path)
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+    assert "no anomaly maps" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["none", "one"]
+    done = run_on("report", tmp_path / "none", paths[0], tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "gives no anomaly maps" in (tmp_path / "o.html").read_text()
+
+
+# Outputs
+
+
+FORMULAS = ["=1+1.png", "+1.png", "-1.png", "@SUM(1).png", "\t=1.png", "\r=1.png", "\uff1d1.png"]
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_path_is_no_formula_in_safe_csv(safe, model, paths, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in [*FORMULAS, "a=1.png"]:
+        os.symlink(paths[0], name)
+    options = ["--safe-csv"] if safe else []
+    names = "\0".join([*FORMULAS, "a=1.png"])
+    done = run("score", model, "-", "-0", "-o", "s.csv", *options, stdin=names)
+    assert done.exit_code == 0, done.output
+    with open("s.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    mark = "'" if safe else ""
+    assert [row["path"] for row in rows] == [*(mark + name for name in FORMULAS), "a=1.png"]
+    assert float(rows[0]["score"]) == float(rows[-1]["score"])
+
+
+def test_safe_csv_is_for_csv(model, paths):
+    done = run("score", model, paths[0], "--safe-csv", "--format", "jsonl")
+    assert done.exit_code == 1
+    assert "--safe-csv is for csv" in done.stderr
+
+
+def test_a_model_is_not_overwritten_by_its_own_scores(model, paths):
+    before = model.read_bytes()
+    done = run("score", model, paths[0], "-o", model, "--format", "csv")
+    assert done.exit_code == 1
+    assert "is the model itself" in done.stderr
+    assert model.read_bytes() == before
+
+
+def test_two_commands_do_not_write_one_table(model, paths, tmp_path):
+    output = tmp_path / "s.csv"
+    with start("score", model, "-", "--batch-size", "1", "-o", output) as process:
+        process.stdin.write(paths[0].encode() + b"\n" + paths[1].encode() + b"\n")
+        process.stdin.flush()
+        while not output.exists() or output.read_bytes().count(b"\n") < 2:
+            assert process.poll() is None
+        held = output.read_bytes()
+        done = run("score", model, *paths, "-o", output)
+        assert done.exit_code == 1
+        assert "another command is writing" in done.stderr
+        assert output.read_bytes().startswith(held)
+        process.communicate()
+    assert process.returncode == 0
+    assert [row["path"] for row in read_csv(output.read_text())] == paths[:2]
+    assert run("score", model, paths[2], "-o", output).exit_code == 0
+    assert [row["path"] for row in read_csv(output.read_text())] == paths[2:3]
+
+
+@pytest.mark.parametrize("target", ["parquet", "map"])
+def test_an_output_that_fails_half_way_leaves_the_old_one(
+    target, model, paths, tmp_path, monkeypatch
+):
+    def fail(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    if target == "parquet":
+        old = tmp_path / "s.parquet"
+        monkeypatch.setattr("skanomaly_vit.cli._tables.ParquetTable._write_group", fail)
+        command = ("score", model, paths[0], "-o", old)
+    else:
+        monkeypatch.chdir(tmp_path)
+        os.symlink(paths[0], "1.png")
+        old = tmp_path / "maps" / "1.png.npy"
+        old.parent.mkdir()
+        monkeypatch.setattr("numpy.lib.format.write_array", fail)
+        command = ("map", model, "1.png", "-o", "maps", "--format", "npy")
+    old.write_bytes(b"old")
+    done = run(*command)
+    assert done.exit_code == 1
+    assert "No space left" in done.stderr
+    assert old.read_bytes() == b"old"
+    assert os.listdir(old.parent) == [old.name] or target == "parquet"
+    assert not list(tmp_path.rglob("*.part"))
 
 
 # Model and machine
@@ -571,6 +749,62 @@ def test_info_says_what_a_model_is(model, detector):
     assert detector.features_.backbone_fingerprint_ in text
 
 
+def test_info_says_what_is_known_of_false_alarms(detector, paths, tmp_path):
+    certified = clone(detector).set_params(validation_fraction=0.5).fit(paths)
+    assert len(certified.calibration_scores_) == 7
+    certified.set_threshold(target_fpr=0.5, confidence=0.9).save(tmp_path / "m")
+    found = json.loads(run("info", tmp_path / "m", "--json").stdout)
+    # The second of seven scores: Beta(2, 6) is at most 0.5 with 0.9375, at most 0.4526 with 0.9.
+    bound = threshold_bound(certified.calibration_scores_, certified.offset_, confidence=0.9)
+    assert found["false_alarm_bound"] == bound == pytest.approx(0.4526, abs=1e-4)
+    assert (found["false_alarm_rate"], found["threshold_confidence"]) == (0.5, 0.9)
+    assert (found["n_calibrating"], found["n_calibration_units"]) == (7, 7)
+    text = run("info", tmp_path / "m").stdout
+    assert "at most 50 % of normal images, in 90 % of deployments" in text
+    assert "7 held-out images; at most 45.3 % in 90 % of deployments" in text
+    certified.set_threshold(target_fpr=0.25).save(tmp_path / "m")
+    text = run("info", tmp_path / "m").stdout
+    assert "25 % of normal images, on average over deployments" in text
+    assert "7 held-out images; at most 52.1 % in 95 % of deployments" in text
+    groups = np.arange(14) // 2
+    certified.fit(paths, groups=groups).save(tmp_path / "m")
+    text = run("info", tmp_path / "m").stdout
+    assert "8 held-out images in 4 groups; no bound without a confidence" in text
+    certified.set_params(validation_fraction=0).fit(paths).save(tmp_path / "m")
+    assert "5 % of the training images; of new ones, more" in run("info", tmp_path / "m").stdout
+
+
+def test_a_fit_sets_a_threshold_with_a_confidence(normal, paths, tmp_path):
+    output = tmp_path / "a.model"
+    rate = ("--contamination", 0.5, "--confidence", 0.8)
+    assert run("fit", normal, "-o", output, *SMALL, *rate).exit_code == 0
+    loaded = TransformalyDetector.load(output)
+    assert loaded.threshold_confidence_ == 0.8
+    assert loaded.contamination_ == 0.5
+    assert loaded.offset_ == loaded.calibration_scores_.min()
+
+
+@pytest.mark.parametrize(("recipe", "in_all"), [("default", 1491), ("paper", 2981)])
+def test_a_confidence_that_takes_more_images_is_refused_before_the_fit(
+    recipe, in_all, normal, tmp_path
+):
+    rate = ("--contamination", 0.01, "--confidence", 0.95, "--recipe", recipe)
+    done = run("fit", normal, "-o", tmp_path / "m", *SMALL, *rate)
+    assert done.exit_code == 1
+    message = " ".join(done.stderr.split())
+    assert f"takes 299 held-out images, which a fit of {in_all} images has; found 14" in message
+    assert os.listdir(tmp_path) == []
+
+
+def test_copies_do_not_count_for_a_confidence(paths, tmp_path):
+    copies = paths[:5] * 3
+    rate = ("--contamination", 0.5, "--confidence", 0.8)
+    done = run("fit", *copies, "-o", tmp_path / "m", *SMALL, *rate)
+    assert done.exit_code == 1
+    assert "Copies of an image count once" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
 def test_info_needs_neither_students_nor_torch(paths, tmp_path):
     detector = TransformalyDetector(
         feature_spaces="pretrained", density="knn", image_size=(56, 42), store_backbone=True
@@ -627,7 +861,7 @@ def test_an_export_that_cannot_be_is_code_1_or_3(model, detector, broken, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr("skanomaly_vit.cli._options.find_spec", lambda name: None)
         done = run("export", model, "-o", target)
-        assert (done.exit_code, "pip install onnx;" in done.stderr) == (1, True)
+        assert (done.exit_code, "'skanomaly-vit[onnx]'" in done.stderr) == (1, True)
     with monkeypatch.context() as patch:
         patch.setattr(detector, "_normal_patches", None)
         detector.save(tmp_path / "without maps")

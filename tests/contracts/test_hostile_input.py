@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import threading
+import types
 import warnings
 import zlib
 
@@ -186,13 +187,74 @@ def test_pillows_own_limit_does_not_matter(pillows, kind, write, monkeypatch):
     assert pillows == Image.MAX_IMAGE_PIXELS
 
 
-def test_truncated_files_are_refused_whatever_is_set_in_pillow(write, monkeypatch):
+#: Kinds of files of which Pillow lets a half pass where the application says so.
+HALVES = {
+    "PNG": {},
+    "JPEG": {},
+    "JPEG progressive": {"progressive": True},
+    "MPO": {"save_all": True, "append_images": [Image.fromarray(RGB)]},
+    "TIFF": {},
+    "TIFF deflated": {"compression": "tiff_adobe_deflate"},
+    "BMP": {},
+    "GIF": {},
+    "PPM": {},
+    "TGA": {},
+    "PCX": {},
+    "SGI": {},
+    "WEBP": {},
+    "JPEG2000": {},
+    "DDS": {},
+}
+
+
+#: Of these Pillow tells when it opens the file.
+TOLD_EARLY = ("TIFF deflated", "WEBP")
+
+
+@pytest.mark.parametrize("form", ["path", "bytes", "image"])
+@pytest.mark.parametrize("kind", HALVES)
+def test_half_a_file_is_refused_and_pillows_flag_left_alone(kind, form, write, monkeypatch):
+    seen = []
+
+    class Watched(types.ModuleType):
+        def __setattr__(self, name, value):
+            seen.append(name)
+            super().__setattr__(name, value)
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8))
+    whole = encoded(kind.split()[0], picture, **HALVES[kind])
+    half = whole[: len(whole) * (6 if kind == "MPO" else 9) // 10]
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    for kind in ("PNG", "JPEG", "TIFF", "BMP"):
-        whole = encoded(kind, Image.fromarray(RGB.repeat(9, 0).repeat(9, 1)))
-        with pytest.raises(ValueError, match="sample 0"):
-            open_images([write("a", whole[: -len(whole) // 3])])[0]
-    assert ImageFile.LOAD_TRUNCATED_IMAGES
+    monkeypatch.setattr(ImageFile, "__class__", Watched)
+
+    def read(data):
+        if form == "image" and kind not in TOLD_EARLY:
+            with Image.open(io.BytesIO(data)) as image:
+                return open_images([image])[0]
+        return open_images([write("a", data) if form == "path" else data])[0]
+
+    assert read(whole).shape[2] == 3
+    if kind == "MPO":  # its second picture may end early
+        half = whole[: len(encoded("JPEG", picture)) // 2]
+    with pytest.raises(ValueError, match="sample 0"):
+        read(half)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    assert seen == []
+
+
+def test_an_ico_file_is_refused_where_pillow_lets_halves_pass(monkeypatch):
+    data = encoded("ICO", Image.fromarray(RGB.repeat(4, 0).repeat(4, 1)))
+    assert open_images([data])[0].shape[2] == 3
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(ValueError, match="half an ICO file from a whole one"):
+        open_images([data])[0]
+
+
+def test_an_image_of_the_caller_keeps_its_class():
+    image = Image.open(io.BytesIO(encoded("JPEG")))
+    own = type(image)
+    open_images([image])[0]
+    assert type(image) is own
 
 
 def test_limits_of_several_threads(write):

@@ -133,6 +133,13 @@ def test_students_do_not_learn_from_held_out_images(make, images, odd_images):
     np.testing.assert_array_equal(*one_epoch)
 
 
+def test_copies_are_held_out_together(make, images):
+    pairs = np.repeat(np.arange(8), 2)
+    held_out = make(validation_fraction=0.25).fit(images[pairs]).validation_indices_
+    assert len(held_out) == 4
+    assert not set(pairs[held_out]) & set(np.delete(pairs, held_out))
+
+
 def test_one_cycle_and_constant_schedules_differ(make, images):
     constant = make(learning_rate_schedule="constant").fit(images).transform(images)
     assert (constant != make().fit(images).transform(images)).all()

@@ -98,16 +98,20 @@ def fit_both(X: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
+def launch(script, argument, **options):
+    """Run a script on two ranks."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    paths = [str(Path(__file__).parent), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*run, script, argument], timeout=300, env=environment, **options)
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What the two ranks have found."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "script.py").write_text(SCRIPT)
-    arguments = ["--standalone", "--nproc-per-node", "2", folder / "script.py", folder]
-    run = [sys.executable, "-m", "torch.distributed.run", *arguments]
-    paths = [str(Path(__file__).parent), *sys.path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    subprocess.run(run, check=True, timeout=300, env=environment)
+    launch(folder / "script.py", folder, check=True)
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
 
 
@@ -143,6 +147,52 @@ def test_what_is_left_to_chance_is_the_same_on_all_ranks(ranks):
 def test_ranks_with_different_images_are_told(ranks):
     for found in ranks:
         assert "Ranks [1] have other work than rank 0" in str(found["refused"])
+
+
+#: Two ranks of which the second differs, at the start or at work, as the first argument says.
+DIFFERING = """
+import os, sys
+import numpy as np
+import torch
+from test_torchrun import BACKBONE, make_images
+from skanomaly_vit import ViTFeatures
+from skanomaly_vit._backbone import passes as _passes
+from skanomaly_vit.distributed import _torchrun, torchrun
+
+_passes.IMAGES_PER_SHARD = 8
+rank, kind = int(os.environ["RANK"]), sys.argv[1]
+if kind == "setting" and rank == 1:
+    torch.use_deterministic_algorithms(True)
+if kind == "version" and rank == 1:
+    versions = _torchrun.versions
+    _torchrun.versions = lambda: versions() | {"timm": "0.0.1"}
+with torchrun():
+    if kind == "later" and rank == 1:
+        torch.backends.cudnn.benchmark = True
+    print("reading", flush=True)
+    ViTFeatures(**BACKBONE).fit_transform(make_images())
+    print("worked", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("setting", "settings of torch of rank 1: deterministic True (False on rank 0)"),
+        ("version", "versions of rank 1: timm 0.0.1 ("),
+        ("later", "settings of torch of rank 1: cudnn.benchmark True (False on rank 0)"),
+    ],
+)
+def test_ranks_that_differ_end_in_one_error(kind, message, tmp_path):
+    (tmp_path / "script.py").write_text(DIFFERING)
+    done = launch(tmp_path / "script.py", kind, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    log = done.stderr.decode()
+    assert done.returncode != 0
+    assert message in log
+    assert log.count("ValueError: The ranks would get different results") == 1
+    assert "rank 0:" not in log.split("ValueError: ")[1].splitlines()[0]
+    assert done.stdout.count(b"reading") == (2 if kind == "later" else 0)
+    assert b"worked" not in done.stdout
 
 
 def test_outside_of_the_block_each_rank_works_alone(ranks):

@@ -431,7 +431,11 @@ def test_own_images_are_scored_by_a_density_that_has_not_seen_them():
     ("Z", "labels", "message"),
     [
         (np.zeros((4, 2)), ["a"] * 4, r"the class \['a'\] only"),
-        (np.zeros((4, 2)), ["a", "a", "a", "b"], "class 'a' has 3 images; n_splits=5 needs"),
+        (
+            np.zeros((4, 2)),
+            ["a", "a", "a", "b"],
+            "class 'a' has 1 images that differ",
+        ),
         (np.zeros((4, 2)), ["a", "b"], "features has 4 rows and labels 2"),
         (["a.png", "b.png"], ["a", "b"], r"For images, pass ViTFeatures\(\)"),
         (np.zeros((4, 8, 8, 3)), ["a", "b", "a", "b"], r"For images, pass ViTFeatures\(\)"),
@@ -440,6 +444,19 @@ def test_own_images_are_scored_by_a_density_that_has_not_seen_them():
 def test_confusion_needs_classes_of_some_size(Z, labels, message):
     with pytest.raises(ValueError, match=message):
         pretraining_confusion(Z, labels)
+
+
+def test_confusion_keeps_copies_in_one_fold():
+    Z, labels = clusters(0.0, 9.0)
+    seen = []
+
+    class Spy(GaussianDensity):
+        def fit(self, X, y=None):
+            seen.append(set(np.unique(X, axis=0, return_counts=True)[1]))
+            return super().fit(X, y)
+
+    pretraining_confusion(np.repeat(Z, 2, axis=0), np.repeat(labels, 2), density=Spy())
+    assert seen == [{2}] * 10
 
 
 @pytest.mark.parametrize("names", [[1, "b"], [("a", 1), ("a", 2)]], ids=["mixed", "tuples"])

@@ -125,6 +125,21 @@ def test_held_out_images_take_part_in_the_centre(cls, make, tiny, images):
     np.testing.assert_allclose(features.center_, pretrained.mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
+def test_copies_are_held_out_together(make, images):
+    pairs = np.repeat(np.arange(8), 2)
+    features = make(CompactFeatures, max_epochs=1, validation_fraction=0.25)
+    held_out = features.fit(images[pairs]).validation_indices_
+    assert len(held_out) == 4
+    assert not set(pairs[held_out]) & set(np.delete(pairs, held_out))
+
+
+def test_too_few_images_of_held_out_copies_are_refused(make, images):
+    pairs = np.array([0, 1, 2, 3, 4, 4])
+    message = r"holds out 1 of these, 1 image\(s\); at least 2 must be held out"
+    with pytest.raises(ValueError, match=message):
+        make(MeanShiftedFeatures, validation_fraction=0.1).fit(images[pairs])
+
+
 def test_mean_shifted_features_have_length_1_and_a_centre_of_such(make, tiny, images):
     pretrained = unit(ViTFeatures(backbone=tiny).fit_transform(images))
     features = make(MeanShiftedFeatures, validation_fraction=0).fit(images)

@@ -310,7 +310,7 @@ def test_folds_that_cannot_be_made(parameters, y, message):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (["a"] * 26, "n_splits=2 folds need as many groups, groups has 1"),
+        (["a"] * 26, "n_splits=2 folds need as many groups, and there are 1"),
         (["a"] * 20 + ["b"] * 6, "no way to put the 2 groups into n_splits=2 folds"),
         (["a"] * 25 + [None], "sample 25 has no label: groups holds None"),
         (["a"] * 25, "inconsistent numbers of samples"),
@@ -576,6 +576,57 @@ def test_trap_integer_cv_on_sorted_labels_trains_on_anomalies_or_yields_nan(poin
         plain = cross_val_score(remembering, points, SIGNS, cv=4, scoring="roc_auc")
     assert np.isnan(plain).any()
     assert all((y == -1).any() for y in remembering.seen[:-1])
+
+
+COPIED = np.repeat(np.arange(13), 2)  # sample -> image
+
+
+def as_paths(tmp_path, images):
+    for place, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{place:02}.png")
+    return [tmp_path / f"{place:02}.png" for place in range(len(images))]
+
+
+@pytest.mark.parametrize("form", ["arrays", "paths", "features"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_copies_are_on_one_side_of_each_fold(form, grouped, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (13, 8, 8, 3), dtype=np.uint8)[COPIED]
+    X = {"arrays": images, "features": images.reshape(26, -1) / 255}.get(form)
+    X = as_paths(tmp_path, images) if X is None else X
+    y = np.where(COPIED % 3, "good", "crack")
+    units, groups = COPIED, None
+    if grouped:
+        units = COPIED // 3
+        groups = [f"lot {number}" for number in units]
+    folds = NormalOnlyKFold(3, anomaly_label="crack", random_state=0)
+    parts = list(folds.split(X, y, groups))
+    for train, test in parts:
+        assert not set(units[train]) & set(units[test])
+    np.testing.assert_array_equal(np.sort(np.concatenate([t for _, t in parts])), np.arange(26))
+
+
+def test_copies_join_groups():
+    X = np.arange(12.0)[:, np.newaxis].repeat(2, axis=1)
+    X[5] = X[6]  # the last of a group, and the first of the next
+    y, groups = np.tile([1, 1, -1], 4), np.repeat(np.arange(4), 3)
+    joined = np.array([0, 1, 1, 2])[groups]
+    for train, test in NormalOnlyKFold(3, random_state=0).split(X, y, groups):
+        assert not set(joined[train]) & set(joined[test])
+    with pytest.raises(ValueError, match=r"as many groups, and there are 3 \(copies"):
+        list(NormalOnlyKFold(4, random_state=0).split(X, y, groups))
+
+
+@pytest.mark.parametrize(
+    "X",
+    [np.zeros(26), np.zeros((26, 1)), SIGNS, np.where(SIGNS > 0, "good", "crack"), [None] * 26],
+    ids=["zeros", "rows of zeros", "signs", "labels", "nothing"],
+)
+def test_what_tells_no_samples_apart_has_no_copies(X):
+    folds = NormalOnlyKFold(2, random_state=0)
+    expected = list(folds.split(np.arange(26), SIGNS))
+    for found, part in zip(folds.split(X, SIGNS), expected, strict=True):
+        np.testing.assert_array_equal(found[0], part[0])
+        np.testing.assert_array_equal(found[1], part[1])
 
 
 def test_folds_of_ours_do_neither(points, remembering):

@@ -1,0 +1,123 @@
+"""Loading of Pillow images that lets no half image pass, whatever the application has set.
+
+``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` is a global that Pillow's functions ask while they decode.
+While this module decodes an image, the image is of a twin class, whose functions are copies that
+find the global switched off. The global itself stays as it is, and so do Pillow's own classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FunctionType, SimpleNamespace
+from typing import IO, Any
+
+from PIL import Image, ImageFile
+
+_FLAG = "LOAD_TRUNCATED_IMAGES"
+
+_SIGNATURE = 8  # bytes before the first chunk of a PNG
+
+_BLOCK = 2**20
+
+
+def load_strictly(image: Image.Image) -> None:
+    """``image.load()``, which raises for a file that ends early or whose pixels are damaged."""
+    with ExitStack() as undo:
+        parts = [part for part in vars(image).values() if _is_of_pillow(part)]
+        for part in (image, *parts):
+            undo.enter_context(_as_twin(part))
+        image.load()
+
+
+@contextmanager
+def _as_twin(part: Any) -> Iterator[None]:
+    own: Any = type(part)
+    twin = _twin(own)
+    if twin is own:
+        yield
+        return
+    part.__class__ = twin
+    try:
+        yield
+    finally:
+        if type(part) is twin:  # a stub becomes another object while it loads
+            part.__class__ = own
+
+
+def _is_of_pillow(part: Any) -> bool:
+    return type(part).__module__.startswith("PIL.")
+
+
+@functools.cache
+def _twin(own: type[Any]) -> type[Any]:
+    """A class as its own, but for functions that ask the flag; itself if it has none."""
+    asking: dict[str, FunctionType] = {}
+    for base in reversed(own.__mro__):
+        if base is not ImageFile.ImageFile:
+            asking |= {name: each for name, each in vars(base).items() if _asks(each)}
+    # Behind a class whose own `load` calls that of `ImageFile`, and before the latter.
+    bases = (own, _StrictFile) if issubclass(own, ImageFile.ImageFile) else (own,)
+    if not asking and len(bases) == 1:
+        return own
+    return type(own.__name__, bases, {name: _strict(each) for name, each in asking.items()})
+
+
+def _asks(function: Any) -> bool:
+    if not isinstance(function, FunctionType):
+        return False
+    names = function.__code__.co_names
+    return _FLAG in names or {"ImageFile", "load"} <= set(names)
+
+
+def _strict(function: FunctionType) -> FunctionType:
+    """A copy of a function that finds the flag switched off."""
+    found = dict(function.__globals__)
+    if _FLAG in found:
+        found[_FLAG] = False
+    if found.get("ImageFile") is ImageFile:
+        found["ImageFile"] = SimpleNamespace(
+            **vars(ImageFile) | {_FLAG: False, "ImageFile": _StrictFile}
+        )
+    return FunctionType(
+        function.__code__, found, function.__name__, function.__defaults__, function.__closure__
+    )
+
+
+class _StrictFile(ImageFile.ImageFile):
+    """A base of twins; `load` follows."""
+
+
+_StrictFile.load = _strict(ImageFile.ImageFile.load)  # type: ignore[method-assign,arg-type]
+
+
+def _name(kind: bytes) -> str:
+    return repr(kind)[1:]  # without b
+
+
+def check_png(stream: IO[bytes]) -> None:
+    """Raise if a checksum of a PNG is wrong, or its end is missing; leaves the place in the file.
+
+    Pillow ignores the checksums of pixels while it decodes, and a fifth of all flipped bits would
+    pass. Its own check lets metadata pass where the application lets half an image pass.
+    """
+    place = stream.tell()
+    stream.seek(_SIGNATURE)
+    kind = b""
+    while kind != b"IEND":
+        head = stream.read(8)
+        if len(head) < 8:
+            raise OSError("truncated PNG file: it has no end")
+        length, kind = struct.unpack(">I4s", head)
+        digest = zlib.crc32(kind)
+        while length > 0:
+            block = stream.read(min(length, _BLOCK))
+            if not block:
+                raise OSError(f"truncated PNG file: its chunk {_name(kind)} is cut off")
+            digest, length = zlib.crc32(block, digest), length - len(block)
+        if stream.read(4) != struct.pack(">I", digest):
+            raise OSError(f"broken PNG file: wrong checksum in its chunk {_name(kind)}")
+    stream.seek(place)
