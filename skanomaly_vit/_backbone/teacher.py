@@ -273,11 +273,13 @@ class Teacher:
         """Length of the penultimate output, and of a token, as a blank image tells."""
         lengths: list[int] = []
         blank = torch.zeros(1, 3, *self.preprocessing.image_size)  # [1, 3, H, W]
-        own = self.reading(PLAIN)
-        with torch.no_grad():
-            features = own(
-                blank, blocks=[0], visit=lambda call: lengths.append(call.tokens.shape[-1])
-            )
+
+        def look(call: BlockCall) -> None:
+            lengths.append(call.tokens.shape[-1])
+
+        # Not a pass: no visitor of another thread is to see it.
+        with self._one_visit_at_a_time, _visited(self._indexed([0]), look, 1), torch.no_grad():
+            features = penultimate(self.model, self._padded(blank.to(self.device, self.dtype)))
         return features.shape[1], lengths[0]
 
     @property
