@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +68,7 @@ def fit_densities(
     """
     train, held_out = map(store.mask, split)
     views = [space for space in spaces if space != DISCREPANCY]
-    for view in views:
-        require_spread(store.rows(view, train))
+    require_spread([store.rows(view, train) for view in views or [store.first_view]])
     fitted, statistics = {}, {}
     for space in spaces:
         pca, rows = None, store.rows(space, train)
@@ -263,18 +262,24 @@ def _find_pca(statistics: Statistics, variance: float, remember: bool) -> PCA:
     return copy.deepcopy(pca)
 
 
-def require_spread(rows: Rows) -> None:
-    """Reject features, one row per image, that do not vary."""
+def require_spread(views: Sequence[Rows]) -> None:
+    """Reject features, one row per image, that vary in no view."""
+    if any(map(_varies, views)):
+        return
+    raise ValueError(
+        f"All {views[0].shape[0]} images that the densities learn from are alike to the backbone; "
+        "normal images that do not vary have no density. Pass at least two that differ."
+    )
+
+
+def _varies(rows: Rows) -> bool:
     first = None
     for shard in rows:
         first = shard[0] if first is None else first
         # Rounding makes equal images differ, in float32 by some 1e-7 of their features.
         if not np.allclose(shard, first, rtol=1e-5, atol=1e-5):
-            return
-    raise ValueError(
-        f"All {rows.shape[0]} images that the densities learn from are alike to the backbone; "
-        "normal images that do not vary have no density. Pass at least two that differ."
-    )
+            return True
+    return False
 
 
 #: Weight of the standardized discrepancy space; the pre-trained space, all views together, has 1.

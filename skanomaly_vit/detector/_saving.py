@@ -398,7 +398,7 @@ def _read_teacher(
     }
     part.close()
     model.load_state_dict(state)
-    teacher = Teacher(model, preprocessing, torch.device("cpu"))
+    teacher = Teacher(model, preprocessing, torch.device("cpu"), readout=features._readout())
     if not teacher.has_fingerprint(features.backbone_fingerprint_):
         raise ValueError(
             f"the backbone in it has the fingerprint {teacher.fingerprint[:12]}..., not "
