@@ -1,15 +1,17 @@
 """Measure whether the promised rate of false alarms holds, over random splits.
 
-Every split draws normal images anew, to fit on and to calibrate with; the others say how many of
-them are flagged. Each promise is measured with the detector's own methods: plain images, images
-that are in the folder several times, new groups, `partial_fit`, `calibrate`, and certificates. The
-table shows the mean rate over the splits and its 95 % confidence interval. For a certificate it
-shows the share of splits whose rate is at most the target, and the share that is to be expected of
-the number of images that measure it.
+Every split draws normal images of a folder (``--images``) anew, to fit on and to calibrate with;
+the others say how many of them are flagged. Each promise is measured with the detector's own
+methods: plain images, images that are in the folder several times, new groups, `partial_fit`,
+`calibrate`, and certificates. The table shows the mean rate over the splits and its 95 % confidence
+interval. For a certificate it shows the share of splits whose rate is at most the target, and the
+share that is to be expected of the number of images that measure it.
 
-Images are those of a folder (``--images``), or simulated discs. Every image has a lot, whose lamp
-changes brightness and colour; the lots count for the promise of groups alone. The script keeps
-features in a temporary folder, so that the backbone sees each image once.
+For the promise of groups, four images each make a lot, whose lamp changes brightness and colour.
+The script keeps features in a temporary folder, so that the backbone sees each image once.
+
+Without ``--images`` the script simulates scores, whose true rate is known, and applies the
+functions of `skanomaly_vit.calibration`; for `partial_fit`, features and a Gaussian density.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from typing import TypeAlias
 import numpy as np
 from harness import merge_csv, not_negative, positive, print_circumstances
 from PIL import Image
-from scipy.stats import beta, betabinom
+from scipy.stats import beta, betabinom, norm, t
 
-from skanomaly_vit import TransformalyDetector
+from skanomaly_vit import GaussianDensity, TransformalyDetector
+from skanomaly_vit.calibration import conformal_threshold
 from skanomaly_vit.datasets import list_images
 from skanomaly_vit.exceptions import CalibrationWarning
 
@@ -50,15 +53,14 @@ class Study:
         As they are, and in the light of their lot; those of a lot follow each other.
     make : callable
         Makes an unfitted detector.
-    n_train, n_held_out : int
-        Images, or lots, to fit on, and how many of them are held out.
+    n_train : int
+        Images, or lots, to fit on.
     """
 
     images: np.ndarray
     lit: np.ndarray
     make: Callable[[], TransformalyDetector]
     n_train: int
-    n_held_out: int
 
 
 def plain(study: Study, rng: np.random.Generator) -> Iterator[Rates]:
@@ -110,6 +112,55 @@ def updated(study: Study, rng: np.random.Generator) -> Iterator[Rates]:
 STUDIES = (plain, copies, new_groups, updated)
 
 
+def simulate(rng: np.random.Generator, n: int) -> Iterator[Rates]:
+    """All promises once, with simulated scores of `n` held-out images or lots."""
+    scores, more = rng.standard_t(3, n), rng.standard_t(3, 200)
+    yield true_rates("plain images", scores, None, lambda x: t.cdf(x, 3))
+    for level in (0.05, 0.1):
+        yield true_certificate("certificate", scores, level)
+    both = np.concatenate([scores, more])
+    yield true_rates("calibrate", both, None, lambda x: t.cdf(x, 3))
+    yield true_certificate("certificate after calibrate", both, 0.01)
+    for k in (2, 4):
+        units = np.repeat(np.arange(n), k)
+        name = f"every image {k} times"
+        yield true_rates(name, np.repeat(scores, k), units, lambda x: t.cdf(x, 3))
+    lots = np.repeat(np.arange(n), LOT)
+    in_lots = rng.normal(size=n)[lots] + rng.normal(size=n * LOT)
+    yield true_rates("new groups", in_lots, lots, lambda x: norm.cdf(x / np.sqrt(2)))
+    threshold = conformal_threshold(in_lots, 0.1, groups=lots, confidence=CONFIDENCE)
+    yield {("certificate of new groups", 0.1): (share_of_lots(threshold), CONFIDENCE)}
+    first, second, held_out, new = (rng.normal(size=(m, 16)) for m in (120, 120, n, 2000))
+    density = GaussianDensity().fit(first).partial_fit(second)
+    found = np.sort(density.score_samples(new))
+    yield true_rates(
+        "partial_fit", density.score_samples(held_out), None,
+        lambda x: np.searchsorted(found, x) / len(found),
+    )  # fmt: skip
+
+
+def true_rates(
+    promise: str, scores: np.ndarray, units: np.ndarray | None, rate: Callable[[float], float]
+) -> Rates:
+    """Rates of the thresholds at all levels, by the distribution of the scores."""
+    return {
+        (promise, level): (float(rate(conformal_threshold(scores, level, groups=units))), np.nan)
+        for level in LEVELS
+    }
+
+
+def true_certificate(promise: str, scores: np.ndarray, level: float) -> Rates:
+    threshold = conformal_threshold(scores, level, confidence=CONFIDENCE)
+    return {(promise, level): (float(t.cdf(threshold, 3)), CONFIDENCE)}
+
+
+def share_of_lots(threshold: float) -> float:
+    """Share of new lots of which an image scores below a threshold."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    none = norm.sf(threshold - nodes) ** LOT
+    return float(1 - (weights * none).sum() / weights.sum())
+
+
 def draw(
     n: int, n_train: int, n_test: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -153,22 +204,35 @@ def main() -> None:
     args = parse_args()
     print_circumstances(args.seed)
     warnings.simplefilter("error", CalibrationWarning)
-    images = read(args.images, args.image_size) if args.images else simulated(args)
-    print(f"{len(images)} images of {images.shape[1:]}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="promises-") as memory:
-        study = prepare(args, images, memory)
-        splits: dict[tuple[str, float], list[tuple[float, float]]] = {}
-        for split in range(args.splits):
-            for number, measure in enumerate(STUDIES):
-                for rates in measure(study, np.random.default_rng([args.seed, split, number])):
-                    for key, rate in rates.items():
-                        splits.setdefault(key, []).append(rate)
-            if (split + 1) % 50 == 0:
-                print(f"{split + 1} splits", flush=True)
-                write(args, splits)
+    splits: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    for number, measured in enumerate(run(args), 1):
+        for rates in measured:
+            for key, rate in rates.items():
+                splits.setdefault(key, []).append(rate)
+        if number % 50 == 0:
+            print(f"{number} splits", flush=True)
+            write(args, splits)
     write(args, splits)
     for (promise, level), rates in splits.items():
         report(promise, level, summarize(rates, level))
+
+
+def run(args: argparse.Namespace) -> Iterator[Iterator[Rates]]:
+    """The rates of each split."""
+    if args.images is None:
+        for split in range(args.splits):
+            yield simulate(np.random.default_rng([args.seed, split]), args.held_out)
+        return
+    images = read(args.images, args.image_size)
+    print(f"{len(images)} images", flush=True)
+    with tempfile.TemporaryDirectory(prefix="promises-") as memory:
+        study = prepare(args, images, memory)
+        for split in range(args.splits):
+            yield (
+                rates
+                for number, measure in enumerate(STUDIES)
+                for rates in measure(study, np.random.default_rng([args.seed, split, number]))
+            )
 
 
 def parse_args() -> argparse.Namespace:
@@ -176,13 +240,17 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--images", type=Path, default=None, help="folder of normal images; default: simulated")
+    add(
+        "--images",
+        type=Path,
+        default=None,
+        help="folder of normal images; default: simulated scores",
+    )
     add("--splits", type=positive, default=1000)
     add("--train", type=positive, default=500, help="images, or lots, to fit on; default: 500")
     add("--held-out", type=positive, default=100, help="how many are held out; default: 100")
-    add("--image-size", type=positive, default=28)
+    add("--image-size", type=positive, default=56)
     add("--feature-spaces", choices=("pretrained", "both"), default="pretrained")
-    add("--simulated", type=positive, default=5000, help="simulated images; default: 5000")
     add("--seed", type=not_negative, default=0)
     add("--output", type=Path, required=True, metavar="CSV")
     return parser.parse_args()
@@ -194,18 +262,6 @@ def read(folder: Path, size: int) -> np.ndarray:
         with Image.open(path) as image:
             images.append(np.asarray(image.convert("RGB").resize((size, size))))
     return np.stack(images)
-
-
-def simulated(args: argparse.Namespace) -> np.ndarray:
-    """Discs of one tint on grey, a little different each."""
-    rng, size, n = np.random.default_rng(args.seed), args.image_size, args.simulated
-    y, x = np.mgrid[:size, :size] / size
-    center = rng.normal(0.5, 0.06, (n, 2, 1, 1))
-    radius = np.hypot(y - center[:, 0], x - center[:, 1])
-    disc = 1 / (1 + np.exp(size * (radius - rng.gamma(20, 0.0125, (n, 1, 1)))))
-    tint = np.array([150, 120, 90]) * rng.normal(1, 0.1, (n, 1, 1, 1))
-    images = 60 + disc[..., None] * tint + rng.normal(0, 6, (n, size, size, 3))
-    return images.clip(0, 255).astype(np.uint8)
 
 
 def prepare(args: argparse.Namespace, images: np.ndarray, memory: str) -> Study:
@@ -221,7 +277,7 @@ def prepare(args: argparse.Namespace, images: np.ndarray, memory: str) -> Study:
             validation_fraction=args.held_out / args.train, memory=memory,
         )  # fmt: skip
 
-    return Study(images, lit, make, args.train, args.held_out)
+    return Study(images, lit, make, args.train)
 
 
 def summarize(splits: list[tuple[float, float]], level: float) -> dict[str, float]:
@@ -252,8 +308,10 @@ def write(
     for (promise, level), rates in splits.items():
         case = {
             "images": args.images.name if args.images else "simulated",
-            "feature_spaces": args.feature_spaces, "promise": promise, "level": level,
-        }  # fmt: skip
+            "feature_spaces": args.feature_spaces if args.images else "scores",
+            "promise": promise,
+            "level": level,
+        }
         figures = summarize(rates, level).items()
         merge_csv(args.output, case | {name: round(float(v), 5) for name, v in figures}, KEY)
 

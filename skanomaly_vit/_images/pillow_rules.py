@@ -10,10 +10,14 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from skanomaly_vit._images.jpeg_file import require_all_data
+from skanomaly_vit._images.png_file import check_png
+from skanomaly_vit._images.raw_files import check_bmp, check_ppm
 from skanomaly_vit._utils.shared_context import SharedContext
 
 #: Default limit of pixels: more than nearly all cameras have. Decoding such an image takes some
@@ -38,14 +42,30 @@ def open_file(file: str | bytes, max_pixels: int | None) -> Iterator[Image.Image
         with _opened(file, max_pixels) as image:
             if image.format == "EPS":
                 raise ValueError("PostScript is a program, not an image; convert the file to PNG")
-            if image.format != "PNG":
+            if image.format != "JPEG":
+                _check_data(file, image)
                 yield image
                 return
-            # Pillow ignores the checksums of pixels while it decodes, and a fifth of all flipped
-            # bits would pass. `verify` checks them, once, and closes the image.
-            image.verify()
-        with _opened(file, max_pixels) as image:
+        complete = require_all_data(file if isinstance(file, bytes) else Path(file).read_bytes())
+        with _opened(complete, max_pixels) as image:
             yield image
+
+
+def _check_data(file: str | bytes, image: Image.Image) -> None:
+    """Raise if header and data of a file disagree, where Pillow would not see it."""
+    if image.format not in ("PNG", "PPM", "BMP"):
+        return
+    with _stream(file) as stream:
+        if image.format == "PNG":
+            check_png(stream)
+        elif image.format == "PPM":
+            check_ppm(stream, image)
+        else:
+            check_bmp(stream)
+
+
+def _stream(file: str | bytes) -> IO[bytes]:
+    return open(file, "rb") if isinstance(file, str) else io.BytesIO(file)
 
 
 def _is_plain(file: str | bytes) -> bool:
@@ -61,7 +81,7 @@ def _opened(file: str | bytes, max_pixels: int | None) -> Iterator[Image.Image]:
     if not file:
         raise ValueError("no bytes: the image is missing")
     with (
-        open(file, "rb") if isinstance(file, str) else io.BytesIO(file) as stream,
+        _stream(file) as stream,
         _identified(file, stream) as image,
     ):
         check_pixels(image.size, max_pixels)
