@@ -252,6 +252,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     """
 
     _fit_summary: FitSummary | None
+    _calibration_ids: np.ndarray | None  # of the unit of each calibration image, if known
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
@@ -447,7 +448,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         """Add normal images to those that set the threshold, and to no others.
 
         Densities, students and scale stay as they are; the threshold moves, at the same rate of
-        false alarms.
+        false alarms. An image, or a group, that calibrates already is the same unit again.
 
         Parameters
         ----------
@@ -495,19 +496,24 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
                 summary = known.merge(new, known.statistics)
         known_scores, known_units = self._known_calibration(replace)
         scores = np.concatenate([known_scores, scores])
-        groups = several_of_a_unit(np.concatenate([known_units, units.units]))
-        self.offset_ = self._false_alarms().threshold(scores, groups)
-        self.calibration_scores_, self.calibration_units_ = scores, groups
+        ids = np.concatenate([known_units, units.units])
+        self.offset_ = self._false_alarms().threshold(scores, several_of_a_unit(ids))
+        self._set_calibration(scores, ids)
         self._fit_summary = summary
         return self
 
     def _known_calibration(self, replace: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Scores that calibrate so far, and their units: ids below 0 where each is its own."""
+        """Scores that calibrate so far, and their units: ids below 0 where they are not known."""
         if replace or self.calibration_scores_ is None:
             return np.empty(0), np.empty(0)
         own = -1.0 - np.arange(len(self.calibration_scores_))
-        units = own if self.calibration_units_ is None else self.calibration_units_
+        units = own if self._calibration_ids is None else self._calibration_ids
         return self.calibration_scores_, units
+
+    def _set_calibration(self, scores: np.ndarray | None, ids: np.ndarray | None) -> None:
+        """Set the scores that calibrate, and the ids of their units, if these are known."""
+        self.calibration_scores_, self._calibration_ids = scores, ids
+        self.calibration_units_ = several_of_a_unit(ids)
 
     @with_own_settings
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
@@ -821,8 +827,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     def _set_densities(self, fitted: FittedDensities, false_alarms: FalseAlarms) -> None:
         self.density_, self.fusion_ = fitted.density, fitted.fusion
-        self.calibration_scores_, self.offset_ = fitted.calibration_scores, fitted.offset
-        self.calibration_units_ = fitted.calibration_units
+        self._set_calibration(fitted.calibration_scores, fitted.calibration_units)
+        self.offset_ = fitted.offset
         self.contamination_ = false_alarms.rate
         self.threshold_confidence_ = false_alarms.confidence
         self._contamination_then = self.contamination

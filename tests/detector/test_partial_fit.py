@@ -331,6 +331,36 @@ def test_calibrate_takes_groups(make_detector, images, more):
     assert detector.p_values(images).min() >= 1 / 7
 
 
+@pytest.mark.parametrize("way", ["at once", "saved", "by group"])
+def test_calibrate_counts_what_it_has_once(way, images, more, tmp_path):
+    """An image, or a group, that calibrates is the same unit in a later call."""
+    detector = TransformalyDetector(
+        backbone="skanomaly_tiny", pretrained=False, image_size=32, n_blocks=2, random_state=0,
+        contamination=0.4, feature_spaces="pretrained",
+    )  # fmt: skip
+    groups = {"groups": np.arange(20)} if way == "by group" else {}
+    detector.fit(images, **groups)
+    if way == "saved":
+        detector.save(tmp_path / "m")
+        detector = TransformalyDetector.load(tmp_path / "m")
+    assert detector.calibration_units_ is None  # each image is a unit
+    held_out = detector.validation_indices_
+    if way == "by group":
+        detector.calibrate(more[:4], groups=held_out)
+    else:
+        detector.calibrate(images[held_out])
+    assert len(detector.calibration_scores_) == 8
+    assert len(np.unique(detector.calibration_units_)) == 4
+    threshold = detector.offset_
+    new = {"groups": np.arange(90, 93)} if way == "by group" else {}
+    detector.calibrate(more[10:13], **new).calibrate(more[10:13], **new)
+    assert len(np.unique(detector.calibration_units_)) == 7
+    detector.calibrate(images[held_out], replace=True, **({"groups": held_out} if groups else {}))
+    assert detector.calibration_units_ is None
+    if way != "by group":
+        assert detector.offset_ == threshold
+
+
 def test_copies_stay_together(make_detector, images):
     """Every image four times: none is on both sides, and a copy counts for no more."""
     X = np.repeat(images, 4, axis=0)
