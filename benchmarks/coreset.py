@@ -1,4 +1,4 @@
-"""Cost of a coreset in `KNNDensity`: AUROC and rank correlation at several `max_samples`.
+"""Cost of a coreset of `KNNDensity` or `WhitenedKNNDensity`: AUROC at several `max_samples`.
 
 One class is normal, and gives the pre-trained features to fit on. Half of the scored images are of
 that class, half of the others. Several seeds draw each size. Spearman's rank correlation compares
@@ -16,8 +16,10 @@ from harness import append_csv, find_classes, positive, print_circumstances, sam
 from scipy.stats import spearmanr
 from sklearn.metrics import pairwise_distances_argmin_min, roc_auc_score
 
-from skanomaly_vit import KNNDensity, ViTFeatures
-from skanomaly_vit.density import _knn as _coreset
+from skanomaly_vit import KNNDensity, ViTFeatures, WhitenedKNNDensity
+from skanomaly_vit.density import _coreset
+
+DENSITIES = {"knn": KNNDensity, "whitened_knn": WhitenedKNNDensity}
 
 
 def main() -> None:
@@ -48,6 +50,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="holds train/<class>/ and test/<class>/")
     add("--normal-class", nargs="+", default=["airplane", "cat"])
+    add("--density", choices=DENSITIES, default="knn", help="default: knn")
     add("--train", type=positive, default=1500, help="training images of a class")
     add("--test", type=positive, default=400, help="scored images")
     add("--sizes", type=positive, nargs="+", default=[750, 300, 150, 75, 30])
@@ -58,12 +61,13 @@ def parse() -> argparse.Namespace:
 
 
 def compare(train, test, is_normal, options):
-    full = KNNDensity().fit(train).score_samples(test)
+    density = DENSITIES[options.density]
+    full = density().fit(train).score_samples(test)
     yield row_of("all", len(train), [full], full, is_normal)
     for subsampling in ("random", "greedy"):
         for size in options.sizes:
             scores = [
-                KNNDensity(max_samples=size, subsampling=subsampling, random_state=seed)
+                density(max_samples=size, subsampling=subsampling, random_state=seed)
                 .fit(train)
                 .score_samples(test)
                 for seed in range(options.seeds)

@@ -50,9 +50,8 @@ detector = TransformalyDetector(image_size=224, n_blocks=5, n_jobs=2, random_sta
 # %%
 # Cells to look at
 # ----------------
-# Scores are log-likelihoods: the lowest belong to the most abnormal cells. We take six of the lower
-# half of 24 defective cells. We skip the very lowest: those cells are dark all over, and their maps
-# are bright all over.
+# The lowest scores belong to the most abnormal cells. We take six of the lower half of 24 defective
+# cells. We skip the very lowest: those cells are dark all over, and their maps are bright all over.
 
 suspects = defective[:N_DEFECTIVE]
 order = detector.score_samples(suspects).argsort()

@@ -4,7 +4,7 @@ Transformaly written by hand
 ============================
 
 Transformaly [1]_ describes an image in two feature spaces of one frozen Vision Transformer, and
-adds its log-likelihoods in both. This page writes the method, from pixels to the score, in plain
+adds its scores in both. This page writes the method, from pixels to the score, in plain
 torch, numpy and scikit-learn. In the end it compares its scores with those of
 :class:`~skanomaly_vit.TransformalyDetector`, and stops if one differs by more than a millionth.
 Read it before you change the method or port it to another framework.
@@ -167,51 +167,65 @@ z_f = discrepancy(h)  # [N, D]
 # %%
 # Densities
 # ---------
-# In each space, a density of the normal images tells how likely an image is. We first standardise
-# the features by their mean and deviation on the training images: :math:`z` stands for the result.
+# In each space, a density of the normal images tells how likely an image is.
 #
 # In the pre-trained space the density is a Gaussian: its log-likelihood falls with the square of
-# the Mahalanobis distance. From fewer images than features, a covariance :math:`\Sigma` has no
-# inverse. The estimate of Ledoit and Wolf, which is closer to the identity, has one. (The paper
-# whitens by a PCA instead.)
+# the Mahalanobis distance. We first standardise the features by their mean and deviation on the
+# training images. From fewer images than features, a covariance :math:`\Sigma` has no inverse. The
+# estimate of Ledoit and Wolf, which is closer to the identity, has one. (The paper whitens by a PCA
+# instead.)
 #
-# .. math:: \log p_p(x) = -\tfrac12\, z^\top \Sigma^{-1} z + \text{constant}
+# .. math:: \log p_p(x) = -\tfrac12 (z - \mu)^\top \Sigma^{-1} (z - \mu)
+#           - \tfrac12 \log \det \Sigma + \text{constant}
 #
 # In the discrepancy space, an error below the mean is no sign of an anomaly. Half a Gaussian for
-# each block counts only the excess above the mean. (The paper fits a Gaussian here too.)
+# each block counts only the excess above the mean :math:`\mu_j`, in units of the deviation
+# :math:`\sigma_j`. (The paper fits a Gaussian here too.)
 #
-# .. math:: \log p_f(x) = -\tfrac12 \sum_j \max(z_j, 0)^2 + \text{constant}
+# .. math:: \log p_f(x) = -\sum_j \tfrac12 \max\left(\frac{z_j - \mu_j}{\sigma_j}, 0\right)^2
+#           + \log\left(\mu_j + \sigma_j \sqrt{\pi / 2}\right)
 
-locations = [z.numpy().mean(axis=0) for z in (z_p, z_f)]  # [C], [D]
-scales = [z.numpy().std(axis=0) for z in (z_p, z_f)]  # [C], [D]
-covariance, _ = ledoit_wolf((z_p.numpy() - locations[0]) / scales[0])  # [C, C]
-precision = np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance)))  # [C, C]
+z_p, z_f = z_p.numpy(), z_f.numpy()  # [N, C], [N, D]
+location, scale = z_p.mean(axis=0), z_p.std(axis=0)  # [C], [C]
+z_p = (z_p - location) / scale  # [N, C]
+_, shrinkage = ledoit_wolf(z_p)
 
 
-def log_likelihoods(z_p, z_f):
-    """Return the log-likelihoods of images in both spaces, but for a constant."""
-    z_p = (z_p.numpy() - locations[0]) / scales[0]  # [N, C]
-    z_f = (z_f.numpy() - locations[1]) / scales[1]  # [N, D]
-    p = -0.5 * np.einsum("ni,ij,nj->n", z_p, precision, z_p, optimize=True)  # [N]
-    f = -0.5 * (np.maximum(z_f, 0) ** 2).sum(axis=1)  # [N]
-    return np.stack([p, f])  # [2, N]
+def log_likelihoods(p, f, learned):
+    """Return log-likelihoods of images in both spaces, by some of the training images."""
+    mean, covariance = z_p[learned].mean(axis=0), np.cov(z_p[learned].T, bias=True)  # [C], [C, C]
+    covariance = (1 - shrinkage) * covariance + (shrinkage + 1e-6) * np.eye(len(mean))  # [C, C]
+    away = p - mean  # [N, C]
+    log_p = -0.5 * (away @ np.linalg.inv(covariance) * away).sum(axis=1)  # [N]
+    log_p -= 0.5 * np.linalg.slogdet(covariance)[1]  # [N]
+    mean, deviation = z_f[learned].mean(axis=0), z_f[learned].std(axis=0)  # [D], [D]
+    excess = np.maximum((f - mean) / deviation, 0)  # [N, D]
+    log_f = -(0.5 * excess**2 + np.log(mean + deviation * np.sqrt(np.pi / 2))).sum(axis=1)  # [N]
+    return np.stack([log_p, log_f])  # [2, N]
 
 
 # %%
 # Score
 # -----
-# The score is the logarithm of the product of both likelihoods, a sum. The paper adds the
-# log-likelihoods as they are. Our default first brings each to mean :math:`m` = 0 and deviation
-# :math:`d` = 1 on the training images, so that neither space outweighs the other. The constants
-# cancel.
+# The paper adds the log-likelihoods as they are: the logarithm of the product of both. Our default
+# first standardises each by mean :math:`m` and deviation :math:`d` of the training images, so that
+# neither space outweighs the other. The densities know these images, and would overrate them;
+# therefore we leave each one out, and take its log-likelihood by the other ones. The students know
+# them too, and cannot forget one so cheaply: on new images, errors scatter more. Hence the second
+# space counts a quarter.
 #
-# .. math:: s(x) = \frac{\log p_p(x) - m_p}{d_p} + \frac{\log p_f(x) - m_f}{d_f}
+# .. math:: s(x) = \frac{\log p_p(x) - m_p}{d_p} + \frac14 \cdot \frac{\log p_f(x) - m_f}{d_f}
 
-normal = log_likelihoods(z_p, z_f)  # [2, N]
-z_p, h = look(test)  # [N, C], [L + 1, N, T, C]
-z_f_test = discrepancy(h)  # [N, D]
-spaces = log_likelihoods(z_p, z_f_test)  # [2, N]
-spaces = (spaces - normal.mean(axis=1, keepdims=True)) / normal.std(axis=1, keepdims=True)  # [2, N]
+everyone = np.arange(N_TRAIN)
+left_out = np.concatenate(
+    [log_likelihoods(z_p[[i]], z_f[[i]], np.delete(everyone, i)) for i in everyone], axis=1
+)  # [2, N]
+z_p_test, h = look(test)  # [N, C], [L + 1, N, T, C]
+z_f_test = discrepancy(h).numpy()  # [N, D]
+z_p_test = (z_p_test.numpy() - location) / scale  # [N, C]
+spaces = log_likelihoods(z_p_test, z_f_test, everyone)  # [2, N]
+m, d = left_out.mean(axis=1, keepdims=True), left_out.std(axis=1, keepdims=True)  # [2, 1] each
+spaces = (spaces - m) / d * [[1], [1 / 4]]  # [2, N]
 score = spaces.sum(axis=0)  # [N], higher = more normal
 
 # %%
@@ -238,7 +252,7 @@ if difference > 1e-6:
 BLUE, VERMILION = "#0072B2", "#D55E00"  # safe for colour-blind readers
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.8), layout="constrained")
-ratio = z_f_test / z_f.mean(dim=0)  # [N, D]
+ratio = z_f_test / z_f.mean(axis=0)  # [N, D]
 blocks = np.arange(len(h) - D, len(h))
 for is_kind, color, marker, name in (
     (is_defective, VERMILION, "D", "defective"),

@@ -58,7 +58,7 @@ compared_scores = detector.score_samples(compared)
 # %%
 # The histogram
 # -------------
-# Scores are log-likelihoods: higher = more normal. The detector flags the cells left of the dashed
+# Higher scores are more normal. The detector flags the cells left of the dashed
 # line. Compare the two kinds of functional cells: a difference between new and earlier ones would
 # mean that the production or the camera has changed.
 

@@ -80,7 +80,7 @@ print(f"fit              {perf_counter() - start:.0f} s", flush=True)
 # %%
 # Score
 # -----
-# Scores are sums of standardised log-likelihoods: higher = more normal.
+# Scores are sums of standardised scores in both spaces: higher = more normal.
 
 test = np.concatenate([held_out, defective])
 is_defective = np.isin(test, defective)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         GaussianDensity,
         GaussianMixtureDensity,
         KNNDensity,
+        WhitenedKNNDensity,
     )
     from skanomaly_vit.detector import TransformalyDetector
     from skanomaly_vit.distillation import BlockDistillation
@@ -30,6 +31,7 @@ __all__ = [
     "MeanShiftedFeatures",
     "TransformalyDetector",
     "ViTFeatures",
+    "WhitenedKNNDensity",
     "__version__",
 ]
 
@@ -45,6 +47,7 @@ _FOLDERS = {
     "MeanShiftedFeatures": "features",
     "TransformalyDetector": "detector",
     "ViTFeatures": "features",
+    "WhitenedKNNDensity": "density",
 }
 
 

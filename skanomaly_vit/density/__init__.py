@@ -9,5 +9,12 @@ from skanomaly_vit.density._excess import ExcessDensity
 from skanomaly_vit.density._gaussian import GaussianDensity
 from skanomaly_vit.density._knn import KNNDensity
 from skanomaly_vit.density._mixture import GaussianMixtureDensity
+from skanomaly_vit.density._whitened_knn import WhitenedKNNDensity
 
-__all__ = ["ExcessDensity", "GaussianDensity", "GaussianMixtureDensity", "KNNDensity"]
+__all__ = [
+    "ExcessDensity",
+    "GaussianDensity",
+    "GaussianMixtureDensity",
+    "KNNDensity",
+    "WhitenedKNNDensity",
+]

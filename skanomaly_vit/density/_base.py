@@ -123,11 +123,7 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
             If not fitted (NotFittedError), or `X` has another number of features than in `fit`
             or a value that is not finite.
         """
-        check_is_fitted(self, "scale_")
-        samples: FloatArray = validate_data(self, X, dtype=np.float64, reset=False)
-        Z = standardize(samples, self.location_, self.scale_)
-        # Change of variables: p(x) = p(z) |dz/dx|.
-        return self._log_density(Z) - np.log(self.scale_).sum()
+        return self._log_density(self._standardized(X)) - self._log_units()
 
     def score(self, X: ArrayLike, y: object = None) -> float:
         """Compute the mean log-density of the samples; higher is a better fit.
@@ -145,6 +141,16 @@ class StandardizedDensity(DensityMixin, BaseEstimator, ABC):
             Mean of `score_samples(X)`.
         """
         return float(self.score_samples(X).mean())
+
+    def _standardized(self, X: ArrayLike) -> FloatArray:
+        """The samples in standard deviations from the mean; checked."""
+        check_is_fitted(self, "scale_")
+        samples: FloatArray = validate_data(self, X, dtype=np.float64, reset=False)
+        return standardize(samples, self.location_, self.scale_)
+
+    def _log_units(self) -> float:
+        """Change of variables: p(x) = p(z) |dz/dx|."""
+        return float(np.log(self.scale_).sum())
 
     def _set_units(self, location: FloatArray, scale: FloatArray) -> None:
         self.location_, self.scale_ = location, scale
@@ -206,16 +212,52 @@ class UpdatableDensity(StandardizedDensity):
         _check_values(samples, type(self).__name__)
         return self._update_rows(Rows.of(samples))
 
-    def _require_updatable(self) -> Statistics:
-        """Statistics of all samples so far; a ValueError if they cannot be updated."""
+    @with_own_settings
+    def score_left_out(self, X: ArrayLike) -> FloatArray:
+        """Compute the log-density of each training sample by the other ones.
+
+        A density has learned from its training samples, so `score_samples` gives them higher scores
+        than new ones. Here each sample is new: mean, covariance or neighbours are those of the
+        other samples. The notes of the class say what still comes from all samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training samples: some or all of those in `fit` and `partial_fit`, in any order.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,), dtype float64
+            As in `score_samples`; higher is more normal. One sample is left out at a time: equal
+            ones stay.
+
+        Raises
+        ------
+        ValueError
+            If `X` is not as `score_samples` takes it, the density comes from a file of an older
+            version, which has no statistics, or no sample remains.
+        """
+        Z = self._standardized(X)
+        return self._log_density_left_out(Z, self._known_statistics()) - self._log_units()
+
+    @abstractmethod
+    def _log_density_left_out(self, Z: FloatArray, statistics: Statistics) -> FloatArray:
+        """Log-density of standardized training samples by the other ones."""
+
+    def _known_statistics(self) -> Statistics:
+        """Statistics of all samples so far; a ValueError if there are none."""
         if not hasattr(self, "scale_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet")
         if self._statistics is None:
             raise ValueError(
                 f"this {type(self).__name__} was saved by a version that kept no statistics, "
-                "so it cannot be updated. Fit again."
+                "so it cannot be updated, and leaves no sample out. Fit again."
             )
         return self._statistics
+
+    def _require_updatable(self) -> Statistics:
+        """Statistics of all samples so far; a ValueError if they cannot be updated."""
+        return self._known_statistics()
 
     def _write_state(self, record: StateRecord) -> None:
         super()._write_state(record)

@@ -7,10 +7,12 @@ from skanomaly_vit.density._excess import ExcessDensity
 from skanomaly_vit.density._gaussian import GaussianDensity
 from skanomaly_vit.density._knn import KNNDensity
 from skanomaly_vit.density._mixture import GaussianMixtureDensity
+from skanomaly_vit.density._whitened_knn import WhitenedKNNDensity
 
 DENSITIES: dict[str, type[StandardizedDensity]] = {
     "gaussian": GaussianDensity,
     "gmm": GaussianMixtureDensity,
     "knn": KNNDensity,
+    "whitened_knn": WhitenedKNNDensity,
     "excess": ExcessDensity,
 }

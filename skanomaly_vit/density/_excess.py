@@ -36,7 +36,8 @@ class ExcessDensity(MomentDensity):
     With z = (x - location) / scale, the log-density of a feature x >= 0 is
     ``-max(z, 0)^2 / 2 - log(location + scale * sqrt(pi / 2))``; a negative x counts as 0, and a
     negative location, in the last term, too. It comes from no
-    paper; docs/explanation/benchmarks.md reports its gain.
+    paper; docs/explanation/benchmarks.md reports its gain. `score_left_out` is exact: mean and
+    standard deviation are those of the other samples.
 
     Examples
     --------
@@ -58,5 +59,22 @@ class ExcessDensity(MomentDensity):
         return self
 
     def _log_density(self, Z: FloatArray) -> FloatArray:
-        flat = np.maximum(self.location_, 0) / self.scale_
-        return -(0.5 * np.maximum(Z, 0) ** 2 + np.log(flat + _HALF_GAUSSIAN)).sum(axis=1)
+        return _log_half_gaussian(Z, self.location_, self.scale_).sum(axis=1)
+
+    def _log_density_left_out(self, Z: FloatArray, statistics: Statistics) -> FloatArray:
+        n = statistics.n_samples
+        # Mean and variance of the others, in the units of all.
+        location = -Z / (n - 1)
+        variance = n / (n - 1) * (statistics.variance(self.scale_) - Z**2 / (n - 1))
+        # Rounding is left where the others are equal; the unit is then that of all.
+        scale = np.sqrt(np.where(variance > n * np.finfo(np.float64).eps, variance, 1.0))
+        found = _log_half_gaussian(
+            (Z - location) / scale, self.location_ + self.scale_ * location, self.scale_ * scale
+        )
+        return (found - np.log(scale)).sum(axis=1)
+
+
+def _log_half_gaussian(Z: FloatArray, location: FloatArray, scale: FloatArray) -> FloatArray:
+    """Log-density of each feature, in the unit `scale`."""
+    flat = np.maximum(location, 0) / scale
+    return -(0.5 * np.maximum(Z, 0) ** 2 + np.log(flat + _HALF_GAUSSIAN))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
-from skanomaly_vit._utils.compat import Interval, StrOptions
 from skanomaly_vit.density._base import MomentDensity
+from skanomaly_vit.density._covariance import (
+    COVARIANCE_CONSTRAINTS,
+    is_singular,
+    kind_for,
+    require_kind,
+    shrunk_covariance,
+    singular_message,
+)
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
 
 if TYPE_CHECKING:
@@ -58,6 +64,9 @@ class GaussianDensity(MomentDensity):
     only. A constant feature has no unit: a deviation of 1 from it counts as
     ``1 / sqrt(regularization)`` standard deviations.
 
+    `score_left_out` is exact in mean and covariance, by the formula of Sherman and Morrison; the
+    standard deviations and the amount of shrinkage stay those of all samples.
+
     References
     ----------
     .. [1] Cohen and Avidan, "Transformaly", CVPR Workshops, 2022, arXiv 2112.04185.
@@ -74,47 +83,29 @@ class GaussianDensity(MomentDensity):
     array([  7.4,   6.8, -42.9])
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "shrinkage": [StrOptions({"auto", "ledoit_wolf"}), Interval(Real, 0, 1, closed="both")],
-        "regularization": [Interval(Real, 0, None, closed="left")],
-    }
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = COVARIANCE_CONSTRAINTS
 
     def __init__(self, *, shrinkage: str | float = "auto", regularization: float = 1e-6) -> None:
         self.shrinkage = shrinkage
         self.regularization = regularization
 
     def _kind(self, n_samples: int, n_features: int) -> Kind:
-        fixed = not isinstance(self.shrinkage, str)
-        if fixed or (self.shrinkage == "auto" and n_samples >= 5 * n_features):
-            return Kind.COVARIANCE
-        return Kind.SHRINKAGE
+        return kind_for(self.shrinkage, n_samples, n_features)
 
     def _fit_statistics(self, statistics: Statistics) -> Self:
         location, scale = statistics.location_and_scale()
-        covariance = statistics.covariance(scale)
-        kind = self._kind(statistics.n_samples, len(scale))
-        if kind == Kind.SHRINKAGE:
-            shrinkage = shrinkage_of(statistics, scale, covariance)
-        else:
-            shrinkage = 0.0 if isinstance(self.shrinkage, str) else float(self.shrinkage)
-        # The shrinkage target is the covariance's own diagonal, so variances stay as they are.
-        variance = covariance.diagonal() + self.regularization
-        covariance *= 1 - shrinkage
-        np.fill_diagonal(covariance, variance)
+        covariance, shrinkage = shrunk_covariance(
+            statistics, scale, self.shrinkage, self.regularization
+        )
         self.cholesky_ = self._factorize(covariance)
         self.shrinkage_ = shrinkage
         self._set_units(location, scale)
-        self._statistics = statistics.reduced(kind)
+        self._statistics = statistics.reduced(self._kind(statistics.n_samples, len(scale)))
         return self
 
     def _require_updatable(self) -> Statistics:
         known = super()._require_updatable()
-        if known.kind < self._kind(known.n_samples, len(known.mean)):
-            raise ValueError(
-                f"this GaussianDensity was fitted with another shrinkage than {self.shrinkage!r}, "
-                "and its statistics do not suffice to estimate the shrinkage. Fit again."
-            )
-        return known
+        return require_kind(known, self.shrinkage, type(self).__name__)
 
     @property
     def covariance_(self) -> FloatArray:
@@ -125,24 +116,39 @@ class GaussianDensity(MomentDensity):
     def _factorize(self, covariance: FloatArray) -> FloatArray:
         try:
             factor = cholesky(covariance, lower=True)
-            # Rounding may let a singular matrix pass, with pivots that are noise: of 200 such
-            # matrices of five features, up to three times their number of epsilons.
-            if factor.diagonal().min() ** 2 <= 10 * len(covariance) * np.finfo(np.float64).eps:
+            if is_singular(factor.diagonal().min() ** 2, len(covariance)):
                 raise LinAlgError("a pivot is zero up to rounding")
         except LinAlgError as error:
-            raise ValueError(
-                f"GaussianDensity found a singular covariance of {len(covariance)} features with "
-                f"shrinkage={self.shrinkage!r} and regularization={self.regularization}: "
-                "features are constant, linearly dependent or more than samples. "
-                "Pass a larger regularization (its default is 1e-6)."
-            ) from error
+            message = singular_message(
+                "GaussianDensity", len(covariance), self.shrinkage, self.regularization
+            )
+            raise ValueError(message) from error
         return factor
 
     def _log_density(self, Z: FloatArray) -> FloatArray:
-        whitened = solve_triangular(self.cholesky_, Z.T, lower=True)  # (n_features, n_samples)
-        log_det = 2 * np.log(self.cholesky_.diagonal()).sum()
-        log_norm = 0.5 * (len(whitened) * np.log(2 * np.pi) + log_det)
-        return -0.5 * (whitened**2).sum(axis=0) - log_norm
+        return _log_normal(_squared_lengths(self.cholesky_, Z), self.cholesky_)
+
+    def _log_density_left_out(self, Z: FloatArray, statistics: Statistics) -> FloatArray:
+        """Log-density by the mean and the covariance of the other samples.
+
+        With d the deviation of a sample from the mean of all n, and C their covariance, that of
+        the others is ``n / (n - 1) * C - n / (n - 1)**2 * d d'``. The shrunk covariance of the
+        others thus differs from a matrix A, the same for all samples, by a multiple of d d', and
+        the Sherman-Morrison formula gives its inverse and its determinant.
+        """
+        n, kept = statistics.n_samples, 1 - self.shrinkage_
+        covariance = statistics.covariance(self.scale_)
+        own = self.cholesky_ @ self.cholesky_.T
+        target = own.diagonal() - kept * covariance.diagonal()  # (n_features,)
+        covariance *= kept * n / (n - 1)
+        np.fill_diagonal(covariance, covariance.diagonal() + target)
+        factor = cholesky(covariance, lower=True)  # of A
+        q, weight = _squared_lengths(factor, Z), kept * n / (n - 1) ** 2
+        # A - weight * d d' is at least the target, which bounds this; rounding may fall below.
+        least = max(target.min(), np.finfo(np.float64).eps)
+        remainder = np.maximum(1 - weight * q, least / (least + weight * np.square(Z).sum(axis=1)))
+        outside = (n / (n - 1)) ** 2 * q / remainder
+        return _log_normal(outside, factor) - 0.5 * np.log(remainder)
 
     def _write_state(self, record: StateRecord) -> None:
         super()._write_state(record)
@@ -157,39 +163,13 @@ class GaussianDensity(MomentDensity):
             raise ValueError(f"{record.name}.cholesky has a diagonal that is not positive")
 
 
-#: A covariance of standardized features whose mean squared difference from the identity is at most
-#: this differs from it by rounding alone. Sampling alone gives about 1 / n_samples.
-_ROUNDING = 1e-16
+def _squared_lengths(factor: FloatArray, Z: FloatArray) -> FloatArray:
+    """Squared Mahalanobis length of each row, with the Cholesky factor of a covariance."""
+    whitened = solve_triangular(factor, Z.T, lower=True)  # (n_features, n_samples)
+    return (whitened**2).sum(axis=0)
 
 
-def shrinkage_of(statistics: Statistics, scale: FloatArray, covariance: FloatArray) -> float:
-    """Ledoit-Wolf shrinkage of standardized features, from statistics.
-
-    Equals `sklearn.covariance.ledoit_wolf_shrinkage` of all rows (O. Ledoit and M. Wolf, Journal of
-    Multivariate Analysis 88(2), 2004).
-
-    Parameters
-    ----------
-    statistics : Statistics
-        Of the kind `Kind.SHRINKAGE`, unless the covariance is the identity.
-    scale : ndarray of shape (n_features,)
-        By which features are divided.
-    covariance : ndarray of shape (n_features, n_features)
-        Of the features divided by `scale`.
-    """
-    # Constant features have no correlations to shrink, and would lower the mean variance, the
-    # diagonal of the target. Standardized variances are either 0 or 1.
-    varying = covariance.diagonal() > 0.5
-    n_features = int(varying.sum())
-    if n_features < 2:
-        return 0.0
-    within = covariance[np.ix_(varying, varying)]
-    mean_variance = within.trace() / n_features
-    target = mean_variance * np.eye(n_features)
-    distance = np.square(within - target).sum() / n_features
-    if distance <= _ROUNDING:
-        return 1.0  # it is its own target, as behind a whitening PCA
-    noise = statistics.mean_fourth_power(scale, varying) - np.square(within).sum()
-    # Rounding may bring it below zero.
-    noise = max(noise / (n_features * statistics.n_samples), 0.0)
-    return float(min(noise, distance) / distance)
+def _log_normal(squared_lengths: FloatArray, factor: FloatArray) -> FloatArray:
+    """Log-density of a Gaussian at squared Mahalanobis lengths."""
+    log_det = 2 * np.log(factor.diagonal()).sum()
+    return -0.5 * squared_lengths - 0.5 * (len(factor) * np.log(2 * np.pi) + log_det)

@@ -1,39 +1,14 @@
-"""Nearest-neighbour density, and the greedy coreset that bounds its memory."""
+"""Nearest-neighbour density."""
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, Self
-
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import gammaln
-from sklearn.neighbors import NearestNeighbors
-from sklearn.random_projection import GaussianRandomProjection
-from sklearn.utils import check_random_state
 
-from skanomaly_vit._utils.compat import Interval, StrOptions, fitted_samples
-from skanomaly_vit.density._base import UpdatableDensity, check_at_most_n_samples, standardize
-from skanomaly_vit.density._row_sample import RowSample
-from skanomaly_vit.density._rows import Rows
-from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
-
-if TYPE_CHECKING:
-    from skanomaly_vit.persistence._record import StateRecord
-
-# In units of sqrt(n_features), the root mean square distance of a sample from the mean. Thirty
-# times the distance that rounding gives two equal points (about sqrt(machine epsilon)).
-SMALLEST_RADIUS = 1e-6
-
-#: Samples drawn for each one that a greedy coreset takes.
-_POOL = 10
+from skanomaly_vit.density._neighbors import NeighborDensity
+from skanomaly_vit.density._statistics import FloatArray
 
 
-def _salt(seed: int) -> bytes:
-    return seed.to_bytes(4, "little")
-
-
-class KNNDensity(UpdatableDensity):
+class KNNDensity(NeighborDensity):
     """Log-density estimated from the distance to the k-th nearest neighbour.
 
     Assumes no shape of the density. Ranks samples by the radius of the smallest ball around them
@@ -78,8 +53,9 @@ class KNNDensity(UpdatableDensity):
     neighbours and r the Euclidean distance to the k-th one, the estimate [1]_ is
     ``log k - log n - log V - d log r``. Its tails are too heavy to integrate to 1. DN2 [2]_ ranks
     by the mean of such distances. A training sample is its own nearest neighbour, so it scores
-    higher than a new one; far too high with `n_neighbors=1`. Radii are
-    at least ``1e-6 * sqrt(n_features)``, so duplicates have a finite score.
+    higher than a new one; far too high with `n_neighbors=1`. `score_left_out` leaves it out of its
+    own neighbours; mean and standard deviation stay those of all samples. Radii are at least
+    ``1e-6 * sqrt(n_features)``, so duplicates have a finite score.
 
     References
     ----------
@@ -99,14 +75,6 @@ class KNNDensity(UpdatableDensity):
     array([-0.03, -6.37])
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
-        "max_samples": [Interval(Integral, 1, None, closed="left"), None],
-        "subsampling": [StrOptions({"random", "greedy"})],
-        "n_jobs": [None, Integral],
-        "random_state": ["random_state"],
-    }
-
     def __init__(
         self,
         *,
@@ -122,126 +90,5 @@ class KNNDensity(UpdatableDensity):
         self.n_jobs = n_jobs
         self.random_state = random_state
 
-    def _fit_rows(self, rows: Rows) -> Self:
-        statistics = Statistics.of_shards(rows, Kind.VARIANCE)
-        limit = self._limit()
-        if limit is None:
-            return self._fit_samples(statistics, rows.gather())
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        pool = RowSample.of_shards(rows, limit, _salt(seed))
-        return self._fit_samples(statistics, pool.rows, pool, seed)
-
-    def _update_rows(self, rows: Rows) -> Self:
-        known = self._require_updatable()
-        statistics = known + Statistics.of_shards(rows, Kind.VARIANCE)
-        if self._pool is None:
-            so_far = fitted_samples(self.neighbors_) * self.scale_ + self.location_
-            return self._fit_samples(statistics, np.concatenate([so_far, rows.gather()]))
-        new = RowSample.of_shards(rows, self._pool.limit, _salt(self._seed))
-        pool = self._pool.merge(new)
-        return self._fit_samples(statistics, pool.rows, pool, self._seed)
-
-    def _require_updatable(self) -> Statistics:
-        known = super()._require_updatable()
-        fitted_with = None if self._pool is None else self._pool.limit
-        if self._limit() != fitted_with:
-            raise ValueError(
-                "max_samples or subsampling of this KNNDensity was changed since the fit, which "
-                "drew a coreset of another size. Fit again."
-            )
-        return known
-
-    def _limit(self) -> int | None:
-        """Number of samples to keep; None is all."""
-        if self.max_samples is None:
-            return None
-        return self.max_samples * (_POOL if self.subsampling == "greedy" else 1)
-
-    def _fit_samples(
-        self,
-        statistics: Statistics,
-        samples: FloatArray,
-        pool: RowSample | None = None,
-        seed: int = 0,
-    ) -> Self:
-        """Fit the search to samples, or a coreset of them, in the units of `statistics`."""
-        location, scale = statistics.location_and_scale()
-        Z = standardize(samples, location, scale)
-        if self.max_samples is not None and len(Z) > self.max_samples:
-            Z = Z[greedy_k_center(Z, self.max_samples, seed)]
-        check_at_most_n_samples("n_neighbors", self.n_neighbors, len(Z), "KNNDensity")
-        search = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs)
-        self.neighbors_ = search.fit(Z)
-        self._set_units(location, scale)
-        self._statistics, self._pool, self._seed = statistics, pool, seed
-        return self
-
-    def _log_density(self, Z: FloatArray) -> FloatArray:
-        n_features = Z.shape[1]
-        distances, _ = self.neighbors_.kneighbors(Z)  # (n_samples, n_neighbors), ascending
-        radius = np.maximum(distances[:, -1], SMALLEST_RADIUS * np.sqrt(n_features))
-        log_unit_ball = 0.5 * n_features * np.log(np.pi) - gammaln(0.5 * n_features + 1)
-        log_share = np.log(self.neighbors_.n_neighbors / self.neighbors_.n_samples_fit_)
-        return log_share - log_unit_ball - n_features * np.log(radius)
-
-    def _write_state(self, record: StateRecord) -> None:
-        super()._write_state(record)
-        samples = fitted_samples(self.neighbors_)
-        record.write(n_neighbors=int(self.neighbors_.n_neighbors), n_samples=len(samples))
-        record.write_tensor("samples", samples)
-        if self._pool is not None:
-            record.write(pool_seed=int(self._seed))
-            self._pool.write_state(record.write_part("pool"))
-
-    def _read_state(self, record: StateRecord) -> None:
-        super()._read_state(record)
-        n_neighbors = record.read_int("n_neighbors", 1)
-        n_samples = record.read_int("n_samples", n_neighbors)
-        samples = record.read_array("samples", n_samples, self.n_features_in_)
-        self.neighbors_ = NearestNeighbors(n_neighbors=n_neighbors).fit(samples)
-        self._pool, self._seed = None, 0
-        if "pool" in record.values:
-            self._seed = record.read_int("pool_seed")
-            self._pool = RowSample.read_state(record.read_part("pool"), self.n_features_in_)
-
-
-#: Rows of more dimensions are projected to this number at random. Distances change by some 10 %
-#: and cost a fraction.
-N_PROJECTED = 128
-
-
-def greedy_k_center(rows: FloatArray, n_chosen: int, seed: int) -> NDArray[np.intp]:
-    """Choose rows, each as far as possible from those chosen before it.
-
-    Without a projection, the largest distance from any row to its nearest chosen one is at most
-    twice the optimum for `n_chosen` rows (T. F. Gonzalez, Theoretical Computer Science 38, 1985).
-    PatchCore (Roth et al., CVPR 2022, section 3.2) fills its memory in the same way.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n_rows, n_features)
-        The first one is chosen first.
-    n_chosen : int
-        At most n_rows.
-    seed : int
-        Of the projection.
-
-    Returns
-    -------
-    chosen : ndarray of int of shape (n_chosen,)
-        Positions, all different.
-    """
-    if rows.shape[1] > N_PROJECTED:
-        projection = GaussianRandomProjection(N_PROJECTED, random_state=seed)
-        rows = projection.fit_transform(rows)
-    points = rows.astype(np.float32)  # distances are only compared
-    squares = np.einsum("ij,ij->i", points, points)
-    chosen = np.zeros(n_chosen, dtype=np.intp)
-    nearest = np.full(len(points), np.inf, dtype=np.float32)
-    for i in range(1, n_chosen):
-        last = chosen[i - 1]
-        distances = squares - 2 * (points @ points[last]) + squares[last]
-        np.minimum(nearest, np.maximum(distances, 0), out=nearest)
-        nearest[last] = -1  # never chosen again, even if other rows equal it
-        chosen[i] = nearest.argmax()
-    return chosen
+    def _radius(self, distances: FloatArray) -> FloatArray:
+        return distances[:, -1]

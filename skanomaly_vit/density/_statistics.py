@@ -179,6 +179,10 @@ class Statistics:
         # from their own mean.
         return self.mean, np.where(scale <= rounding, np.maximum(rounding, 1.0), scale)
 
+    def variance(self, scale: FloatArray | float = 1.0) -> FloatArray:
+        """Maximum-likelihood variance of the features divided by `scale`."""
+        return self.square / self.n_samples * self._per_scale(scale) ** 2
+
     def covariance(self, scale: FloatArray | float = 1.0) -> FloatArray:
         """Maximum-likelihood covariance of the features divided by `scale`."""
         if self.scatter is None:

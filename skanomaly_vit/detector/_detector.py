@@ -82,7 +82,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     Transformaly [1]_ describes an image in two feature spaces of one frozen Vision Transformer:
     its pooled output, and the errors of students that imitate its last blocks and have learned
     from normal images only. The detector fits a density in each space. The score of an image is
-    the sum of its two log-likelihoods, each on the scale of the normal images.
+    the sum of its scores in both, each standardized by those that the training images have when
+    they are left out. It is no log-likelihood, except with ``fusion="product"``.
 
     The parameters come in five groups: basics (`backbone` to `contamination`; most users change
     no others), backbone and images (`pretrained` to `on_error`), students (`student` to
@@ -140,16 +141,21 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         those of the paper. `recipe_` holds them after `fit`.
     feature_spaces : {"both", "pretrained", "discrepancy"}, default="both"
         Feature spaces that make up the score. With ``"pretrained"``, `fit` trains no students.
-    density : {"gaussian", "gmm", "knn", "excess", "auto"} or estimator, default="auto"
-        Density scorer, cloned for each space: `GaussianDensity`, `GaussianMixtureDensity`,
-        `KNNDensity`, `ExcessDensity`, or any estimator with ``fit`` and ``score_samples`` (higher
-        = more normal). A ``random_state`` of ``None`` in it follows `random_state`.
+    density : str or estimator, default="auto"
+        Density scorer, cloned for each space: ``"gaussian"`` (`GaussianDensity`), ``"gmm"``
+        (`GaussianMixtureDensity`), ``"knn"`` (`KNNDensity`), ``"whitened_knn"``
+        (`WhitenedKNNDensity`), ``"excess"`` (`ExcessDensity`), or any estimator with ``fit`` and
+        ``score_samples`` (higher = more normal). A ``random_state`` of ``None`` in it follows
+        `random_state`.
         ``"auto"`` is a Gaussian with a Ledoit-Wolf covariance in the pre-trained space and
         `ExcessDensity` in the discrepancy space; in the paper's recipe a Gaussian in each.
     fusion : {"product", "standardized", "auto"}, default="auto"
         Combination of both spaces' scores. ``"product"`` adds log-likelihoods.
-        ``"standardized"`` first scales each to mean 0 and standard deviation 1 on the training
-        images, so that both weigh alike. ``"auto"`` is ``"standardized"``; in the paper's recipe
+        ``"standardized"`` first scales each by mean and standard deviation of the scores that the
+        training images have when left out, by the ``score_left_out`` of the density
+        (see `GaussianDensity.score_left_out`). A density without that method has learned from them:
+        its scores of them are too high. Students have learned from them too, so the discrepancy
+        space counts a quarter. ``"auto"`` is ``"standardized"``; in the paper's recipe
         ``"product"``.
     validation_fraction : float, default=0.2
         Share of the images in [0, 1) that neither students nor densities learn from. These images
@@ -205,7 +211,11 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Values that `fit` used, without ``"auto"``: `student` (None without students),
         `pca_variance`, `density` (a dict with the unfitted scorer of each space) and `fusion`.
     fusion_ : dict
-        Location and scale that standardize each space's score; (0, 1) for ``"product"``.
+        Location and scale that standardize each space's score; (0, 1) for ``"product"``. The scale
+        is the standard deviation divided by the weight of the space (1, and 1/4 for
+        ``"discrepancy"``). For densities of this package, the standard deviation counts as at least
+        half of ``sqrt(n_features / 2)``, that of a Gaussian's log-density: the training images
+        may all score alike.
     validation_indices_ : ndarray of int
         Positions of the held-out images in the `X` of `fit`.
     n_samples_fit_ : int
@@ -517,7 +527,11 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     @with_own_settings
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
-        """Score normality: the sum of an image's log-likelihoods in both spaces, as `fusion` says.
+        """Score normality: the sum of an image's scores in both spaces, as `fusion` says.
+
+        By default this is no log-likelihood, but a sum of standardized scores: the unit is the
+        standard deviation of the scores that training images have when the density leaves them out.
+        With ``fusion="product"`` it is the sum of log-likelihoods.
 
         Parameters
         ----------

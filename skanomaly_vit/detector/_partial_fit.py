@@ -35,8 +35,8 @@ def require_updatable(densities: Mapping[str, Any], summary: FitSummary | None) 
             raise ValueError(
                 f"the density of the {space} space, {type(density).__name__}"
                 f"{' behind a PCA' if behind_pca else ''}, cannot learn from more images without "
-                "the earlier ones. GaussianDensity and ExcessDensity can, and KNNDensity without a "
-                "PCA: use one of them, or fit again to all images."
+                "the earlier ones. GaussianDensity and ExcessDensity can, and KNNDensity and "
+                "WhitenedKNNDensity without a PCA: use one of them, or fit again to all images."
             )
         if not behind_pca:
             density._require_updatable()
@@ -104,7 +104,7 @@ def update_densities(
     return calibrate(
         updated,
         all_summary,
-        shards_of_sample(all_summary.learned),
+        lambda: shards_of_sample(all_summary.learned),
         shards_of_sample(all_summary.held_out),
         fusion=fusion,
         false_alarms=false_alarms,

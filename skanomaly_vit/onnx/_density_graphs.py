@@ -9,15 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.linalg import solve_triangular
-from scipy.special import gammaln
 from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
 from torch import nn
 
 from skanomaly_vit._utils.compat import fitted_samples
-from skanomaly_vit.density import ExcessDensity, GaussianDensity, GaussianMixtureDensity, KNNDensity
+from skanomaly_vit.density import (
+    ExcessDensity,
+    GaussianDensity,
+    GaussianMixtureDensity,
+    KNNDensity,
+    WhitenedKNNDensity,
+)
 from skanomaly_vit.density._base import StandardizedDensity
-from skanomaly_vit.density._knn import SMALLEST_RADIUS
+from skanomaly_vit.density._neighbors import SMALLEST_RADIUS, NeighborDensity
 from skanomaly_vit.density._whitening import axes_of
 
 
@@ -149,25 +154,45 @@ def _as_matrices(mixture: Any) -> np.ndarray:
 
 
 class _Neighbors(_Constants):
+    """Distances to the nearest samples, and the log-density that `_radius` makes of them."""
+
     samples: torch.Tensor
     squares: torch.Tensor
 
-    def __init__(self, density: KNNDensity) -> None:
+    def __init__(self, density: NeighborDensity) -> None:
         super().__init__()
         samples = fitted_samples(density.neighbors_)
         n_samples, n_features = samples.shape
         self._k, self._n_features = int(density.neighbors_.n_neighbors), n_features
         self._smallest = SMALLEST_RADIUS * math.sqrt(n_features)
-        log_unit_ball = 0.5 * n_features * math.log(math.pi) - gammaln(0.5 * n_features + 1)
-        self._constant = math.log(self._k / n_samples) - float(log_unit_ball) + _units(density)
+        # Log-density at a radius of 1.
+        at_one = density._log_of(np.ones(1), self._k / n_samples)[0]
+        self._constant = float(at_one) + _units(density)
         self._hold(samples=samples.T, squares=np.square(samples).sum(axis=1))
 
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        products = points @ self.samples  # (batch, n_samples)
+        squares = points.square().sum(dim=1, keepdim=True) - 2 * products + self.squares
+        nearest = squares.topk(self._k, dim=1, largest=False).values  # (batch, k), ascending
+        radius = self._radius(nearest.clamp(min=0).sqrt())
+        return self._constant - self._n_features * radius.clamp(min=self._smallest).log()
+
+    def _radius(self, distances: torch.Tensor) -> torch.Tensor:
+        return distances[:, -1]
+
+
+class _WhitenedNeighbors(_Neighbors):
+    whitening: torch.Tensor
+
+    def __init__(self, density: WhitenedKNNDensity) -> None:
+        super().__init__(density)
+        self._hold(whitening=density.whitening_)
+
     def forward(self, Z: torch.Tensor) -> torch.Tensor:
-        products = Z @ self.samples  # (batch, n_samples)
-        squares = Z.square().sum(dim=1, keepdim=True) - 2 * products + self.squares
-        nearest = squares.topk(self._k, dim=1, largest=False).values[:, -1]
-        radius = nearest.clamp(min=0).sqrt().clamp(min=self._smallest)
-        return self._constant - self._n_features * radius.log()
+        return super().forward(Z @ self.whitening)
+
+    def _radius(self, distances: torch.Tensor) -> torch.Tensor:
+        return distances.mean(dim=1)
 
 
 #: Class of a density -> its network. A new density can be exported once it has a line here.
@@ -175,5 +200,6 @@ _GRAPHS: dict[type, Callable[[Any], nn.Module]] = {
     GaussianDensity: _Gaussian,
     GaussianMixtureDensity: _Mixture,
     KNNDensity: _Neighbors,
+    WhitenedKNNDensity: _WhitenedNeighbors,
     ExcessDensity: _Excess,
 }

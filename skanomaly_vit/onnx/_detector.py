@@ -41,7 +41,7 @@ def export_onnx(det: Any, path: str | os.PathLike[str], *, map_method: str | Non
     ----------
     det : TransformalyDetector
         Fitted, with densities of these classes: `GaussianDensity`, `GaussianMixtureDensity`,
-        `KNNDensity`, `ExcessDensity`.
+        `KNNDensity`, `WhitenedKNNDensity`, `ExcessDensity`.
     path : str or path-like
         The file, in a folder that exists. `export_onnx` replaces an older one in one step, once
         the new one is complete.
@@ -83,7 +83,7 @@ def export_onnx(det: Any, path: str | os.PathLike[str], *, map_method: str | Non
 
     Size, mean, standard deviation and interpolation, threshold, versions and fingerprint of the
     backbone are in the model's metadata, a JSON text under the key ``skanomaly_vit``. With
-    `KNNDensity` the file holds the features of the training images.
+    `KNNDensity` or `WhitenedKNNDensity` the file holds the features of the training images.
 
     Examples
     --------

@@ -30,6 +30,7 @@ from skanomaly_vit import (
     KNNDensity,
     TransformalyDetector,
     ViTFeatures,
+    WhitenedKNNDensity,
 )
 from skanomaly_vit._images.decoding import decode_image
 from skanomaly_vit._images.pillow_rules import own_rules
@@ -151,7 +152,13 @@ def test_tuned_features_are_those_of_a_process_that_sets_nothing(process, images
 
 @pytest.mark.parametrize(
     "density",
-    [GaussianDensity(), GaussianMixtureDensity(random_state=0), KNNDensity(), ExcessDensity()],
+    [
+        GaussianDensity(),
+        GaussianMixtureDensity(random_state=0),
+        KNNDensity(),
+        ExcessDensity(),
+        WhitenedKNNDensity(),
+    ],
 )
 def test_densities_are_those_of_a_process_that_sets_nothing(process, density, rng):
     X = rng.normal(size=(40, 3))

@@ -12,8 +12,14 @@ from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.covariance import ledoit_wolf_shrinkage
 
-from skanomaly_vit import ExcessDensity, GaussianDensity, GaussianMixtureDensity, KNNDensity
-from skanomaly_vit.density._knn import N_PROJECTED, greedy_k_center
+from skanomaly_vit import (
+    ExcessDensity,
+    GaussianDensity,
+    GaussianMixtureDensity,
+    KNNDensity,
+    WhitenedKNNDensity,
+)
+from skanomaly_vit.density._coreset import N_PROJECTED, greedy_k_center
 from skanomaly_vit.density._row_sample import RowSample
 
 DENSITIES = [
@@ -24,6 +30,9 @@ DENSITIES = [
     KNNDensity(),
     KNNDensity(max_samples=20, random_state=0),
     KNNDensity(max_samples=8, subsampling="greedy", random_state=0),
+    WhitenedKNNDensity(),
+    WhitenedKNNDensity(max_samples=20, shrinkage="auto", random_state=0),
+    WhitenedKNNDensity(max_samples=8, subsampling="greedy", random_state=0),
 ]
 every_density = pytest.mark.parametrize("density", DENSITIES, ids=repr)
 
@@ -101,6 +110,8 @@ def test_mixtures_cannot():
         (GaussianDensity(shrinkage=0.0), {"shrinkage": "ledoit_wolf"}, "another shrinkage"),
         (KNNDensity(), {"max_samples": 20}, "max_samples or subsampling"),
         (KNNDensity(max_samples=9), {"subsampling": "greedy"}, "max_samples or subsampling"),
+        (WhitenedKNNDensity(), {"max_samples": 20}, "max_samples or subsampling"),
+        (WhitenedKNNDensity(shrinkage=0.1), {"shrinkage": "ledoit_wolf"}, "another shrinkage"),
     ],
     ids=repr,
 )

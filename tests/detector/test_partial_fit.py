@@ -21,6 +21,7 @@ from skanomaly_vit.density._whitening import axes_of, whiten
 from skanomaly_vit.detector import _fit_summary as kept_room
 from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import n_images
+from skanomaly_vit.detector._fusion import WEIGHTS
 
 # --- features on their way
 
@@ -131,6 +132,7 @@ OPTIONS = pytest.mark.parametrize(
         {"density": "gaussian", "pca_variance": 0.9},
         {"density": KNNDensity(n_neighbors=2)},
         {"density": KNNDensity(n_neighbors=2, max_samples=10)},
+        {"density": "whitened_knn"},
         {"feature_spaces": "pretrained"},
         {"validation_fraction": 0.0},
     ],
@@ -206,9 +208,12 @@ def test_scale_and_threshold_are_those_of_the_images_kept(make_detector, images,
     np.testing.assert_allclose(
         np.sort(detector.calibration_scores_), np.sort(scores[held_out]), rtol=1e-5, atol=1e-5
     )
-    for values in detector.score_spaces(everything[~held_out]).values():
-        assert np.mean(values) == pytest.approx(0, abs=1e-3)
-        assert np.std(values) == pytest.approx(1, abs=1e-3)
+    rows = densities_on(detector, everything)
+    for space, density in detector.density_.items():
+        left_out = density.score_left_out(rows[space][~held_out])
+        location, scale = detector.fusion_[space]
+        assert location == pytest.approx(left_out.mean(), rel=1e-4)
+        assert scale == pytest.approx(left_out.std() / WEIGHTS[space], rel=1e-4)
     assert set(detector.validation_indices_) <= set(np.flatnonzero(held_out))
 
 

@@ -28,6 +28,7 @@ from skanomaly_vit import (
     GaussianMixtureDensity,
     KNNDensity,
     TransformalyDetector,
+    WhitenedKNNDensity,
 )
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
@@ -148,7 +149,14 @@ MIXTURES = [
 @pytest.mark.parametrize("pca_variance", [None, 0.9])
 @pytest.mark.parametrize(
     "density",
-    [GaussianDensity(), ExcessDensity(), KNNDensity(n_neighbors=3), *MIXTURES],
+    [
+        GaussianDensity(),
+        ExcessDensity(),
+        KNNDensity(n_neighbors=3),
+        WhitenedKNNDensity(),
+        WhitenedKNNDensity(n_neighbors=1, whitening_exponent=0.25, max_samples=20, random_state=0),
+        *MIXTURES,
+    ],
     ids=repr,
 )
 @settings(max_examples=10, deadline=None)
@@ -165,13 +173,15 @@ def test_densities_are_those_of_numpy(density, pca_variance, seed, scale):
     found = density_graph(fitted)(torch.from_numpy(new)).numpy()
     # A sample is its own neighbour at a distance that is all rounding.
     expected = fitted.score_samples(new)
-    seen = slice(len(features), None) if isinstance(density, KNNDensity) else slice(None)
+    is_own = isinstance(density, KNNDensity | WhitenedKNNDensity)
+    seen = slice(len(features), None) if is_own else slice(None)
     np.testing.assert_allclose(found[seen], expected[seen], rtol=1e-9, atol=1e-9)
 
 
-def test_equal_samples_are_at_a_finite_distance():
+@pytest.mark.parametrize("density", [KNNDensity, WhitenedKNNDensity])
+def test_equal_samples_are_at_a_finite_distance(density):
     features = np.random.default_rng(0).normal(size=(20, 3))
-    density = KNNDensity(n_neighbors=1).fit(features)
+    density = density(n_neighbors=1).fit(features)
     found = density_graph(density)(torch.from_numpy(features)).numpy()
     np.testing.assert_allclose(found, density.score_samples(features), atol=1e-9)
 
