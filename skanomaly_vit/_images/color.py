@@ -17,6 +17,9 @@ _ROUNDING = 2
 
 _GAMMA_OF_SRGB = 1 / 2.2
 
+# x and y of white, red, green and blue.
+_PRIMARIES_OF_SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
@@ -108,8 +111,13 @@ def _probe(mode: str) -> Image.Image:
 
 
 def _remark_gamma(image: Image.Image) -> None:
+    if image.format != "PNG" or "srgb" in image.info:
+        return
+    primaries = image.info.get("chromaticity")
+    if primaries and np.abs(np.subtract(primaries, _PRIMARIES_OF_SRGB)).max() > 0.01:
+        remark("the file asks for other primary colours (cHRM), which are left out: sRGB is read")
     gamma = image.info.get("gamma")
-    if image.format != "PNG" or not gamma or "srgb" in image.info:
+    if not gamma:
         return
     if abs(float(gamma) - _GAMMA_OF_SRGB) > 0.05:
         remark(f"the file asks for a gamma of {float(gamma):.3g}, which is left out: sRGB is read")

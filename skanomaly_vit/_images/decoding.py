@@ -116,7 +116,11 @@ def tensor_to_array(tensor: torch.Tensor) -> Array:
 def _decode_pil(image: Image.Image, max_pixels: int | None) -> Array:
     """Upright RGB array of the image's current frame (the first, unless the caller moved on)."""
     scale = _Gray16(image)
+    transparent = _transparent_value(image)
     image = load_upright(image, max_pixels)
+    if transparent is not None:
+        image.info["transparency"] = transparent
+    _check_palette(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         if not is_srgb(image):
             remark("the embedded colour profile of 16-bit grey is left out")
@@ -139,6 +143,38 @@ def _decode_pil(image: Image.Image, max_pixels: int | None) -> Array:
     if image.mode not in ("L", "RGB", "CMYK"):
         image = _converted(image, "RGB")
     return _gray_to_rgb(np.asarray(to_srgb(image)))
+
+
+def _transparent_value(image: Image.Image) -> Any:
+    """The transparent value of a PNG that is yet to be loaded, as Pillow's pixels have it.
+
+    Pillow leaves it as it is in the file, where a value has as many bits as a sample, and pixels
+    have 8. None if there is none, or pixels are as in the file.
+    """
+    value, tile = image.info.get("transparency"), getattr(image, "tile", None)
+    if image.format != "PNG" or value is None or not tile:
+        return None
+    rawmode = tile[0].args
+    if rawmode == "RGB;16B":
+        remark("of 16-bit colours 8 bits are read, and the transparent one may be several colours")
+        return tuple(sample >> 8 for sample in value)
+    levels = {"L;2": 85, "L;4": 17}.get(rawmode)
+    return None if levels is None else value * levels
+
+
+def _check_palette(image: Image.Image) -> None:
+    """Raise for pixels of a color that the palette lacks; Pillow makes them black."""
+    if image.mode not in ("P", "PA") or image.palette is None:
+        return
+    n_colors = len(image.palette.palette) // len(image.palette.mode)
+    indices = np.asarray(image.getchannel(0) if image.mode == "PA" else image)
+    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
+    lacking = used[(used >= n_colors) & (used != image.info.get("transparency"))]
+    if len(lacking):
+        raise ValueError(
+            f"a pixel has color {lacking[0]} of a palette of {n_colors}; write the image again "
+            "with a whole palette"
+        )
 
 
 def load_upright(image: Image.Image, max_pixels: int | None = MAX_PIXELS) -> Image.Image:

@@ -10,11 +10,14 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from skanomaly_vit._images.strict_loading import check_png
+from skanomaly_vit._images.jpeg_file import require_all_data
+from skanomaly_vit._images.png_file import check_png
+from skanomaly_vit._images.raw_files import check_bmp, check_ppm
 from skanomaly_vit._utils.shared_context import SharedContext
 
 #: Default limit of pixels: more than nearly all cameras have. Decoding such an image takes some
@@ -35,15 +38,43 @@ def open_file(file: str | bytes, max_pixels: int | None) -> Iterator[Image.Image
     # Opening a named pipe would wait for a writer.
     if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError("not a regular file")
-    with own_rules(max_pixels, in_parts=not _is_plain(file)), _opened(file, max_pixels) as image:
-        if image.format == "EPS":
-            raise ValueError("PostScript is a program, not an image; convert the file to PNG")
-        if image.format == "ICO" and ImageFile.LOAD_TRUNCATED_IMAGES:
-            raise ValueError(  # it was decoded as it was opened
-                "Pillow does not tell half an ICO file from a whole one while "
-                "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set; set it to False, or convert the file"
-            )
-        yield image
+    with own_rules(max_pixels, in_parts=not _is_plain(file)):
+        with _opened(file, max_pixels) as image:
+            _require_readable(image)
+            if image.format != "JPEG":
+                _check_data(file, image)
+                yield image
+                return
+        complete = require_all_data(file if isinstance(file, bytes) else Path(file).read_bytes())
+        with _opened(complete, max_pixels) as image:
+            yield image
+
+
+def _require_readable(image: Image.Image) -> None:
+    if image.format == "EPS":
+        raise ValueError("PostScript is a program, not an image; convert the file to PNG")
+    if image.format == "ICO" and ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ValueError(  # it was decoded as it was opened
+            "Pillow does not tell half an ICO file from a whole one while "
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set; set it to False, or convert the file"
+        )
+
+
+def _check_data(file: str | bytes, image: Image.Image) -> None:
+    """Raise if header and data of a file disagree, where Pillow would not see it."""
+    if image.format not in ("PNG", "PPM", "BMP"):
+        return
+    with _stream(file) as stream:
+        if image.format == "PNG":
+            check_png(stream)
+        elif image.format == "PPM":
+            check_ppm(stream, image)
+        else:
+            check_bmp(stream)
+
+
+def _stream(file: str | bytes) -> IO[bytes]:
+    return open(file, "rb") if isinstance(file, str) else io.BytesIO(file)
 
 
 def _is_plain(file: str | bytes) -> bool:
@@ -59,12 +90,10 @@ def _opened(file: str | bytes, max_pixels: int | None) -> Iterator[Image.Image]:
     if not file:
         raise ValueError("no bytes: the image is missing")
     with (
-        open(file, "rb") if isinstance(file, str) else io.BytesIO(file) as stream,
+        _stream(file) as stream,
         _identified(file, stream) as image,
     ):
         check_pixels(image.size, max_pixels)
-        if image.format == "PNG":
-            check_png(stream)
         # A tile of a TIFF may be larger than the image.
         check_pixels(getattr(image, "_tile_size", image.size), max_pixels)
         yield image

@@ -8,20 +8,14 @@ find the global switched off. The global itself stays as it is, and so do Pillow
 from __future__ import annotations
 
 import functools
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, SimpleNamespace
-from typing import IO, Any
+from typing import Any
 
 from PIL import Image, ImageFile
 
 _FLAG = "LOAD_TRUNCATED_IMAGES"
-
-_SIGNATURE = 8  # bytes before the first chunk of a PNG
-
-_BLOCK = 2**20
 
 
 def load_strictly(image: Image.Image) -> None:
@@ -92,32 +86,3 @@ class _StrictFile(ImageFile.ImageFile):
 
 
 _StrictFile.load = _strict(ImageFile.ImageFile.load)  # type: ignore[method-assign,arg-type]
-
-
-def _name(kind: bytes) -> str:
-    return repr(kind)[1:]  # without b
-
-
-def check_png(stream: IO[bytes]) -> None:
-    """Raise if a checksum of a PNG is wrong, or its end is missing; leaves the place in the file.
-
-    Pillow ignores the checksums of pixels while it decodes, and a fifth of all flipped bits would
-    pass. Its own check lets metadata pass where the application lets half an image pass.
-    """
-    place = stream.tell()
-    stream.seek(_SIGNATURE)
-    kind = b""
-    while kind != b"IEND":
-        head = stream.read(8)
-        if len(head) < 8:
-            raise OSError("truncated PNG file: it has no end")
-        length, kind = struct.unpack(">I4s", head)
-        digest = zlib.crc32(kind)
-        while length > 0:
-            block = stream.read(min(length, _BLOCK))
-            if not block:
-                raise OSError(f"truncated PNG file: its chunk {_name(kind)} is cut off")
-            digest, length = zlib.crc32(block, digest), length - len(block)
-        if stream.read(4) != struct.pack(">I", digest):
-            raise OSError(f"broken PNG file: wrong checksum in its chunk {_name(kind)}")
-    stream.seek(place)

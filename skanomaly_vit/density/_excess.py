@@ -44,7 +44,8 @@ class ExcessDensity(MomentDensity):
     ``-max(z, 0)^2 / 2 - log(location + scale * sqrt(pi / 2))``, with an exponential tail
     ``-max(z, 0) - log(location + scale)``; a negative x counts as 0, and a
     negative location, in the last term, too. It comes from no
-    paper; docs/explanation/benchmarks.md reports its gain.
+    paper; docs/explanation/benchmarks.md reports its gain. `score_left_out` is exact: mean and
+    standard deviation are those of the other samples.
 
     Examples
     --------

@@ -64,6 +64,9 @@ class GaussianDensity(MomentDensity):
     only. A constant feature has no unit: a deviation of 1 from it counts as
     ``1 / sqrt(regularization)`` standard deviations.
 
+    `score_left_out` is exact in mean and covariance, by the formula of Sherman and Morrison; the
+    standard deviations and the amount of shrinkage stay those of all samples.
+
     References
     ----------
     .. [1] Cohen and Avidan, "Transformaly", CVPR Workshops, 2022, arXiv 2112.04185.

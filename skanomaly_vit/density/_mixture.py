@@ -67,6 +67,9 @@ class GaussianMixtureDensity(StandardizedDensity):
     "diag" is safer than "full". A `sklearn.exceptions.ConvergenceWarning` means that `max_iter` was
     too small or that `X` has fewer distinct samples than components.
 
+    A mixture has no ``score_left_out``: only another fit would tell what it is without a sample.
+    `TransformalyDetector` scales its scores by those in sample.
+
     References
     ----------
     .. [1] Dempster, Laird and Rubin, "Maximum likelihood from incomplete data via the EM

@@ -88,7 +88,8 @@ class WhitenedKNNDensity(NeighborDensity):
     have a finite score.
 
     `score_left_out` leaves a sample out of its own neighbours; mean, standard deviation and S stay
-    those of all samples.
+    those of all samples. Where these are few beside `n_features`, its scores are thus still
+    higher than those of new samples.
 
     References
     ----------
@@ -106,7 +107,7 @@ class WhitenedKNNDensity(NeighborDensity):
     >>> a, b = np.random.RandomState(0).normal(size=(2, 500))
     >>> X = np.column_stack([a, a + 0.1 * b])  # hardly differs across the diagonal
     >>> WhitenedKNNDensity().fit(X).score_samples([[0, 0], [1, 1], [0.5, -0.5]]).round(1)
-    array([ 0. ,  0.2, -6.2])
+    array([ 0.4,  0.2, -7.9])
     """
 
     _map: Whitening

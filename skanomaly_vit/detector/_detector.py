@@ -140,26 +140,30 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     feature_spaces : {"both", "pretrained", "discrepancy"}, default="both"
         Feature spaces that make up the score. With ``"pretrained"``, `fit` trains no students.
     views : str, sequence of str or "auto", default="auto"
-        Vectors that make up the pre-trained space, as in `ViTFeatures`, such as ``("pooled",
-        "max_patch")``. Each has a density of its own. In the paper's recipe ``("pooled",)``.
-    pooling : {"mean", "auto"} or float, default="auto"
-        Error of a student on an image: the mean over all tokens, or over that share in (0, 1] of
-        its patches where the error is largest. In the paper's recipe ``"mean"``.
+        Vectors that make up the pre-trained space, as in `ViTFeatures`. Each has a density of its
+        own. ``"auto"`` is ``("pooled", "pooled:-2", "max_patch", "max_patch:-2")``: class token
+        and, channel by channel, largest patch, after the last two blocks. In the paper's recipe
+        ``("pooled",)``.
+    pooling : {"mean", "max", "auto"} or float, default="auto"
+        Error of a student on an image: the mean over all tokens, the largest of its patches, or the
+        mean over that share in (0, 1] of the patches where it is largest. A small defect shows in
+        few patches. ``"auto"`` is ``"max"``; in the paper's recipe ``"mean"``.
     density : str or estimator, default="auto"
         Density scorer, cloned for each space: ``"gaussian"`` (`GaussianDensity`), ``"gmm"``
         (`GaussianMixtureDensity`), ``"knn"`` (`KNNDensity`), ``"whitened_knn"``
         (`WhitenedKNNDensity`), ``"excess"`` (`ExcessDensity`), or any estimator with ``fit`` and
         ``score_samples`` (higher = more normal). A ``random_state`` of ``None`` in it follows
         `random_state`.
-        ``"auto"`` is a Gaussian with a Ledoit-Wolf covariance in the pre-trained space and
-        `ExcessDensity` in the discrepancy space; in the paper's recipe a Gaussian in each.
+        ``"auto"`` is ``WhitenedKNNDensity(whitening_exponent=0.25)`` in each view, and
+        ``ExcessDensity(tail="exponential")`` in the discrepancy space; in the paper's recipe a
+        Gaussian in each.
     fusion : {"product", "standardized", "auto"}, default="auto"
         Combination of both spaces' scores. ``"product"`` adds log-likelihoods.
         ``"standardized"`` first scales each by mean and standard deviation of the scores that the
         training images have when left out, by the ``score_left_out`` of the density
         (see `GaussianDensity.score_left_out`). A density without that method has learned from them:
         its scores of them are too high. Students have learned from them too, so the discrepancy
-        space counts a quarter. ``"auto"`` is ``"standardized"``; in the paper's recipe
+        space counts half. ``"auto"`` is ``"standardized"``; in the paper's recipe
         ``"product"``.
     validation_fraction : float, default=0.2
         Share of the images in [0, 1) that neither students nor densities learn from. These images
@@ -216,8 +220,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         `pca_variance`, `density` (a dict with the unfitted scorer of each space) and `fusion`.
     fusion_ : dict
         Location and scale that standardize each space's score; (0, 1) for ``"product"``. The scale
-        is the standard deviation divided by the weight of the space (1, and 1/4 for
-        ``"discrepancy"``). For densities of this package, the standard deviation counts as at least
+        is the standard deviation divided by the weight of the space (1 for all
+        views together, 1/2 for ``"discrepancy"``). For densities of this package, the standard deviation counts as at least
         half of ``sqrt(n_features / 2)``, that of a Gaussian's log-density: the training images
         may all score alike.
     validation_indices_ : ndarray of int
@@ -266,6 +270,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     """
 
     _fit_summary: FitSummary | None
+    _calibration_ids: np.ndarray | None  # of the unit of each calibration image, if known
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
@@ -467,7 +472,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         """Add normal images to those that set the threshold, and to no others.
 
         Densities, students and scale stay as they are; the threshold moves, at the same rate of
-        false alarms.
+        false alarms. An image, or a group, that calibrates already is the same unit again.
 
         Parameters
         ----------
@@ -515,19 +520,24 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
                 summary = known.merge(new, known.statistics)
         known_scores, known_units = self._known_calibration(replace)
         scores = np.concatenate([known_scores, scores])
-        groups = several_of_a_unit(np.concatenate([known_units, units.units]))
-        self.offset_ = self._false_alarms().threshold(scores, groups)
-        self.calibration_scores_, self.calibration_units_ = scores, groups
+        ids = np.concatenate([known_units, units.units])
+        self.offset_ = self._false_alarms().threshold(scores, several_of_a_unit(ids))
+        self._set_calibration(scores, ids)
         self._fit_summary = summary
         return self
 
     def _known_calibration(self, replace: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Scores that calibrate so far, and their units: ids below 0 where each is its own."""
+        """Scores that calibrate so far, and their units: ids below 0 where they are not known."""
         if replace or self.calibration_scores_ is None:
             return np.empty(0), np.empty(0)
         own = -1.0 - np.arange(len(self.calibration_scores_))
-        units = own if self.calibration_units_ is None else self.calibration_units_
+        units = own if self._calibration_ids is None else self._calibration_ids
         return self.calibration_scores_, units
+
+    def _set_calibration(self, scores: np.ndarray | None, ids: np.ndarray | None) -> None:
+        """Set the scores that calibrate, and the ids of their units, if these are known."""
+        self.calibration_scores_, self._calibration_ids = scores, ids
+        self.calibration_units_ = several_of_a_unit(ids)
 
     @with_own_settings
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
@@ -854,8 +864,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     def _set_densities(self, fitted: FittedDensities, false_alarms: FalseAlarms) -> None:
         self.density_, self.fusion_ = fitted.density, fitted.fusion
-        self.calibration_scores_, self.offset_ = fitted.calibration_scores, fitted.offset
-        self.calibration_units_ = fitted.calibration_units
+        self._set_calibration(fitted.calibration_scores, fitted.calibration_units)
+        self.offset_ = fitted.offset
         self.contamination_ = false_alarms.rate
         self.threshold_confidence_ = false_alarms.confidence
         self._contamination_then = self.contamination

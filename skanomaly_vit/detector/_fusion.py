@@ -128,7 +128,7 @@ class FittedDensities:
     calibration_scores : ndarray of shape (n_held_out,), float64, or None
         None without held-out images.
     calibration_units : ndarray of shape (n_held_out,), float64, or None
-        Their units, if some have several images.
+        Ids of their units; None if they are not known, or without held-out images.
     offset : float
     summary : FitSummary
     """
@@ -171,9 +171,9 @@ def calibrate(
         total = sum_spaces(score_shards(density, scales, learned()))
         offset = float(np.percentile(total, 100.0 * false_alarms.rate))
         return FittedDensities(density, scales, None, None, offset, summary)
-    scores, groups = score_units(density, scales, unseen)
-    offset = false_alarms.threshold(scores, groups)
-    return FittedDensities(density, scales, scores, groups, offset, summary)
+    scores, units = score_units(density, scales, unseen)
+    offset = false_alarms.threshold(scores, several_of_a_unit(units))
+    return FittedDensities(density, scales, scores, units, offset, summary)
 
 
 def score_units(
@@ -181,7 +181,7 @@ def score_units(
     scales: Mapping[str, tuple[float, float]],
     shards: Iterable[Embedded],
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores of calibration images, and their units; None if each is a unit of its own."""
+    """Scores of calibration images, and the ids of their units; None if they are not known."""
     units: list[np.ndarray] = []
 
     def noting() -> Iterator[Embedded]:
@@ -190,12 +190,13 @@ def score_units(
             yield embedded
 
     scores = sum_spaces(score_shards(density, scales, noting()))
-    return scores, several_of_a_unit(np.concatenate(units))
+    ids = np.concatenate(units)
+    return scores, ids if len(ids) == len(scores) else None
 
 
-def several_of_a_unit(units: np.ndarray) -> np.ndarray | None:
+def several_of_a_unit(units: np.ndarray | None) -> np.ndarray | None:
     """The units of images, if any of them has several; None also if they are not known."""
-    return units if len(np.unique(units)) < len(units) else None
+    return units if units is not None and len(np.unique(units)) < len(units) else None
 
 
 def fit_density(
@@ -315,7 +316,8 @@ def left_out_scales(
 def _score_left_out(scorer: Any, rows: np.ndarray) -> np.ndarray:
     """Scores of training images that are left out, if the density can leave them out."""
     if isinstance(scorer, Pipeline):
-        return _score_left_out(scorer[-1], scorer[:-1].transform(rows))
+        transformed = scorer[:-1].transform(rows) if len(scorer) > 1 else rows
+        return _score_left_out(scorer[-1], transformed)
     score = getattr(scorer, "score_left_out", scorer.score_samples)
     return score(rows)
 

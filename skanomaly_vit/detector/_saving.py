@@ -109,9 +109,9 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     if detector.calibration_scores_ is not None:
         record.write(n_calibrating=len(detector.calibration_scores_))
         record.write_tensor("calibration_scores", detector.calibration_scores_)
-    if detector.calibration_units_ is not None:
-        record.write(n_calibration_units=len(np.unique(detector.calibration_units_)))
-        record.write_tensor("calibration_units", detector.calibration_units_)
+    if detector._calibration_ids is not None:
+        record.write(n_calibration_units=len(np.unique(detector._calibration_ids)))
+        record.write_tensor("calibration_units", detector._calibration_ids)
     if detector.threshold_confidence_ is not None:
         record.write(threshold_confidence=float(detector.threshold_confidence_))
     if hasattr(detector, "n_features_in_"):
@@ -212,14 +212,14 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     detector.density_, detector.fusion_ = density, fusion
     detector.offset_ = record.read_number("offset")
     detector.validation_indices_, detector.n_samples_fit_ = held_out, n_samples
-    detector.calibration_scores_, detector.calibration_units_ = None, None
+    detector._set_calibration(None, None)
     detector.threshold_confidence_ = None
     if "threshold_confidence" in record.values:
         detector.threshold_confidence_ = record.read_number("threshold_confidence", positive=True)
     if "n_calibrating" in record.values:
         n_calibrating = record.read_int("n_calibrating", 1)
-        detector.calibration_scores_ = record.read_array("calibration_scores", n_calibrating)
-        detector.calibration_units_ = _read_calibration_units(record, n_calibrating)
+        scores = record.read_array("calibration_scores", n_calibrating)
+        detector._set_calibration(scores, _read_calibration_units(record, n_calibrating))
     detector.recipe_ = _read_recipe(record, detector)
     detector.contamination_, detector._contamination_then = _read_rates(record, detector)
     detector._normal_patches = _read_patches(record, blocks)
@@ -236,7 +236,7 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
 
 
 def _read_calibration_units(record: StateRecord, n_calibrating: int) -> np.ndarray | None:
-    if "n_calibration_units" not in record.values:  # each image is a unit
+    if "n_calibration_units" not in record.values:  # in older files, if each image is a unit
         return None
     units = record.read_array("calibration_units", n_calibrating)
     if len(np.unique(units)) != record.read_int("n_calibration_units", 1):

@@ -746,7 +746,7 @@ def test_truncated_file(extension, share, n_jobs, paths, tmp_path):
         next(batches)
     cause = info.value.__cause__
     # A warning of Pillow's, if warnings are errors.
-    assert isinstance(cause, (OSError, SyntaxError, UserWarning))
+    assert isinstance(cause, (OSError, SyntaxError, ValueError, UserWarning))
     assert str(cause) in str(info.value)
 
 

@@ -542,7 +542,13 @@ def test_same_seed_same_scores_to_the_bit_and_another_seed_others(
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"density": "knn"}, {"pca_variance": 0.9}, {"student": "block", "max_epochs": 1}],
+    [
+        {},
+        {"density": "knn"},
+        {"density": "whitened_knn"},
+        {"pca_variance": 0.9},
+        {"student": "block", "max_epochs": 1},
+    ],
     ids=str,
 )
 def test_a_score_does_not_depend_on_its_neighbours_to_the_bit(images, options):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
 from sklearn.neighbors import KernelDensity
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skanomaly_vit import ExcessDensity, GaussianDensity, KNNDensity, WhitenedKNNDensity
 from skanomaly_vit.detector._fusion import WEIGHTS, left_out_scales, score_shards
@@ -60,6 +61,16 @@ def test_a_density_of_the_user_is_asked_for_scores_left_out(make_detector, image
     assert detector.fusion_ == {"pretrained": (5.0, 2.0), "discrepancy": (5.0, 8.0)}
 
 
+@pytest.mark.parametrize("steps", [[], [StandardScaler()]], ids=str)
+def test_the_last_step_of_a_pipeline_leaves_images_out(rng, steps):
+    rows = {"pretrained": rng.normal(size=(40, 3))}
+    pipeline = make_pipeline(*steps, KNNDensity(n_neighbors=1)).fit(rows["pretrained"])
+    scales = left_out_scales({"pretrained": pipeline}, [rows])["pretrained"]
+    alone = KNNDensity(n_neighbors=1).fit(rows["pretrained"])
+    expected = alone.score_left_out(rows["pretrained"])
+    assert scales[1] == pytest.approx(expected.std())
+
+
 class Rounding(TwoScores):
     """Scores that differ by rounding alone."""
 
@@ -102,6 +113,8 @@ def test_a_space_whose_training_images_score_alike_leaves_room_for_the_other(rng
     }
     new = {"pretrained": rng.normal(size=(200, 8))}
     new["discrepancy"] = rng.normal(size=(200, 10)) + learned["discrepancy"].mean(axis=0)
+    least = 0.5 * np.sqrt(10 / 2)
+    assert left_out_scales(densities, [learned])["discrepancy"][1] == least / 0.5
     for share in shares(densities, learned, new).values():
         assert share > 0.01
 

@@ -21,6 +21,7 @@ from skanomaly_vit.density._whitening import axes_of, whiten
 from skanomaly_vit.detector import _fit_summary as kept_room
 from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import n_images
+from skanomaly_vit.detector._fusion import WEIGHTS
 
 # --- features on their way
 
@@ -207,9 +208,12 @@ def test_scale_and_threshold_are_those_of_the_images_kept(make_detector, images,
     np.testing.assert_allclose(
         np.sort(detector.calibration_scores_), np.sort(scores[held_out]), rtol=1e-5, atol=1e-5
     )
-    for values in detector.score_spaces(everything[~held_out]).values():
-        assert np.mean(values) == pytest.approx(0, abs=1e-3)
-        assert np.std(values) == pytest.approx(1, abs=1e-3)
+    rows = densities_on(detector, everything)
+    for space, density in detector.density_.items():
+        left_out = density.score_left_out(rows[space][~held_out])
+        location, scale = detector.fusion_[space]
+        assert location == pytest.approx(left_out.mean(), rel=1e-4)
+        assert scale == pytest.approx(left_out.std() / WEIGHTS[space], rel=1e-4)
     assert set(detector.validation_indices_) <= set(np.flatnonzero(held_out))
 
 
@@ -330,6 +334,36 @@ def test_calibrate_takes_groups(make_detector, images, more):
     detector.calibrate(more, groups=np.repeat(range(6), 5), replace=True)
     assert len(np.unique(detector.calibration_units_)) == 6
     assert detector.p_values(images).min() >= 1 / 7
+
+
+@pytest.mark.parametrize("way", ["at once", "saved", "by group"])
+def test_calibrate_counts_what_it_has_once(way, images, more, tmp_path):
+    """An image, or a group, that calibrates is the same unit in a later call."""
+    detector = TransformalyDetector(
+        backbone="skanomaly_tiny", pretrained=False, image_size=32, n_blocks=2, random_state=0,
+        contamination=0.4, feature_spaces="pretrained",
+    )  # fmt: skip
+    groups = {"groups": np.arange(20)} if way == "by group" else {}
+    detector.fit(images, **groups)
+    if way == "saved":
+        detector.save(tmp_path / "m")
+        detector = TransformalyDetector.load(tmp_path / "m")
+    assert detector.calibration_units_ is None  # each image is a unit
+    held_out = detector.validation_indices_
+    if way == "by group":
+        detector.calibrate(more[:4], groups=held_out)
+    else:
+        detector.calibrate(images[held_out])
+    assert len(detector.calibration_scores_) == 8
+    assert len(np.unique(detector.calibration_units_)) == 4
+    threshold = detector.offset_
+    new = {"groups": np.arange(90, 93)} if way == "by group" else {}
+    detector.calibrate(more[10:13], **new).calibrate(more[10:13], **new)
+    assert len(np.unique(detector.calibration_units_)) == 7
+    detector.calibrate(images[held_out], replace=True, **({"groups": held_out} if groups else {}))
+    assert detector.calibration_units_ is None
+    if way != "by group":
+        assert detector.offset_ == threshold
 
 
 def test_copies_stay_together(make_detector, images):
