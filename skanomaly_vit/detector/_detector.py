@@ -220,10 +220,10 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         `pca_variance`, `density` (a dict with the unfitted scorer of each space) and `fusion`.
     fusion_ : dict
         Location and scale that standardize each space's score; (0, 1) for ``"product"``. The scale
-        is the standard deviation divided by the weight of the space (1 for all
-        views together, 1/2 for ``"discrepancy"``). For densities of this package, the standard deviation counts as at least
-        half of ``sqrt(n_features / 2)``, that of a Gaussian's log-density: the training images
-        may all score alike.
+        is the standard deviation divided by the weight of the space: all views together weigh 1,
+        ``"discrepancy"`` 1/2. For densities of this package, the standard deviation counts as at
+        least half of ``sqrt(n_features / 2)``, that of a Gaussian's log-density: the training
+        images may all score alike.
     validation_indices_ : ndarray of int
         Positions of the held-out images in the `X` of `fit`.
     n_samples_fit_ : int
