@@ -22,7 +22,6 @@ from skanomaly_vit._backbone.activations import (
 )
 from skanomaly_vit._backbone.discrepancy import (
     DISCREPANCY,
-    PRETRAINED,
     Embedded,
     concatenate,
     embed,
@@ -30,6 +29,7 @@ from skanomaly_vit._backbone.discrepancy import (
 from skanomaly_vit._backbone.passes import TeacherPasses
 from skanomaly_vit._backbone.patches import NormalPatches, Observer, PatchSample
 from skanomaly_vit._backbone.teacher import Teacher
+from skanomaly_vit._backbone.views import names_of
 from skanomaly_vit._caching.memory import Memory, Tensors, surroundings
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.hashing import combine
@@ -65,7 +65,7 @@ _CHANGED = "changed while it was in use"
 _MOST_CHANGES = 3
 
 #: Part of every key. Raise it whenever results change.
-FORMAT = 5
+FORMAT = 6
 
 
 class CachedPasses:
@@ -184,7 +184,7 @@ class CachedPasses:
         If the source skips unreadable images, the rows are those of ``source.readable(indices)``
         after the pass.
         """
-        return _by_space(self._extract(indices, students, track, None), students)
+        return self._by_space(self._extract(indices, students, track, None), students)
 
     def stream(
         self,
@@ -221,7 +221,7 @@ class CachedPasses:
             of_blocks = {index: sample.of_block(index) for index in students}
             return sample.summarize(of_blocks, sample.of_tokens())
         found = self._extract(indices, students, track, sample)
-        keep(_by_space(found, students))
+        keep(self._by_space(found, students))
         if sample is None:
             return None
         return sample.summarize({index: found[index] for index in students}, found[FEATURES])
@@ -278,8 +278,9 @@ class CachedPasses:
         def compute(names: list[Level]) -> dict[Level, Tensors]:
             asked = {index: students[index] for index in sorted(names) if index != FEATURES}
             batches = self.embed(indices, asked, sample, track)
-            embedded = concatenate(batches, len(asked))
-            arrays = {FEATURES: embedded[PRETRAINED]}
+            embedded = concatenate(batches, self.teacher.views, len(asked))
+            views = [embedded[name] for name in names_of(self.teacher.views)]
+            arrays: dict[Level, np.ndarray] = {FEATURES: np.concatenate(views, axis=1)}
             if asked:
                 columns = np.ascontiguousarray(embedded[DISCREPANCY].T)  # [n_students, n_images]
                 arrays |= dict(zip(asked, columns, strict=True))
@@ -305,21 +306,21 @@ class CachedPasses:
         # Recalled results cover the images as they were, computed ones do not.
         return self._extract(indices, students, track, sample, n_changes + 1)
 
+    def _by_space(self, found: Mapping[Level, Tensors], students: Collection[int]) -> Embedded:
+        arrays = {name: tensors["values"].numpy() for name, tensors in found.items()}
+        embedded = self.teacher.split(arrays[FEATURES])
+        if students:
+            columns = [arrays[index] for index in sorted(students)]
+            embedded[DISCREPANCY] = np.stack(columns, axis=1)  # [n_images, n_students]
+        return embedded
+
     def _key_of(
         self, name: Level, indices: np.ndarray, students: Mapping[int, nn.Module], drawn: bytes
     ) -> bytes:
         if name == FEATURES:
             return self.key("features", indices, drawn)
-        return self.key("discrepancy", indices, drawn, name, _digest_student(students[name]))
-
-
-def _by_space(found: Mapping[Level, Tensors], students: Collection[int]) -> Embedded:
-    arrays = {name: tensors["values"].numpy() for name, tensors in found.items()}
-    embedded = {PRETRAINED: arrays[FEATURES]}
-    if students:
-        columns = [arrays[index] for index in sorted(students)]
-        embedded[DISCREPANCY] = np.stack(columns, axis=1)  # [n_images, n_students]
-    return embedded
+        student = _digest_student(students[name])
+        return self.key("discrepancy", indices, drawn, name, student, self.teacher.readout.pooling)
 
 
 #: Fitted students never change, and a search asks for the same ones often.

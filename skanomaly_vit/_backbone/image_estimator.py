@@ -27,6 +27,7 @@ from skanomaly_vit._backbone.teacher import (
     same_teacher,
     to_numpy,
 )
+from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._caching.disk_cache import DiskCache
 from skanomaly_vit._caching.memory import Memory
 from skanomaly_vit._images.source import ImageSource, open_images
@@ -99,6 +100,13 @@ class ImageEstimator(BaseEstimator):
         return source
 
     def _load_teacher(self, seed: int) -> Teacher:
+        """Load the backbone, with the readout of the estimator."""
+        return self._load_network(seed).reading(self._readout())
+
+    def _readout(self) -> Readout:
+        return Readout()
+
+    def _load_network(self, seed: int) -> Teacher:
         if self.memory is None or isinstance(self.backbone, torch.nn.Module):
             return load_teacher(
                 self.backbone,
@@ -249,6 +257,9 @@ def _stamp(pretrained: Pretrained) -> tuple[int, ...]:
 def _name(backbone: Backbone) -> str:
     return repr(backbone) if isinstance(backbone, str) else f"<{type(backbone).__name__}>"
 
+
+#: Constraint of the pooling of errors.
+POOLING_CONSTRAINT: list[Any] = [StrOptions({"mean", "max"}), Interval(Real, 0, 1, closed="right")]
 
 #: Constraints of the parameters that govern the training of students.
 TRAINING_CONSTRAINTS: dict[str, list[Any]] = {

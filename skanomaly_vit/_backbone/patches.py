@@ -91,12 +91,8 @@ class PatchLayout:
 
 def layout_of(teacher: Teacher) -> PatchLayout | None:
     """Layout of a backbone's patches; None if the backbone does not tell their size."""
-    size = getattr(getattr(teacher.model, "patch_embed", None), "patch_size", None)
-    if size is None:
-        return None
-    height, width = (size, size) if isinstance(size, int) else size
-    of_image = teacher.preprocessing.image_size
-    return PatchLayout(of_image[0] // height, of_image[1] // width, len(teacher.blocks) // 2)
+    grid = teacher.grid
+    return None if grid is None else PatchLayout(*grid, len(teacher.blocks) // 2)
 
 
 class PatchSample:

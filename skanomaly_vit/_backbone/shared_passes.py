@@ -14,7 +14,7 @@ from torch import nn
 
 from skanomaly_vit._backbone.activations import HeldActivations
 from skanomaly_vit._backbone.cached_passes import CachedPasses, Part, Result
-from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded, concatenate, embed
+from skanomaly_vit._backbone.discrepancy import Embedded, concatenate, embed, n_rows
 from skanomaly_vit._backbone.passes import TeacherPasses, shards_of
 from skanomaly_vit._backbone.patches import Observer
 from skanomaly_vit._backbone.teacher import (
@@ -26,6 +26,7 @@ from skanomaly_vit._backbone.teacher import (
     resolve_device,
     same_teacher,
 )
+from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._caching.memory import Memory
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._images.source import ImageSource
@@ -56,6 +57,7 @@ class PackedTeacher:
         Its position embeddings, see `same_teacher`.
     device : str, torch.device or None
         The user's setting, resolved on the machine that runs it.
+    readout : Readout
     """
 
     origin: Origin | None
@@ -64,12 +66,14 @@ class PackedTeacher:
     fingerprint: str
     positions: torch.Tensor | None
     device: str | torch.device | None
+    readout: Readout
 
     def unpack(self) -> TeacherHandle:
         """Take out the network, or load it; a ValueError if it differs in a single bit."""
         if self.model is not None:
             device = resolve_device(self.device)
-            return TeacherHandle(Teacher(self.model, self.preprocessing, device), self.device, True)
+            teacher = Teacher(self.model, self.preprocessing, device, readout=self.readout)
+            return TeacherHandle(teacher, self.device, True)
         return TeacherHandle(self._load(), self.device, False)
 
     def _load(self) -> Teacher:
@@ -85,7 +89,7 @@ class PackedTeacher:
                 "weights, or another version of timm. Provide the same there, or send the "
                 "backbone itself with store_backbone=True."
             )
-        return same
+        return same.reading(self.readout)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ class TeacherHandle:
             fingerprint=teacher.fingerprint,
             positions=positions_of(teacher.model) if by_name else None,
             device=self.device,
+            readout=teacher.readout,
         )
 
 
@@ -205,7 +210,7 @@ def embed_part(
     device = passes.teacher.device
     students = {index: shared.students[index].to(device) for index in part.blocks}
     batches = embed(passes, part.indices, students, observer, track)
-    embedded = concatenate(batches, len(students))
+    embedded = concatenate(batches, passes.teacher.views, len(students))
     return embedded, observer.collected() if observer is not None else ()
 
 
@@ -262,7 +267,7 @@ class SharedPasses(CachedPasses):
         for embedded, observed in self.map(embed_part, parts, shared=(handle,), track=track):
             if observer is not None:
                 observer.absorb(observed)
-            if len(embedded[PRETRAINED]):
+            if n_rows(embedded):
                 yield embedded
 
     def map(

@@ -27,6 +27,7 @@ from skanomaly_vit._backbone.fingerprints import (
     test_image,
 )
 from skanomaly_vit._backbone.loading import Backbone, ImageSize, Pretrained, load_backbone
+from skanomaly_vit._backbone.views import PENULTIMATE, PLAIN, Readout, View, n_prefix, names_of
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.torch_settings import full_precision
 
@@ -95,6 +96,8 @@ class Teacher:
         Runs the network.
     origin : Origin or None
         Source of `model`; None if `model` can only be copied.
+    readout : Readout
+        Which numbers of an image a pass gives.
 
     Attributes
     ----------
@@ -110,6 +113,7 @@ class Teacher:
         preprocessing: Preprocessing,
         device: torch.device,
         origin: Origin | None = None,
+        readout: Readout = PLAIN,
     ) -> None:
         _require_blocks(model)
         self.model = model.eval().requires_grad_(False)
@@ -118,13 +122,27 @@ class Teacher:
         self.preprocessing = preprocessing
         self.device = device
         self.origin = origin
+        self.readout = readout
         self.model.to(device)
 
     def on(self, device: torch.device) -> Teacher:
         """The teacher, or a copy on another device: others may be using the original."""
         if device == self.device:
             return self
-        return Teacher(self.copy_model(), self.preprocessing, device, self.origin)
+        return Teacher(self.copy_model(), self.preprocessing, device, self.origin, self.readout)
+
+    def reading(self, readout: Readout) -> Teacher:
+        """The same network, with another readout; a ValueError if it has too few blocks for it."""
+        for view in readout.views:
+            view.index(len(self.blocks))
+        other = copy.copy(self)  # with the lock, since it shares the network
+        other.readout = readout
+        return other
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Vectors of an image that a pass gives."""
+        return self.readout.views
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -185,7 +203,8 @@ class Teacher:
     def rounding(self) -> list[object]:
         """Ingredients of the bits of results: the fingerprint and the attention kernels."""
         fused = [getattr(module, "fused_attn", None) for module in self.model.modules()]
-        return [self.fingerprint, [bool(each) for each in fused if each is not None]]
+        kernels = [bool(each) for each in fused if each is not None]
+        return [self.fingerprint, kernels, names_of(self.views)]
 
     @cached_property
     def _weights(self) -> str:
@@ -215,16 +234,73 @@ class Teacher:
 
         Returns
         -------
-        features : torch.Tensor of shape (batch, dim)
-            The penultimate output: the pooled tokens after the final norm.
+        features : torch.Tensor of shape (batch, n_features)
+            The views side by side: as a rule the penultimate output, the pooled tokens after the
+            final norm, among them.
         """
         non_blocking = self._is_pinned(images)  # the GPU waits for the copy, and its readers do
         images = images.to(self.device, self.dtype, non_blocking=non_blocking)  # [B, 3, H, W]
         n_images = len(images)
+        pooled: dict[View, torch.Tensor] = {}
+        n_blocks = len(self.blocks)
+        wanted = {v: v.index(n_blocks) for v in self.views if not v.is_penultimate}
+
+        def look(call: BlockCall) -> None:
+            for view, index in wanted.items():
+                if index == call.index:
+                    pooled[view] = view.pool(call.output, self.n_prefix(call.output))  # [B, C]
+            if call.index in blocks:
+                visit(call)
+
+        watched = self._indexed({*blocks, *wanted.values()})
         # Hooks are on the blocks: the first thread's visitor would see a second thread's pass.
-        with self._one_visit_at_a_time, _visited(self._indexed(blocks), visit, n_images):
+        with self._one_visit_at_a_time, _visited(watched, look, n_images):
             features = penultimate(self.model, self._padded(images))  # [B + padding, C]
-            return features[:n_images]  # [B, C]
+        pooled[PENULTIMATE] = features[:n_images]  # [B, C]
+        # n_views x [B, C] -> [B, n_features]
+        return torch.cat([pooled[view] for view in self.views], dim=1)
+
+    def split(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """Features of images by view: (n_images, n_features) -> n_views x (n_images, dim)."""
+        if len(self.views) == 1:
+            return {self.views[0].name: features}
+        ends = np.cumsum(self._widths)[:-1]
+        parts = np.split(features, ends, axis=1)
+        return {view.name: part for view, part in zip(self.views, parts, strict=True)}
+
+    @cached_property
+    def _probed(self) -> tuple[int, int]:
+        """Length of the penultimate output, and of a token, as a blank image tells."""
+        lengths: list[int] = []
+        blank = torch.zeros(1, 3, *self.preprocessing.image_size)  # [1, 3, H, W]
+
+        def look(call: BlockCall) -> None:
+            lengths.append(call.tokens.shape[-1])
+
+        # Not a pass: no visitor of another thread is to see it.
+        with self._one_visit_at_a_time, _visited(self._indexed([0]), look, 1), torch.no_grad():
+            features = penultimate(self.model, self._padded(blank.to(self.device, self.dtype)))
+        return features.shape[1], lengths[0]
+
+    @property
+    def _widths(self) -> list[int]:
+        """Number of features of each view."""
+        of_output, of_token = self._probed
+        return [of_output if view.is_penultimate else of_token for view in self.views]
+
+    def n_prefix(self, tokens: torch.Tensor) -> int:
+        """Number of tokens before the patches; 0 if the backbone does not tell."""
+        return n_prefix(tokens, self.grid)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of patches; None if the backbone does not tell the size of a patch."""
+        size = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
+        if size is None:
+            return None
+        height, width = (size, size) if isinstance(size, int) else size
+        of_image = self.preprocessing.image_size
+        return of_image[0] // height, of_image[1] // width
 
     def _is_pinned(self, images: torch.Tensor) -> bool:
         return self.device.type == "cuda" and images.is_pinned()
@@ -426,4 +502,4 @@ def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher
     with torch.no_grad():
         model.pos_embed.copy_(positions)  # type: ignore[operator]
     # A worker that loads the origin receives the positions too, and corrects its own with them.
-    return Teacher(model, teacher.preprocessing, teacher.device, teacher.origin)
+    return Teacher(model, teacher.preprocessing, teacher.device, teacher.origin, teacher.readout)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from skanomaly_vit._utils.compat import StrOptions
 from skanomaly_vit.density._base import MomentDensity
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
 
@@ -14,11 +15,17 @@ _HALF_GAUSSIAN = np.sqrt(np.pi / 2)
 
 
 class ExcessDensity(MomentDensity):
-    """Log-density of errors: flat from zero to the mean, half a Gaussian beyond.
+    """Log-density of errors: flat from zero to the mean, half a Gaussian or exponential beyond.
 
     Students may imitate an image better than they imitate normal ones. A Gaussian finds such an
     image improbable, yet it is no anomaly. This density penalizes only values above the mean, and
     treats features as independent.
+
+    Parameters
+    ----------
+    tail : {"gaussian", "exponential"}, default="gaussian"
+        Decay beyond the mean: of the square of the excess, or of the excess itself, with which one
+        large error counts less against several moderate ones.
 
     Attributes
     ----------
@@ -34,7 +41,8 @@ class ExcessDensity(MomentDensity):
     Notes
     -----
     With z = (x - location) / scale, the log-density of a feature x >= 0 is
-    ``-max(z, 0)^2 / 2 - log(location + scale * sqrt(pi / 2))``; a negative x counts as 0, and a
+    ``-max(z, 0)^2 / 2 - log(location + scale * sqrt(pi / 2))``, with an exponential tail
+    ``-max(z, 0) - log(location + scale)``; a negative x counts as 0, and a
     negative location, in the last term, too. It comes from no
     paper; docs/explanation/benchmarks.md reports its gain. `score_left_out` is exact: mean and
     standard deviation are those of the other samples.
@@ -48,7 +56,12 @@ class ExcessDensity(MomentDensity):
     array([ -4.8,  -4.8, -17.5])
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "tail": [StrOptions({"gaussian", "exponential"})],
+    }
+
+    def __init__(self, *, tail: str = "gaussian") -> None:
+        self.tail = tail
 
     def _kind(self, n_samples: int, n_features: int) -> Kind:
         return Kind.VARIANCE
@@ -59,7 +72,7 @@ class ExcessDensity(MomentDensity):
         return self
 
     def _log_density(self, Z: FloatArray) -> FloatArray:
-        return _log_half_gaussian(Z, self.location_, self.scale_).sum(axis=1)
+        return self._log_one_sided(Z, self.location_, self.scale_).sum(axis=1)
 
     def _log_density_left_out(self, Z: FloatArray, statistics: Statistics) -> FloatArray:
         n = statistics.n_samples
@@ -68,13 +81,15 @@ class ExcessDensity(MomentDensity):
         variance = n / (n - 1) * (statistics.variance(self.scale_) - Z**2 / (n - 1))
         # Rounding is left where the others are equal; the unit is then that of all.
         scale = np.sqrt(np.where(variance > n * np.finfo(np.float64).eps, variance, 1.0))
-        found = _log_half_gaussian(
+        found = self._log_one_sided(
             (Z - location) / scale, self.location_ + self.scale_ * location, self.scale_ * scale
         )
         return (found - np.log(scale)).sum(axis=1)
 
-
-def _log_half_gaussian(Z: FloatArray, location: FloatArray, scale: FloatArray) -> FloatArray:
-    """Log-density of each feature, in the unit `scale`."""
-    flat = np.maximum(location, 0) / scale
-    return -(0.5 * np.maximum(Z, 0) ** 2 + np.log(flat + _HALF_GAUSSIAN))
+    def _log_one_sided(self, Z: FloatArray, location: FloatArray, scale: FloatArray) -> FloatArray:
+        """Log-density of each feature, in the unit `scale`."""
+        flat = np.maximum(location, 0) / scale
+        excess = np.maximum(Z, 0)
+        if self.tail == "exponential":
+            return -(excess + np.log(flat + 1))
+        return -(0.5 * excess**2 + np.log(flat + _HALF_GAUSSIAN))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from os import PathLike
@@ -19,6 +19,7 @@ from skanomaly_vit._backbone.anomaly_maps import MapCollector, enlarge
 from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED, Embedded
 from skanomaly_vit._backbone.image_estimator import (
+    POOLING_CONSTRAINT,
     TRAINING_CONSTRAINTS,
     ImageEstimator,
     draw_seed,
@@ -27,6 +28,7 @@ from skanomaly_vit._backbone.image_estimator import (
 )
 from skanomaly_vit._backbone.patches import METHODS, PatchSample, layout_of
 from skanomaly_vit._backbone.teacher import Teacher
+from skanomaly_vit._backbone.views import Readout, names_of, parse_views, share_of
 from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.score_stream import ScoreStreamMixin
@@ -69,11 +71,7 @@ from skanomaly_vit.distillation._student import BaseStudent
 from skanomaly_vit.distributed._torchrun import agreed
 from skanomaly_vit.features import ViTFeatures
 
-SPACES = {
-    "both": (PRETRAINED, DISCREPANCY),
-    PRETRAINED: (PRETRAINED,),
-    DISCREPANCY: (DISCREPANCY,),
-}
+FEATURE_SPACES = {"both", PRETRAINED, DISCREPANCY}
 
 
 class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMixin, ImageEstimator):
@@ -98,7 +96,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         ``"vit_base_patch16_384.augreg_in21k_ft_in1k"``), or such a network. A network is copied.
     image_size : int, tuple of (int, int) or None, default=None
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
-    n_blocks : int or None, default=10
+    n_blocks : int or None, default=5
         Number of last blocks that get a student. ``None`` is all blocks.
     pca_variance : float, None or "auto", default="auto"
         Share in (0, 1) of the variance of the pre-trained features that a whitening PCA keeps.
@@ -141,21 +139,31 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         those of the paper. `recipe_` holds them after `fit`.
     feature_spaces : {"both", "pretrained", "discrepancy"}, default="both"
         Feature spaces that make up the score. With ``"pretrained"``, `fit` trains no students.
+    views : str, sequence of str or "auto", default="auto"
+        Vectors that make up the pre-trained space, as in `ViTFeatures`. Each has a density of its
+        own. ``"auto"`` is ``("pooled", "pooled:-2", "max_patch", "max_patch:-2")``: class token
+        and, channel by channel, largest patch, after the last two blocks. In the paper's recipe
+        ``("pooled",)``.
+    pooling : {"mean", "max", "auto"} or float, default="auto"
+        Error of a student on an image: the mean over all tokens, the largest of its patches, or the
+        mean over that share in (0, 1] of the patches where it is largest. A small defect shows in
+        few patches. ``"auto"`` is ``"max"``; in the paper's recipe ``"mean"``.
     density : str or estimator, default="auto"
         Density scorer, cloned for each space: ``"gaussian"`` (`GaussianDensity`), ``"gmm"``
         (`GaussianMixtureDensity`), ``"knn"`` (`KNNDensity`), ``"whitened_knn"``
         (`WhitenedKNNDensity`), ``"excess"`` (`ExcessDensity`), or any estimator with ``fit`` and
         ``score_samples`` (higher = more normal). A ``random_state`` of ``None`` in it follows
         `random_state`.
-        ``"auto"`` is a Gaussian with a Ledoit-Wolf covariance in the pre-trained space and
-        `ExcessDensity` in the discrepancy space; in the paper's recipe a Gaussian in each.
+        ``"auto"`` is ``WhitenedKNNDensity(whitening_exponent=0.25)`` in each view, and
+        ``ExcessDensity(tail="exponential")`` in the discrepancy space; in the paper's recipe a
+        Gaussian in each.
     fusion : {"product", "standardized", "auto"}, default="auto"
         Combination of both spaces' scores. ``"product"`` adds log-likelihoods.
         ``"standardized"`` first scales each by mean and standard deviation of the scores that the
         training images have when left out, by the ``score_left_out`` of the density
         (see `GaussianDensity.score_left_out`). A density without that method has learned from them:
         its scores of them are too high. Students have learned from them too, so the discrepancy
-        space counts a quarter. ``"auto"`` is ``"standardized"``; in the paper's recipe
+        space counts half. ``"auto"`` is ``"standardized"``; in the paper's recipe
         ``"product"``.
     validation_fraction : float, default=0.2
         Share of the images in [0, 1) that neither students nor densities learn from. These images
@@ -212,10 +220,10 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         `pca_variance`, `density` (a dict with the unfitted scorer of each space) and `fusion`.
     fusion_ : dict
         Location and scale that standardize each space's score; (0, 1) for ``"product"``. The scale
-        is the standard deviation divided by the weight of the space (1, and 1/4 for
-        ``"discrepancy"``). For densities of this package, the standard deviation counts as at least
-        half of ``sqrt(n_features / 2)``, that of a Gaussian's log-density: the training images
-        may all score alike.
+        is the standard deviation divided by the weight of the space: all views together weigh 1,
+        ``"discrepancy"`` 1/2. For densities of this package, the standard deviation counts as at
+        least half of ``sqrt(n_features / 2)``, that of a Gaussian's log-density: the training
+        images may all score alike.
     validation_indices_ : ndarray of int
         Positions of the held-out images in the `X` of `fit`.
     n_samples_fit_ : int
@@ -269,10 +277,12 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         **TRAINING_CONSTRAINTS,
         "student": [StrOptions({AUTO, *STUDENTS}), *STUDENT_CONSTRAINT[1:]],
         "recipe": [StrOptions(set(RECIPES))],
+        "views": [str, tuple, list],
+        "pooling": [StrOptions({AUTO}), *POOLING_CONSTRAINT],
         "pca_variance": [Interval(Real, 0, 1, closed="neither"), StrOptions({AUTO}), None],
         "density": [StrOptions({AUTO, *DENSITIES}), HasMethods(["fit", "score_samples"])],
         "fusion": [StrOptions({"product", "standardized", AUTO})],
-        "feature_spaces": [StrOptions(set(SPACES))],
+        "feature_spaces": [StrOptions(FEATURE_SPACES)],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
         "on_error": [StrOptions({"raise", "nan"})],
     }
@@ -283,7 +293,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         # Basics
         backbone: str | torch.nn.Module = "embedded",
         image_size: int | tuple[int, int] | None = None,
-        n_blocks: int | None = 10,
+        n_blocks: int | None = 5,
         pca_variance: float | str | None = "auto",
         contamination: float = 0.05,
         # Backbone and images
@@ -299,6 +309,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         # Score and threshold
         recipe: str = "default",
         feature_spaces: str = "both",
+        views: str | Sequence[str] = "auto",
+        pooling: str | float = "auto",
         density: Any = "auto",
         fusion: str = "auto",
         validation_fraction: float = 0.2,
@@ -326,6 +338,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         self.activation_cache = activation_cache
         self.recipe = recipe
         self.feature_spaces = feature_spaces
+        self.views = views
+        self.pooling = pooling
         self.density = density
         self.fusion = fusion
         self.validation_fraction = validation_fraction
@@ -501,7 +515,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             scores, _ = score_units(self.density_, self.fusion_, store.embedded(everyone))
             if summary is not None:
                 known = summary.without_held_out() if replace else summary
-                new = FitSummary.of(store, ~everyone, everyone, None)
+                new = FitSummary.of(store, ~everyone, everyone, {})
                 warn_of_near_copies(new.held_out, one_of_each_unit(summary.learned))
                 summary = known.merge(new, known.statistics)
         known_scores, known_units = self._known_calibration(replace)
@@ -719,7 +733,10 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     def _held_teacher(self) -> Teacher:
         self.features_.set_params(device=self.device)  # it may have changed since `fit`
-        return self.features_._held_teacher()
+        teacher = self.features_._held_teacher()
+        if self.distillation_ is None:
+            return teacher
+        return teacher.reading(Readout(teacher.views, self.distillation_._readout().pooling))
 
     def _open_images(self, X: Any, *, on_error: str) -> ImageSource:
         check_is_fitted(self)
@@ -734,8 +751,13 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     def _score(self, batches: Iterable[Embedded]) -> dict[str, np.ndarray]:
         return score_shards(self.density_, self.fusion_, in_shards(batches))
 
+    def _spaces(self, teacher: Teacher) -> tuple[str, ...]:
+        """Names of the spaces that make up the score: views, and that of discrepancies."""
+        names = () if self.feature_spaces == DISCREPANCY else names_of(teacher.views)
+        return names if self.feature_spaces == PRETRAINED else (*names, DISCREPANCY)
+
     def _make_student(self, values: dict[str, Any]) -> BaseStudent | None:
-        if DISCREPANCY not in SPACES[self.feature_spaces]:
+        if self.feature_spaces == PRETRAINED:
             return None
         return self._part(BlockDistillation, values)._make_student()
 
@@ -751,8 +773,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         progress: Progress,
     ) -> None:
         choosing, calibrating = shares
+        readout = Readout(parse_views(values["views"]), share_of(values["pooling"]))
         teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
-        teacher = self._load_teacher(teacher_seed)
+        teacher = self._load_network(teacher_seed).reading(readout)
         log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
         layout = layout_of(teacher)
         distillation: BlockDistillation | None = None
@@ -779,7 +802,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             with one_blas_thread(store.n_values):
                 fitted = fit_densities(
                     store,
-                    SPACES[self.feature_spaces],
+                    self._spaces(teacher),
                     (split[0], calibrating),
                     density=values["density"],
                     pca_variance=values["pca_variance"],
@@ -832,7 +855,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     def _require_same_recipe(self) -> None:
         """Refuse parameters that were changed since `fit`, and would be ignored."""
         values = resolve(self)
-        for name in ("fusion", "pca_variance"):
+        for name in ("fusion", "pca_variance", "views", "pooling"):
             if values[name] != self.recipe_[name]:
                 raise ValueError(
                     f"{name} was {self.recipe_[name]!r} in fit and is {values[name]!r} now; "

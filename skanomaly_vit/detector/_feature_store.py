@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
+from skanomaly_vit._backbone.discrepancy import Embedded, n_rows
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import SHARD, FloatArray
 
@@ -53,6 +53,11 @@ class FeatureStore:
         """Number of values that it holds."""
         return self._n_rows * sum(columns.width for columns in self._columns.values())
 
+    @property
+    def first_view(self) -> str:
+        """Name of the space that came first."""
+        return next(iter(self._columns))
+
     def append(self, embedded: Embedded) -> None:
         """Keep the features of more images.
 
@@ -72,13 +77,13 @@ class FeatureStore:
             if space not in self._columns:
                 self._columns[space] = _Columns(rows.shape[1], rows.dtype, self._max_bytes)
             self._columns[space].write(rows)
-        self._n_rows += len(embedded[PRETRAINED])
+        self._n_rows += n_rows(embedded)
 
     def append_with(self, columns: Mapping[str, np.ndarray]) -> Callable[[Embedded], None]:
         """Make a function that appends features, each with its value of some more columns."""
 
         def append(embedded: Embedded) -> None:
-            rows = slice(len(self), len(self) + len(embedded[PRETRAINED]))
+            rows = slice(len(self), len(self) + n_rows(embedded))
             more = {name: values[rows, np.newaxis] for name, values in columns.items()}
             self.append(embedded | more)
 
@@ -170,7 +175,7 @@ def in_shards(batches: Iterable[Embedded]) -> Iterator[Embedded]:
     waiting: list[Embedded] = []
     for batch in batches:
         waiting.append(batch)
-        if sum(len(each[PRETRAINED]) for each in waiting) >= SHARD:
+        if sum(map(n_rows, waiting)) >= SHARD:
             yield _joined(waiting)
             waiting = []
     if waiting:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from skanomaly_vit._backbone.discrepancy import PRETRAINED, Embedded
+from skanomaly_vit._backbone.discrepancy import Embedded
 from skanomaly_vit._images.units import CONTENT, UNIT, Units
 from skanomaly_vit.density._row_sample import RowSample, draw_keys
 from skanomaly_vit.density._statistics import SHARD, Statistics
@@ -41,8 +41,8 @@ class FitSummary:
     ----------
     learned, held_out : dict of str to RowSample
         Images that the densities learned from, and images that calibrate.
-    statistics : Statistics or None
-        Statistics of the pre-trained features of all learned images, if they have a PCA.
+    statistics : dict of str to Statistics
+        Statistics of the features of all learned images in each view that has a PCA.
     learned_units, held_out_units : ndarray of float64
         Ids of the units and contents of all images that the densities learned from, and of all
         that calibrate.
@@ -50,7 +50,7 @@ class FitSummary:
 
     learned: ImageSample
     held_out: ImageSample
-    statistics: Statistics | None
+    statistics: dict[str, Statistics]
     learned_units: np.ndarray
     held_out_units: np.ndarray
 
@@ -60,7 +60,7 @@ class FitSummary:
         store: FeatureStore,
         learned: np.ndarray,
         held_out: np.ndarray,
-        statistics: Statistics | None,
+        statistics: dict[str, Statistics],
     ) -> FitSummary:
         """Sample the rows that two masks choose."""
         units = [
@@ -69,7 +69,7 @@ class FitSummary:
         ]
         return cls(_sample(store, learned), _sample(store, held_out), statistics, *units)
 
-    def merge(self, other: FitSummary, statistics: Statistics | None) -> FitSummary:
+    def merge(self, other: FitSummary, statistics: dict[str, Statistics]) -> FitSummary:
         """Merge the samples of two summaries; `statistics` are those of both."""
         return FitSummary(
             _merge(self.learned, other.learned),
@@ -140,8 +140,8 @@ def write_summary(record: StateRecord, kept: FitSummary | None) -> None:
     for side, sample in (("learned", kept.learned), ("held_out", kept.held_out)):
         for space, rows in sample.items():
             rows.write_state(part.write_part(side).write_part(space))
-    if kept.statistics is not None:
-        kept.statistics.write_state(part.write_part("statistics"))
+    for view, statistics in kept.statistics.items():
+        statistics.write_state(part.write_part("statistics").write_part(view))
     for side, units in (("learned", kept.learned_units), ("held_out", kept.held_out_units)):
         part.write(**{f"n_{side}_units": len(units)})
         part.write_tensor(f"{side}_units", units)
@@ -155,9 +155,12 @@ def read_summary(record: StateRecord, n_features: dict[str, int]) -> FitSummary 
     learned, held_out = (
         _read_images(part.read_part(side), n_features) for side in ("learned", "held_out")
     )
-    statistics = None
+    statistics = {}
     if "statistics" in part.values:
-        statistics = Statistics.read_state(part.read_part("statistics"), n_features[PRETRAINED])
+        of_views = part.read_part("statistics")
+        for view in list(of_views.values):
+            statistics[view] = Statistics.read_state(of_views.read_part(view), n_features[view])
+        of_views.close()
     units = [_read_units(part, side) for side in ("learned", "held_out")]
     kept = FitSummary(learned, held_out, statistics, *units)
     part.close()
@@ -177,7 +180,8 @@ def _read_images(part: StateRecord, n_features: dict[str, int]) -> ImageSample:
     widths = n_features | {UNIT: 1 if UNIT in part.values else 0}
     sample = {s: RowSample.read_state(part.read_part(s), n) for s, n in widths.items() if n}
     part.close()
-    if any(not np.array_equal(each.keys, sample[PRETRAINED].keys) for each in sample.values()):
+    first = next(iter(sample.values()))
+    if any(not np.array_equal(each.keys, first.keys) for each in sample.values()):
         raise ValueError(f"{part.name} holds different images in each feature space")
     return sample
 

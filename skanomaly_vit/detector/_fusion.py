@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,20 +67,21 @@ def fit_densities(
         Whether later fits in this process are likely to see the same features.
     """
     train, held_out = map(store.mask, split)
-    require_spread(store.rows(PRETRAINED, train))
-    pca, statistics = None, None
-    if pca_variance is not None and PRETRAINED in spaces:
-        rows = store.rows(PRETRAINED, train)
-        statistics = Statistics.of_shards(rows, Kind.COVARIANCE)
-        pca = _find_pca(statistics, pca_variance, remember)
-    fitted = {}
+    views = [space for space in spaces if space != DISCREPANCY]
+    require_spread([store.rows(view, train) for view in views or [store.first_view]])
+    fitted, statistics = {}, {}
     for space in spaces:
+        pca, rows = None, store.rows(space, train)
+        if pca_variance is not None and space in views:
+            statistics[space] = Statistics.of_shards(rows, Kind.COVARIANCE)
+            pca = _find_pca(statistics[space], pca_variance, remember)
+        kind = DISCREPANCY if space == DISCREPANCY else PRETRAINED
         fitted[space] = fit_density(
-            density[space] if isinstance(density, dict) else density,
-            store.rows(space, train),
+            density[kind] if isinstance(density, dict) else density,
+            rows,
             seed=seed,
-            pca=pca if space == PRETRAINED else None,
-            statistics=statistics,
+            pca=pca,
+            statistics=statistics.get(space),
         )
     summary = FitSummary.of(store, train, held_out, statistics)
     return calibrate(
@@ -262,24 +263,29 @@ def _find_pca(statistics: Statistics, variance: float, remember: bool) -> PCA:
     return copy.deepcopy(pca)
 
 
-def require_spread(rows: Rows) -> None:
-    """Reject features, one row per image, that do not vary."""
+def require_spread(views: Sequence[Rows]) -> None:
+    """Reject features, one row per image, that vary in no view."""
+    if any(map(_varies, views)):
+        return
+    raise ValueError(
+        f"All {views[0].shape[0]} images that the densities learn from are alike to the backbone; "
+        "normal images that do not vary have no density. Pass at least two that differ."
+    )
+
+
+def _varies(rows: Rows) -> bool:
     first = None
     for shard in rows:
         first = shard[0] if first is None else first
         # Rounding makes equal images differ, in float32 by some 1e-7 of their features.
         if not np.allclose(shard, first, rtol=1e-5, atol=1e-5):
-            return
-    raise ValueError(
-        f"All {rows.shape[0]} images that the densities learn from are alike to the backbone; "
-        "normal images that do not vary have no density. Pass at least two that differ."
-    )
+            return True
+    return False
 
 
-#: Space -> weight of its standardized scores. Densities leave a training image out, students do
-#: not: scores of new normal images vary four times as much in the discrepancy space, or more
-#: (benchmarks/left_out.py).
-WEIGHTS = {PRETRAINED: 1.0, DISCREPANCY: 0.25}
+#: Weight of the standardized discrepancy space; the pre-trained space, all views together, has 1.
+#: Students have learned from the training images, whose errors vary less than those of new ones.
+DISCREPANCY_WEIGHT = 0.5
 
 
 def left_out_scales(
@@ -291,11 +297,20 @@ def left_out_scales(
     images, and vary less; their deviation would overrate a density that has learned from few.
     """
     scores = _collect(densities, learned, _score_left_out)
-    scales = {}
-    for space, values in scores.items():
-        location, scale = _location_and_scale(values, _least_scale(densities[space]))
-        scales[space] = (location, scale / WEIGHTS[space])
-    return scales
+    scales = {
+        space: _location_and_scale(values, _least_scale(densities[space]))
+        for space, values in scores.items()
+    }
+    views = [space for space in scores if space != DISCREPANCY]
+    if not views:
+        return scales
+    # All views together vary as one space does.
+    together = sum_spaces({view: _scaled(scores[view], scales[view]) for view in views})
+    weights = dict.fromkeys(views, 1 / max(1.0, float(np.std(together))))
+    weights[DISCREPANCY] = DISCREPANCY_WEIGHT
+    return {
+        space: (location, scale / weights[space]) for space, (location, scale) in scales.items()
+    }
 
 
 def _score_left_out(scorer: Any, rows: np.ndarray) -> np.ndarray:

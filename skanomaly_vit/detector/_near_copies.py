@@ -16,13 +16,12 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from skanomaly_vit._backbone.discrepancy import PRETRAINED
 from skanomaly_vit._images.units import UNIT
 from skanomaly_vit._images.unreadable import depth_of_caller
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import FloatArray
 from skanomaly_vit.detector._feature_store import FeatureStore
-from skanomaly_vit.detector._fit_summary import ImageSample
+from skanomaly_vit.detector._fit_summary import ImageSample, n_images
 from skanomaly_vit.exceptions import CalibrationWarning
 
 #: Largest number of held-out images to compare.
@@ -59,7 +58,7 @@ def warn_of_near_copies(held_out: ImageSample, learned: Rows) -> None:
     learned : Rows
         Pre-trained features of the images learned from, one of each unit.
     """
-    if not len(held_out[PRETRAINED]):
+    if not n_images(held_out):
         return
     images = one_of_each_unit(held_out).gather()[:_N_COMPARED]
     found = find_near_copies(images, learned)
@@ -82,17 +81,17 @@ def are_too_many(found: NDArray[np.bool_]) -> bool:
 
 
 def one_of_each_unit(sample: ImageSample) -> Rows:
-    """Pre-trained features of a sample, one image of each unit."""
-    rows = sample[PRETRAINED].rows.astype(np.float64)
+    """Features of a sample in its first view, one image of each unit."""
+    rows = sample[next(iter(sample))].rows.astype(np.float64)
     if UNIT in sample:  # not in a file of an older format
         rows = rows[_first_of_each(sample[UNIT].rows[:, 0])]
     return Rows.of(rows)
 
 
 def one_learned_of_each_unit(store: FeatureStore, learned: np.ndarray) -> Rows:
-    """Pre-trained features of the images that a mask chooses, one image of each unit."""
+    """Features in the first view of the images that a mask chooses, one of each unit."""
     first = _first_of_each(store.column(UNIT, learned))
-    return store.rows(PRETRAINED, store.mask(np.flatnonzero(learned)[first]))
+    return store.rows(store.first_view, store.mask(np.flatnonzero(learned)[first]))
 
 
 def _first_of_each(units: FloatArray) -> NDArray[np.intp]:

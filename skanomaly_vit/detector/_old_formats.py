@@ -26,8 +26,10 @@ _AUTO: dict[str, dict[str, Any]] = {
 }
 
 
-def upgrade(values: dict[str, Any], version: int) -> None:
-    """Upgrade the values of a file of format `version` in place; missing ones stay missing."""
+def upgrade(values: dict[str, Any], tensors: dict[str, Any], version: int) -> None:
+    """Upgrade a file of format `version` in place; missing values stay missing."""
+    if version < 4:
+        _upgrade_views(_part(values, "detector"), tensors)
     if version < 3:
         detector = _part(values, "detector")
         distillation = _part(detector, "distillation")
@@ -35,6 +37,40 @@ def upgrade(values: dict[str, Any], version: int) -> None:
             _upgrade_student(_part(estimator, "parameters"))
         if "kind" in distillation:
             distillation["fitted_student"] = _fitted_student(distillation)
+
+
+def _upgrade_views(detector: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """Name the only view of formats 1 to 3, which they call the pre-trained space."""
+    old, new = "pretrained", "pooled"
+    features = _part(detector, "features")
+    _part(detector, "parameters").update(views=[new], pooling="mean")
+    _part(features, "parameters").update(views=[new])
+    _part(_part(detector, "distillation"), "parameters").update(pooling="mean")
+    if isinstance(width := features.get("n_features_out"), int):
+        features["n_features_out"] = [width]
+    _part(detector, "recipe").update(views=[new], pooling="mean")
+    kept = _part(detector, "kept")
+    by_space = [
+        _part(detector, "density"),
+        _part(detector, "fusion"),
+        _part(_part(detector, "recipe"), "density"),
+        _part(kept, "learned"),
+        _part(kept, "held_out"),
+    ]
+    for part_values in by_space:
+        if old in part_values:
+            part_values[new] = part_values.pop(old)
+    prefixes = {
+        f"detector.{path}.{old}.": f"detector.{path}.{new}."
+        for path in ("density", "kept.learned", "kept.held_out")
+    }
+    if "statistics" in kept:
+        kept["statistics"] = {new: kept["statistics"]}
+        prefixes["detector.kept.statistics."] = f"detector.kept.statistics.{new}."
+    for name in list(tensors):
+        for prefix, other in prefixes.items():
+            if name.startswith(prefix):
+                tensors[other + name.removeprefix(prefix)] = tensors.pop(name)
 
 
 def _upgrade_student(parameters: dict[str, Any]) -> None:

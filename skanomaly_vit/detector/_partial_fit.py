@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from skanomaly_vit._backbone.discrepancy import PRETRAINED
 from skanomaly_vit._images.units import Units
 from skanomaly_vit.density._base import MomentDensity, UpdatableDensity
 from skanomaly_vit.density._rows import Rows
@@ -92,15 +91,16 @@ def update_densities(
         See `calibrate`.
     """
     held_out = draw_held_out(units, summary, validation_fraction)
-    updated, statistics = dict(densities), summary.statistics
+    updated, statistics = dict(densities), dict(summary.statistics)
     if not held_out.all():
         rows = {space: store.rows(space, ~held_out) for space in densities}
-        if statistics is not None:
-            statistics += Statistics.of_shards(rows[PRETRAINED], Kind.COVARIANCE)
+        for view, known in summary.statistics.items():
+            statistics[view] = known + Statistics.of_shards(rows[view], Kind.COVARIANCE)
         updated = {
-            space: _update(scorer, rows[space], statistics) for space, scorer in densities.items()
+            space: _update(scorer, rows[space], statistics.get(space))
+            for space, scorer in densities.items()
         }
-    all_summary = summary.merge(FitSummary.of(store, ~held_out, held_out, None), statistics)
+    all_summary = summary.merge(FitSummary.of(store, ~held_out, held_out, {}), statistics)
     return calibrate(
         updated,
         all_summary,

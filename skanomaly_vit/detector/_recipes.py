@@ -9,18 +9,21 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
 
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED
+from skanomaly_vit._backbone.views import names_of, parse_views
 from skanomaly_vit._utils.labels import is_auto
-from skanomaly_vit.density import ExcessDensity, GaussianDensity
+from skanomaly_vit.density import ExcessDensity, GaussianDensity, WhitenedKNNDensity
 from skanomaly_vit.distillation import BlockDistillation, BlockStudent, RidgeStudent
 
 #: Recipe -> parameter -> value; `density` has a value for each feature space.
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {
         "student": RidgeStudent(),
+        "views": ("pooled", "pooled:-2", "max_patch", "max_patch:-2"),
+        "pooling": "max",
         "pca_variance": None,
         "density": {
-            PRETRAINED: GaussianDensity(shrinkage="ledoit_wolf"),
-            DISCREPANCY: ExcessDensity(),
+            PRETRAINED: WhitenedKNNDensity(whitening_exponent=0.25),
+            DISCREPANCY: ExcessDensity(tail="exponential"),
         },
         "fusion": "standardized",
     },
@@ -28,6 +31,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "student": BlockStudent(
             max_epochs=30, learning_rate=1e-4, learning_rate_schedule="constant", patience=30
         ),
+        "views": ("pooled",),
+        "pooling": "mean",
         "pca_variance": 0.9,
         "density": {
             PRETRAINED: GaussianDensity(shrinkage=0.0),
@@ -51,6 +56,8 @@ def describe_recipe(
     """Values that a fit used, for `recipe_`; the estimators among them are unfitted."""
     return Bunch(
         student=None if distillation is None else distillation._student,
+        views=names_of(parse_views(values["views"])),
+        pooling=values["pooling"],
         pca_variance=values["pca_variance"],
         density={space: clone(_density_of(scorer)) for space, scorer in densities.items()},
         fusion=values["fusion"],

@@ -11,11 +11,12 @@ import torch
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
-from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED
+from skanomaly_vit._backbone.discrepancy import DISCREPANCY
 from skanomaly_vit._backbone.image_estimator import share_out
 from skanomaly_vit._backbone.loading import load_backbone
 from skanomaly_vit._backbone.patches import FEATURES, METHODS, NormalPatches, PatchLayout
 from skanomaly_vit._backbone.teacher import Teacher, positions_of
+from skanomaly_vit._backbone.views import parse_views
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.files import check_target
 from skanomaly_vit.density._saving import build_density, describe_density, read_scorer, write_scorer
@@ -94,6 +95,8 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
         n_samples_fit=int(detector.n_samples_fit_),
         n_held_out=len(detector.validation_indices_),
         recipe={
+            "views": list(detector.recipe_.views),
+            "pooling": detector.recipe_.pooling,
             "pca_variance": detector.recipe_.pca_variance,
             "fusion": detector.recipe_.fusion,
             "density": {s: describe_density(d) for s, d in detector.recipe_.density.items()},
@@ -142,7 +145,7 @@ def load_detector(detector_class: type[Any], path: str | os.PathLike[str]) -> An
     name = os.path.expanduser(os.fsdecode(path))
     values, tensors, version = read(name)
     try:
-        upgrade(values, version)
+        upgrade(values, tensors, version)
         root = StateRecord(values, tensors, "model")
         root.read("card", dict)
         record = root.read_part("detector")
@@ -197,7 +200,7 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
         for name in ("_teacher", "_teacher_seed", "_positions", "backbone_fingerprint_"):
             setattr(distillation, name, getattr(features, name))
     blocks = distillation.block_indices_ if distillation else []
-    n_features = {PRETRAINED: features._n_features_out, DISCREPANCY: len(blocks)}
+    n_features = {**features._n_features(), DISCREPANCY: len(blocks)}
     density = _read_densities(record, n_features)
     fusion = _read_fusion(record, density)
     detector._fit_summary = read_summary(record, n_features)
@@ -248,9 +251,13 @@ def _read_recipe(record: StateRecord, detector: Any) -> Bunch:
     densities = part.read_part("density")
     found = {space: build_density(densities.read_part(space)) for space in detector.density_}
     densities.close()
-    variance, fusion = part.read("pca_variance", (float, type(None))), part.read("fusion", str)
+    values = {
+        "views": part.read_list("views", str),
+        "pooling": part.read("pooling", (str, float)),
+        "pca_variance": part.read("pca_variance", (float, type(None))),
+        "fusion": part.read("fusion", str),
+    }
     part.close()
-    values = {"pca_variance": variance, "fusion": fusion}
     return describe_recipe(values, found, detector.distillation_)
 
 
@@ -293,7 +300,7 @@ def _write_features(record: StateRecord, detector: Any) -> None:
     teacher = features._held_teacher()
     part.write_parameters(features)
     part.write(
-        n_features_out=int(features._n_features_out),
+        n_features_out=[int(width) for width in features._widths],
         teacher_seed=int(features._teacher_seed),
         fingerprint=features.backbone_fingerprint_,
         preprocessing=asdict(teacher.preprocessing),
@@ -348,7 +355,9 @@ def _read_features(record: StateRecord) -> tuple[ViTFeatures, _Blueprint]:
     part = record.read_part("features")
     features = part.read_parameters(ViTFeatures)
     _require_image_size(features)
-    features._n_features_out = part.read_int("n_features_out", 1)
+    features._widths = part.read_list("n_features_out", int)
+    if len(features._widths) != len(parse_views(features.views)) or min(features._widths) < 1:
+        raise ValueError(f"{part.name}.n_features_out is {features._widths}")
     features._teacher_seed = part.read_int("teacher_seed")
     features.backbone_fingerprint_ = part.read("fingerprint", str)
     preprocessing = _read_preprocessing(part.read_part("preprocessing"))
@@ -389,7 +398,7 @@ def _read_teacher(
     }
     part.close()
     model.load_state_dict(state)
-    teacher = Teacher(model, preprocessing, torch.device("cpu"))
+    teacher = Teacher(model, preprocessing, torch.device("cpu"), readout=features._readout())
     if not teacher.has_fingerprint(features.backbone_fingerprint_):
         raise ValueError(
             f"the backbone in it has the fingerprint {teacher.fingerprint[:12]}..., not "

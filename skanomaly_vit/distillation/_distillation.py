@@ -19,12 +19,14 @@ from sklearn.utils.validation import check_is_fitted
 from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY
 from skanomaly_vit._backbone.image_estimator import (
+    POOLING_CONSTRAINT,
     TRAINING_CONSTRAINTS,
     ImageEstimator,
     draw_seed,
     split_validation,
 )
 from skanomaly_vit._backbone.teacher import Teacher, on_device
+from skanomaly_vit._backbone.views import Readout, share_of
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._images.units import find_units
@@ -59,7 +61,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         with transformer blocks in ``.blocks``, or such a network. A network is copied.
     image_size : int, tuple of (int, int) or None, default=None
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
-    n_blocks : int or None, default=10
+    n_blocks : int or None, default=5
         Number of last blocks that get a student. ``None`` is all blocks.
     pretrained : bool, str or path-like, default=True
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
@@ -160,6 +162,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         **ImageEstimator._parameter_constraints,
         **TRAINING_CONSTRAINTS,
         "student": STUDENT_CONSTRAINT,
+        "pooling": POOLING_CONSTRAINT,
     }
 
     def __init__(
@@ -168,7 +171,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         # Basics
         backbone: str | torch.nn.Module = "embedded",
         image_size: int | tuple[int, int] | None = None,
-        n_blocks: int | None = 10,
+        n_blocks: int | None = 5,
+        pooling: str | float = "mean",
         # Backbone and images
         pretrained: bool | str | PathLike[str] = True,
         store_backbone: bool = False,
@@ -191,6 +195,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.backbone = backbone
         self.image_size = image_size
         self.n_blocks = n_blocks
+        self.pooling = pooling
         self.pretrained = pretrained
         self.store_backbone = store_backbone
         self.image_shape = image_shape
@@ -290,6 +295,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         """
         check_is_fitted(self)
         return np.array([f"block{index}" for index in self.block_indices_], dtype=object)
+
+    def _readout(self) -> Readout:
+        return Readout(pooling=share_of(self.pooling))
 
     def _fitting_passes(
         self, teacher: Teacher, source: ImageSource, also: Collection[int] = ()

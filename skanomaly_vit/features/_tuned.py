@@ -15,7 +15,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbone.cached_passes import CachedPasses
-from skanomaly_vit._backbone.discrepancy import PRETRAINED
 from skanomaly_vit._backbone.image_estimator import (
     TRAINING_CONSTRAINTS,
     ImageEstimator,
@@ -23,6 +22,7 @@ from skanomaly_vit._backbone.image_estimator import (
     split_validation,
 )
 from skanomaly_vit._backbone.teacher import Teacher, resolve_device
+from skanomaly_vit._backbone.views import PENULTIMATE
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._images.units import find_units
 from skanomaly_vit._utils.compat import Interval, _fit_context
@@ -183,7 +183,7 @@ class TunedFeatures(
         return self._passes(teacher, source)
 
     def _features_of(self, passes: CachedPasses, n_images: int) -> np.ndarray:
-        return passes.extract(np.arange(n_images), {})[PRETRAINED]
+        return passes.extract(np.arange(n_images), {})[PENULTIMATE.name]
 
     @abstractmethod
     def _objective(

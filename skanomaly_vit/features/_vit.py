@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbone.cached_passes import CachedPasses
-from skanomaly_vit._backbone.discrepancy import PRETRAINED
 from skanomaly_vit._backbone.image_estimator import ImageEstimator, draw_seed
+from skanomaly_vit._backbone.views import Readout, names_of, parse_views
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._utils.compat import _fit_context
 from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.distributed._torchrun import agreed
 
 
-class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):
+class ViTFeatures(TransformerMixin, ImageEstimator):
     """Pre-trained features of images: the pooled output of a frozen Vision Transformer.
 
-    A feature is the penultimate output of the backbone: the class token (or whatever the backbone
-    pools) after the final norm, z_p of [1]_, section 3.1. `fit` trains nothing; it loads the
-    backbone.
+    The features are by default the penultimate output of the backbone: the class token (or whatever
+    the backbone pools) after the final norm, z_p of [1]_, section 3.1. Other views come from the
+    same pass. `fit` trains nothing; it loads the backbone.
 
     Parameters
     ----------
     backbone : str or torch.nn.Module, default="embedded"
         ``"embedded"`` (the small ViT that ships with the package), the name of a timm model
         with transformer blocks in ``.blocks``, or such a network. A network is copied.
+    views : str or sequence of str, default=("pooled",)
+        Vectors that describe an image, side by side. ``"pooled"`` is the backbone's output.
+        ``"pooled:-2"`` is the class token one block earlier (the mean patch of a backbone without
+        a class token), ``"mean_patch"`` and ``"max_patch"`` are the mean and, channel by channel,
+        the largest of the patches after the last block, ``"max_patch:-4"`` of those three blocks
+        earlier. Tokens are normalised first, as by the final norm.
     pretrained : bool, str or path-like, default=True
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
         draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
@@ -99,6 +106,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         self,
         *,
         backbone: str | torch.nn.Module = "embedded",
+        views: str | Sequence[str] = ("pooled",),
         pretrained: bool | str | PathLike[str] = True,
         image_size: int | tuple[int, int] | None = None,
         image_shape: tuple[int, int, int] | None = None,
@@ -111,6 +119,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.backbone = backbone
+        self.views = views
         self.pretrained = pretrained
         self.image_size = image_size
         self.image_shape = image_shape
@@ -162,7 +171,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
 
         Returns
         -------
-        Z : ndarray of shape (n_images, dim)
+        Z : ndarray of shape (n_images, n_views * dim)
             In the floating type of the backbone, as a rule float32; bfloat16 becomes float32.
 
         Raises
@@ -173,9 +182,35 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstima
         check_is_fitted(self)
         source = self._open(X, reset=False)
         passes = self._passes(self._held_teacher(), source)
-        return passes.extract(np.arange(len(source)), {})[PRETRAINED]
+        embedded = passes.extract(np.arange(len(source)), {})
+        return np.concatenate([embedded[name] for name in names_of(passes.teacher.views)], axis=1)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the features, after their views.
+
+        Parameters
+        ----------
+        input_features : None
+            Ignored.
+
+        Returns
+        -------
+        names : ndarray of str objects of shape (n_features,)
+            ``"pooled_0"``, ``"pooled_1"``, ...
+        """
+        check_is_fitted(self)
+        names = [f"{view}_{i}" for view, n in self._n_features().items() for i in range(n)]
+        return np.array(names, dtype=object)
+
+    def _readout(self) -> Readout:
+        return Readout(parse_views(self.views))
+
+    def _n_features(self) -> dict[str, int]:
+        """View -> number of its features."""
+        return dict(zip(names_of(parse_views(self.views)), self._widths, strict=True))
 
     def _adopt(self, passes: CachedPasses, seed: int) -> ViTFeatures:
-        self._n_features_out = passes.extract(np.arange(1), {})[PRETRAINED].shape[1]
+        embedded = passes.extract(np.arange(1), {})
+        self._widths = [embedded[name].shape[1] for name in names_of(passes.teacher.views)]
         self._hold(passes.teacher, seed)
         return self

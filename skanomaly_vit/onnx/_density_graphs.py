@@ -111,9 +111,12 @@ class _Excess(_Constants):
         # Log-density of features up to the mean.
         flat = density._log_density(np.zeros((1, density.n_features_in_)))[0]
         self._constant = float(flat) + _units(density)
+        self._is_exponential = density.tail == "exponential"
 
     def forward(self, Z: torch.Tensor) -> torch.Tensor:
-        return -0.5 * Z.clamp(min=0).square().sum(dim=1) + self._constant
+        excess = Z.clamp(min=0)
+        loss = excess if self._is_exponential else 0.5 * excess.square()
+        return self._constant - loss.sum(dim=1)
 
 
 class _Mixture(_Constants):

@@ -105,6 +105,8 @@ def _graph_of(detector: Any, teacher: Teacher, method: str | None) -> DetectorGr
         students = dict(zip(parts.block_indices_, parts.students_, strict=True))
     graph = DetectorGraph(
         teacher.copy_model(),
+        teacher.readout,
+        teacher.grid,
         copy.deepcopy(students),
         detector.density_,
         detector.fusion_,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY as DISCREPANCY_SPACE
-from skanomaly_vit._backbone.discrepancy import PRETRAINED, token_errors
+from skanomaly_vit._backbone.discrepancy import token_errors
 from skanomaly_vit._backbone.patches import (
     BOTH,
     DISCREPANCY,
@@ -19,6 +19,7 @@ from skanomaly_vit._backbone.patches import (
     NormalPatches,
 )
 from skanomaly_vit._backbone.teacher import BlockCall, penultimate
+from skanomaly_vit._backbone.views import PENULTIMATE, Readout, n_prefix
 from skanomaly_vit.distillation._ridge import RidgeModule
 from skanomaly_vit.onnx._density_graphs import density_graph
 
@@ -30,6 +31,10 @@ class DetectorGraph(nn.Module):
     ----------
     model : nn.Module
         The backbone, on the CPU. The graph registers hooks on its blocks.
+    readout : Readout
+        Views and pooling.
+    grid : tuple of (int, int) or None
+        Rows and columns of the patches, if the backbone tells.
     students : mapping of int to nn.Module
         Student of each block in the discrepancy space.
     densities, fusion : dict
@@ -48,6 +53,8 @@ class DetectorGraph(nn.Module):
     def __init__(
         self,
         model: nn.Module,
+        readout: Readout,
+        grid: tuple[int, int] | None,
         students: Mapping[int, nn.Module],
         densities: Mapping[str, Any],
         fusion: Mapping[str, tuple[float, float]],
@@ -59,7 +66,7 @@ class DetectorGraph(nn.Module):
         map_method: str,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._readout, self._grid = model, readout, grid
         self.students = nn.ModuleDict({str(i): _exportable(s) for i, s in students.items()})
         self.densities = nn.ModuleDict({name: density_graph(d) for name, d in densities.items()})
         self._fusion = dict(fusion)
@@ -70,8 +77,11 @@ class DetectorGraph(nn.Module):
             self.calibration = _Calibration(calibration_scores, calibration_units)
         self.maps = None if normal is None else _Maps(normal, map_method)
         self._calls: list[BlockCall] = []
-        watched = {*students, *(self.maps.blocks if self.maps is not None else ())}
-        for index, block in enumerate(model.blocks):  # type: ignore[arg-type]
+        blocks = list(model.blocks)  # type: ignore[arg-type]
+        self._views = {v: v.index(len(blocks)) for v in readout.views if not v.is_penultimate}
+        of_maps = self.maps.blocks if self.maps is not None else ()
+        watched = {*students, *self._views.values(), *of_maps}
+        for index, block in enumerate(blocks):
             if index in watched:
                 block.register_forward_hook(self._hook_of(index), with_kwargs=True)
 
@@ -90,9 +100,13 @@ class DetectorGraph(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Normalized pixels (batch, 3, height, width) -> the outputs of `output_names`."""
         self._calls.clear()
-        features = penultimate(self.model, pixels)  # (batch, dim)
+        pooled = {PENULTIMATE.name: penultimate(self.model, pixels)}  # (batch, dim)
+        outputs_of = {call.index: call.output for call in self._calls}
+        for view, index in self._views.items():
+            tokens = outputs_of[index]
+            pooled[view.name] = view.pool(tokens, n_prefix(tokens, self._grid))  # (batch, dim)
         errors = {call.index: self._errors_of(call) for call in self._students_calls()}
-        score = self._score(features, errors)  # (batch,)
+        score = self._score(pooled, {i: self._pooled(each) for i, each in errors.items()})
         outputs = [score, score - self.offset]
         if self.calibration is not None:
             outputs.append(self.calibration(score))
@@ -106,10 +120,13 @@ class DetectorGraph(nn.Module):
         if DISCREPANCY_SPACE in features:
             columns = torch.from_numpy(np.array(features[DISCREPANCY_SPACE]))  # (n, students)
             blocks = sorted(map(int, self.students))
-            errors = {index: columns[:, [i]] for i, index in enumerate(blocks)}
-        first = features.get(PRETRAINED)
-        given = torch.from_numpy(np.array(first)) if first is not None else torch.empty(0)
-        return self._score(given, errors).numpy()
+            errors = {index: columns[:, i] for i, index in enumerate(blocks)}
+        pooled = {
+            name: torch.from_numpy(np.array(rows))
+            for name, rows in features.items()
+            if name != DISCREPANCY_SPACE
+        }
+        return self._score(pooled, errors).numpy()
 
     def p_values_of(self, scores: np.ndarray) -> np.ndarray:
         """The p-values that go with scores."""
@@ -122,10 +139,16 @@ class DetectorGraph(nn.Module):
         # (batch, tokens, dim) -> (batch, tokens)
         return token_errors(self.students[str(call.index)], call)
 
-    def _score(self, features: torch.Tensor, errors: dict[int, torch.Tensor]) -> torch.Tensor:
-        embedded = {PRETRAINED: features.double()}
+    def _pooled(self, errors: torch.Tensor) -> torch.Tensor:
+        # (batch, tokens) -> (batch,)
+        return self._readout.pool_errors(errors, n_prefix(errors, self._grid))
+
+    def _score(
+        self, pooled: dict[str, torch.Tensor], errors: dict[int, torch.Tensor]
+    ) -> torch.Tensor:
+        embedded = {name: features.double() for name, features in pooled.items()}
         if errors:
-            columns = [errors[index].mean(dim=1) for index in sorted(errors)]
+            columns = [errors[index] for index in sorted(errors)]
             embedded[DISCREPANCY_SPACE] = torch.stack(columns, dim=1).double()
         parts = []
         for space, density in self.densities.items():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KEY = "skanomaly_vit"
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 #: Bytes of the header, at most; readers reject longer ones unread.
 HEADER_LIMIT = 32 * 2**20
