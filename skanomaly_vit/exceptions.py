@@ -30,7 +30,11 @@ class ThresholdWarning(UserWarning):
 
 
 class CalibrationWarning(UserWarning):
-    """Too few calibration scores for the requested rate or test."""
+    """Scores or a threshold that are worth less than they seem.
+
+    Too few calibration scores for the requested rate or test; too few images to learn from; or an
+    update whose errors of seen and of unseen images cannot be told apart.
+    """
 
 
 class WeightsUnavailableError(OSError):
