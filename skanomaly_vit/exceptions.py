@@ -30,10 +30,11 @@ class ThresholdWarning(UserWarning):
 
 
 class CalibrationWarning(UserWarning):
-    """Calibration scores that do not suffice for the requested rate or test.
+    """Scores or a threshold that are worth less than they seem.
 
-    They are too few, or held-out images have near copies among those that the detector has learned
-    from, and score too high.
+    Too few calibration scores for the requested rate or test; held-out images that have near copies
+    among those that the detector has learned from, and score too high; too few images to learn
+    from; or an update whose errors of seen and of unseen images cannot be told apart.
     """
 
 

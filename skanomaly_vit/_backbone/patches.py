@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -250,3 +251,8 @@ class NormalPatches:
     location: np.ndarray
     scale: np.ndarray
     map_scale: dict[str, float]
+
+    def scaled(self, factor: np.ndarray) -> NormalPatches:
+        """Statistics where students err by a factor more, (n_blocks,)."""
+        location = self.location + np.append(np.log(factor), 0.0)
+        return dataclasses.replace(self, location=location)

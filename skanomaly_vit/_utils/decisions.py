@@ -82,7 +82,8 @@ class DecisionMixin(ABC):
         p_values : ndarray of shape (n_images,), float64
             Split-conformal p-values in (0, 1], small = abnormal: on average over held-out images,
             at most a share `a` of normal images has a p-value up to `a`. With n held-out images
-            the smallest possible one is ``1 / (n + 1)``. NaN for an unreadable image.
+            the smallest possible one is ``1 / (n + 1)``. NaN for an unreadable image. After a fit
+            with ``calibration="cross"``, all images count and the share holds approximately.
 
         Raises
         ------

@@ -276,6 +276,10 @@ class UpdatableDensity(StandardizedDensity):
     def _update_rows(self, rows: Rows) -> Self:
         """Update with rows, shard by shard, as `partial_fit` does."""
 
+    @abstractmethod
+    def _rescale(self, factor: FloatArray) -> Self:
+        """Become the density of all rows so far times a factor for each feature."""
+
 
 class MomentDensity(UpdatableDensity):
     """Base of the densities that learn from statistics of samples alone.
@@ -289,6 +293,9 @@ class MomentDensity(UpdatableDensity):
     def _update_rows(self, rows: Rows) -> Self:
         known = self._require_updatable()
         return self._fit_statistics(known + Statistics.of_shards(rows, known.kind))
+
+    def _rescale(self, factor: FloatArray) -> Self:
+        return self._fit_statistics(self._require_updatable().scaled(factor))
 
     @abstractmethod
     def _kind(self, n_samples: int, n_features: int) -> Kind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -107,12 +108,22 @@ class NeighborDensity(UpdatableDensity):
         known = self._require_updatable()
         statistics = known + Statistics.of_shards(rows, known.kind)
         if self._pool is None:
-            Z = self._map.undo(fitted_samples(self.neighbors_))
-            so_far = Z * self.scale_ + self.location_
+            so_far = self._samples_so_far()
             return self._fit_samples(statistics, np.concatenate([so_far, rows.gather()]))
         new = RowSample.of_shards(rows, self._pool.limit, _salt(self._seed))
         pool = self._pool.merge(new)
         return self._fit_samples(statistics, pool.rows, pool, self._seed)
+
+    def _rescale(self, factor: FloatArray) -> Self:
+        statistics = self._require_updatable().scaled(factor)
+        if self._pool is None:
+            return self._fit_samples(statistics, self._samples_so_far() * factor)
+        pool = dataclasses.replace(self._pool, rows=self._pool.rows * factor)
+        return self._fit_samples(statistics, pool.rows, pool, self._seed)
+
+    def _samples_so_far(self) -> FloatArray:
+        """The samples of the search, in the units of the rows."""
+        return self._map.undo(fitted_samples(self.neighbors_)) * self.scale_ + self.location_
 
     def _require_updatable(self) -> Statistics:
         known = super()._require_updatable()

@@ -13,7 +13,7 @@ import enum
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -141,6 +141,22 @@ class Statistics:
             scatter=self.scatter if kind >= Kind.COVARIANCE else None,
             cubes=self.cubes if kind >= Kind.SHRINKAGE else None,
             fourths=self.fourths if kind >= Kind.SHRINKAGE else None,
+        )
+
+    def scaled(self, factor: FloatArray) -> Statistics:
+        """Statistics of the rows times a positive factor for each feature, near 1."""
+        square = factor**2
+
+        def times(sums: FloatArray | None, left: FloatArray, right: FloatArray) -> Any:
+            return None if sums is None else sums * np.outer(left, right)
+
+        return dataclasses.replace(
+            self,
+            mean=self.mean * factor,
+            square=self.square * square,
+            scatter=times(self.scatter, factor, factor),
+            cubes=times(self.cubes, square, factor),
+            fourths=times(self.fourths, square, square),
         )
 
     def merge(self, other: Statistics) -> Statistics:

@@ -43,6 +43,7 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
     calibration_units_: np.ndarray | None
     threshold_confidence_: float | None
     contamination_: float | None
+    _is_cross_calibrated: bool
     _contamination_then: float  # the parameter when the threshold was set
 
     def _check_threshold(self) -> None:
@@ -134,7 +135,8 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         ------
         ValueError
             If `target_fpr` or `confidence` is out of range, too few images were held out for
-            `confidence`, or none were.
+            `confidence`, or none were; or if `confidence` is given and the images that calibrate
+            are those of ``calibration="cross"``.
 
         Warns
         -----
@@ -148,6 +150,8 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         known = self._require_calibration()
         if not 0 < target_fpr < 1:
             raise ValueError(f"target_fpr={target_fpr!r} is not in (0, 1)")
+        if confidence is not None:
+            self._require_split()
         self.offset_ = conformal_threshold(
             known, target_fpr, groups=self.calibration_units_, confidence=confidence
         )
@@ -172,9 +176,11 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         Raises
         ------
         ValueError
-            If `confidence` is out of range, or no images were held out.
+            If `confidence` is out of range, no images were held out, or the images that calibrate
+            are those of ``calibration="cross"``.
         """
         known = self._require_calibration()
+        self._require_split()
         return false_alarm_bound(known, confidence=confidence, groups=self.calibration_units_)
 
     def _certificate(self) -> Certificate:
@@ -280,6 +286,14 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         seed = self.random_state if isinstance(self.random_state, int) else 0
         folds = kind(cv, shuffle=True, random_state=seed)
         return folds.split(np.empty(n_images), groups=groups)
+
+    def _require_split(self) -> None:
+        if self._is_cross_calibrated:
+            raise ValueError(
+                f"{type(self).__name__} was fitted with calibration='cross', whose scores come "
+                "from several models and certify no rate. Fit with calibration='split', or pass "
+                "confidence=None."
+            )
 
     def _require_calibration(self) -> np.ndarray:
         check_is_fitted(self)

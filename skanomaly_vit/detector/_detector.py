@@ -33,7 +33,7 @@ from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.score_stream import ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource
-from skanomaly_vit._images.units import Units, find_units
+from skanomaly_vit._images.units import CONTENT, UNIT, Units, find_units
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._utils.labels import AUTO, warn_about_labels
@@ -41,8 +41,9 @@ from skanomaly_vit._utils.progress import Progress, log
 from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.density._by_name import DENSITIES
 from skanomaly_vit.detector._calibrated import CalibratedMixin
+from skanomaly_vit.detector._cross_calibration import UNUSED_RATE, calibrate_across, folds_of
 from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
-from skanomaly_vit.detector._fit_summary import FitSummary
+from skanomaly_vit.detector._fit_summary import FitSummary, draw_held_out, warn_about_few_images
 from skanomaly_vit.detector._fusion import (
     FalseAlarms,
     FittedDensities,
@@ -64,6 +65,7 @@ from skanomaly_vit.detector._partial_fit import (
 )
 from skanomaly_vit.detector._recipes import RECIPES, describe_recipe, resolve
 from skanomaly_vit.detector._saving import load_detector, save_detector
+from skanomaly_vit.detector._seen_errors import ErrorFactors
 from skanomaly_vit.distillation import BlockDistillation
 from skanomaly_vit.distillation._by_name import STUDENT_CONSTRAINT, STUDENTS
 from skanomaly_vit.distillation._checkpoints import Checkpoints, check_checkpoint_dir
@@ -169,6 +171,13 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Share of the images in [0, 1) that neither students nor densities learn from. These images
         set the threshold and choose each block student's best epoch. With 0, the threshold comes
         from the training images, whose scores are too high, and block students keep the last epoch.
+        Ignored with ``calibration="cross"``.
+    calibration : {"split", "cross"}, default="split"
+        Images that set the threshold. ``"split"``: the held-out ones, with a guarantee for any
+        number of them. ``"cross"``: all images; students and densities learn from nine tenths of
+        them, and nine further models, each without another tenth of the images (or groups), score
+        what they left out. For few images: with 60, the smallest p-value is 1/61, not 1/13. The
+        guarantee is approximate, see Notes, and `fit` takes longer.
     batch_size : int, default=32
         Images in a step of training, and in a pass of the backbone.
     device : str, torch.device or None, default=None
@@ -207,7 +216,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     calibration_scores_ : ndarray of shape (n_calibrating,), float64, or None
         Scores of held-out images that neither taught nor chose anything: all held-out images, or
         with block students every second one (or every second group of `fit`), because the others
-        choose epochs. ``None`` with ``validation_fraction=0``.
+        choose epochs. ``None`` with ``validation_fraction=0``. With ``calibration="cross"``, one of
+        each image of `fit`, in their order, by the model that has not learned from it.
     calibration_units_ : ndarray of shape (n_calibrating,), float64, or None
         Unit of each of these images: its group, or the image that it is a copy of. ``None`` if each
         is a unit of its own.
@@ -225,7 +235,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         least half of ``sqrt(n_features / 2)``, that of a Gaussian's log-density: the training
         images may all score alike.
     validation_indices_ : ndarray of int
-        Positions of the held-out images in the `X` of `fit`.
+        Positions in the `X` of `fit` of the images that the model has not learned from.
     n_samples_fit_ : int
         Number of images in all calls of `fit` and `partial_fit`, held-out ones included.
     n_features_in_ : int
@@ -249,6 +259,13 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     instead of test images, keeps the teacher in eval mode, passes a batch through the teacher once
     for both feature spaces, trains only students that score, and seeds every draw.
 
+    With ``calibration="cross"``, the score of a new image is compared with those that other models
+    gave the images that they had left out. All models learn from equally many images, so each of
+    these scores is distributed as that of a new normal image; but they are not independent, and
+    nothing proves the level for one detector, as [2]_ proves twice the level for a comparison
+    within each model, which would take ten models to score. docs/how_to/false_alarms.md reports
+    measured shares. `partial_fit` raises an error, and block students keep their last epoch.
+
     The method cannot tell apart two classes that the backbone confuses (*pre-training confusion*,
     [1]_ section 5).
 
@@ -256,6 +273,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     ----------
     .. [1] M. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One",
        CVPR Workshops 2022, arXiv:2112.04185.
+    .. [2] R. F. Barber, E. J. Candes, A. Ramdas and R. J. Tibshirani, "Predictive Inference with
+       the Jackknife+", Annals of Statistics 49, 2021.
 
     Examples
     --------
@@ -285,6 +304,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         "feature_spaces": [StrOptions(FEATURE_SPACES)],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
         "on_error": [StrOptions({"raise", "nan"})],
+        "calibration": [StrOptions({"split", "cross"})],
     }
 
     def __init__(
@@ -314,6 +334,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         density: Any = "auto",
         fusion: str = "auto",
         validation_fraction: float = 0.2,
+        calibration: str = "split",
         # Machine
         batch_size: int = 32,
         device: str | torch.device | None = None,
@@ -343,6 +364,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         self.density = density
         self.fusion = fusion
         self.validation_fraction = validation_fraction
+        self.calibration = calibration
         self.batch_size = batch_size
         self.device = device
         self.n_jobs = n_jobs
@@ -386,8 +408,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Warns
         -----
         CalibrationWarning
-            If too few images are held out for a threshold at `contamination`, or held-out ones have
-            near copies (frames of a video) among those learned from.
+            If too few images are held out for a threshold at `contamination`, `fit` learns from
+            fewer than 20 different images, or held-out ones have near copies (frames of a video)
+            among those learned from.
         AmbiguousImageWarning
             If images can be read in more than one way.
         """
@@ -399,26 +422,36 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         units = find_units(source, groups)
         groups = units.to_divide(groups)
         rng = agreed(check_random_state(self.random_state))
-        # A density needs two images to see any spread.
-        split = split_validation(
-            len(source), self.validation_fraction, rng, min_train=2, groups=groups
-        )
+        folds = []
+        if self.calibration == "cross":
+            folds = list(folds_of(units.units, draw_seed(rng)))
+            split = folds[0]
+        else:
+            # A density needs two images to see any spread.
+            split = split_validation(
+                len(source), self.validation_fraction, rng, min_train=2, groups=groups
+            )
+        warn_about_few_images(units.contents[split[0]], stacklevel=5)  # past the three decorators
         n_epochs = student._n_epochs if student else 0
         context = self._init_callback_context(max_subtasks=n_epochs + 1)
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
-        shares = share_out(split[1], groups, chooses=student is not None and student._chooses)
-        self._fit(source, split, shares, student, values, units, rng, Progress(self, context))
+        chooses = student is not None and student._chooses
+        shares = share_out(split[1], groups, chooses=chooses)
+        if folds:
+            shares = split[1][:0], split[1]
+        progress = Progress(self, context)
+        self._fit(source, split, shares, folds[1:], student, values, units, rng, progress)
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
     @_fit_context(prefer_skip_nested_validation=False)
     @with_own_settings
     def partial_fit(self, X: Any, y: Any = None, groups: Any = None) -> TransformalyDetector:
-        """Update the densities with more normal images, without training students again.
+        """Update the detector with more normal images, without the earlier ones.
 
-        Up to rounding, the densities become those of all images so far; scale and threshold follow.
-        The students, `validation_indices_` and the normal patches of `anomaly_map` stay as `fit`
-        left them. The first call is a `fit`.
+        Up to rounding, the density of the pre-trained space and ridge students become those of all
+        images so far; the density of the errors, scale and threshold follow. Other students stay as
+        `fit` left them, and so do `validation_indices_`. The first call is a `fit`.
 
         Parameters
         ----------
@@ -440,25 +473,35 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Raises
         ------
         ValueError
-            If the images are not as described, one is unreadable, or a density cannot learn from
-            more images: `GaussianDensity` and `ExcessDensity` can, and `KNNDensity` without a PCA.
+            If the images are not as described, one is unreadable, a density cannot learn from
+            more images (`GaussianDensity` and `ExcessDensity` can, and `KNNDensity` without a PCA),
+            or `fit` used ``calibration="cross"``.
 
         Warns
         -----
         CalibrationWarning
             If too few images are held out for a threshold at `contamination`, or held-out ones have
-            near copies (frames of a video) among those learned from.
+            near copies (frames of a video) among those learned from; or if students stay as they
+            are and no image is held out, so that the density of the errors mixes those of images
+            that students have learned from, and of others.
 
         Notes
         -----
         `partial_fit` computes scale, `calibration_scores_` and threshold again from the features
         that the detector keeps: those of at most 2048 images that densities have learned from, and
-        of at most 2048 held-out ones.
+        of at most 2048 held-out ones. It scales the errors among them, block by block, as the mean
+        error of the students changes; see docs/how_to/large_data.md.
         """
         if not hasattr(self, "density_"):
             return self.fit(X, y, groups)
         self._validate_params()  # scikit-learn's decorator does so in the first call alone
         self._require_same_recipe()
+        if self._is_cross_calibrated:
+            raise ValueError(
+                "fit used calibration='cross', and partial_fit cannot leave images out of what "
+                "was learned before. Fit again to all images, or fit with calibration='split'; "
+                "calibrate(X, replace=True) makes room for partial_fit, too."
+            )
         summary = require_updatable(self.density_, self._fit_summary)  # before any work
         warn_about_labels(y, stacklevel=4)  # past the two decorators
         source = self._open(X, reset=False)
@@ -510,7 +553,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         summary = self._fit_summary
         if summary is not None:
             require_not_learned(units, summary)
-        with self._embed_all(source, units) as store:
+        passes, _ = self._scoring_passes(source)
+        with self._embed_all(passes, self.distillation_, units.columns) as store:
             everyone = np.ones(len(store), dtype=bool)
             scores, _ = score_units(self.density_, self.fusion_, store.embedded(everyone))
             if summary is not None:
@@ -524,6 +568,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         self.offset_ = self._false_alarms().threshold(scores, several_of_a_unit(ids))
         self._set_calibration(scores, ids)
         self._fit_summary = summary
+        self._is_cross_calibrated = self._is_cross_calibrated and not replace
         return self
 
     def _known_calibration(self, replace: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -751,9 +796,10 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     def _score(self, batches: Iterable[Embedded]) -> dict[str, np.ndarray]:
         return score_shards(self.density_, self.fusion_, in_shards(batches))
 
-    def _spaces(self, teacher: Teacher) -> tuple[str, ...]:
+    def _spaces(self, values: dict[str, Any]) -> tuple[str, ...]:
         """Names of the spaces that make up the score: views, and that of discrepancies."""
-        names = () if self.feature_spaces == DISCREPANCY else names_of(teacher.views)
+        views = () if self.feature_spaces == DISCREPANCY else parse_views(values["views"])
+        names = names_of(views)
         return names if self.feature_spaces == PRETRAINED else (*names, DISCREPANCY)
 
     def _make_student(self, values: dict[str, Any]) -> BaseStudent | None:
@@ -766,6 +812,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         source: ImageSource,
         split: tuple[np.ndarray, np.ndarray],
         shares: tuple[np.ndarray, np.ndarray],
+        further_folds: list[tuple[np.ndarray, np.ndarray]],
         student: BaseStudent | None,
         values: dict[str, Any],
         units: Units,
@@ -799,51 +846,126 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
                 normal_patches = passes.extract_normal(
                     np.arange(len(source)), students, sample, keep, task.track
                 )
-            with one_blas_thread(store.n_values):
-                fitted = fit_densities(
-                    store,
-                    self._spaces(teacher),
-                    (split[0], calibrating),
-                    density=values["density"],
-                    pca_variance=values["pca_variance"],
-                    fusion=values["fusion"],
-                    false_alarms=FalseAlarms(self.contamination),
-                    seed=draw_seed(rng),
-                    remember=self.memory is not None,
+            false_alarms, seed = FalseAlarms(self.contamination), draw_seed(rng)
+            rate = UNUSED_RATE if further_folds else false_alarms
+            fitted = self._fit_densities(store, (split[0], calibrating), values, rate, seed)
+
+            def fit_fold(train: np.ndarray, left_out: np.ndarray) -> FittedDensities:
+                fold = train, left_out
+                embedded = self._embed_fold(store, passes, student, values, train, students_seed)
+                with embedded as of_fold:
+                    return self._fit_densities(of_fold, fold, values, UNUSED_RATE, seed)
+
+            if further_folds:
+                fitted = calibrate_across(
+                    fitted, split[1], further_folds, fit_fold, units.units, false_alarms
                 )
-                learned = one_learned_of_each_unit(store, store.mask(split[0]))
-                warn_of_near_copies(fitted.summary.held_out, learned)
+            learned = one_learned_of_each_unit(store, store.mask(split[0]))
+            warn_of_near_copies(fitted.summary.held_out, learned)
         # Last, so that a fit that fails leaves the old state whole.
         self.features_, self.distillation_ = features, distillation
         self._set_densities(fitted, FalseAlarms(self.contamination))
         self.recipe_ = describe_recipe(values, fitted.density, distillation)
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
         self._normal_patches = normal_patches
+        self._is_cross_calibrated = len(further_folds) > 0
         checkpoints.discard()
 
-    def _update(self, source: ImageSource, units: Units, summary: FitSummary) -> None:
-        false_alarms = self._false_alarms()
-        with self._embed_all(source, units) as store, one_blas_thread(store.n_values):
-            fitted = update_densities(
-                self.density_,
-                summary,
+    def _fit_densities(
+        self,
+        store: FeatureStore,
+        split: tuple[np.ndarray, np.ndarray],
+        values: dict[str, Any],
+        false_alarms: FalseAlarms,
+        seed: int,
+    ) -> FittedDensities:
+        with one_blas_thread(store.n_values):
+            return fit_densities(
                 store,
-                units,
-                validation_fraction=self.validation_fraction,
-                fusion=self.recipe_.fusion,
+                self._spaces(values),
+                split,
+                density=values["density"],
+                pca_variance=values["pca_variance"],
+                fusion=values["fusion"],
                 false_alarms=false_alarms,
+                seed=seed,
+                remember=self.memory is not None,
             )
-            warn_of_near_copies(fitted.summary.held_out, one_of_each_unit(fitted.summary.learned))
-        self._set_densities(fitted, false_alarms)
-        self.n_samples_fit_ += len(source)
 
     @contextmanager
-    def _embed_all(self, source: ImageSource, units: Units) -> Iterator[FeatureStore]:
-        """Features of all images of a source, with the unit of each."""
-        passes, students = self._scoring_passes(source)
+    def _embed_fold(
+        self,
+        store: FeatureStore,
+        passes: CachedPasses,
+        student: BaseStudent | None,
+        values: dict[str, Any],
+        train: np.ndarray,
+        seed: int,
+    ) -> Iterator[FeatureStore]:
+        """Features of all images, with the errors of students of some of them."""
+        if student is None:
+            yield store
+            return
+        distillation = self._part(BlockDistillation, values).set_params(checkpoint_dir=None)
+        distillation._fit_students(student, passes, (train, train[:0]), seed, Progress())
+        everyone = np.ones(len(store), dtype=bool)
+        columns = {name: store.column(name, everyone) for name in (UNIT, CONTENT)}
+        with self._embed_all(passes, distillation, columns) as of_fold:
+            yield of_fold
+
+    def _update(self, source: ImageSource, units: Units, summary: FitSummary) -> None:
+        false_alarms, known = self._false_alarms(), self.distillation_
+        held_out = draw_held_out(units, summary, self.validation_fraction)
+        passes = self._updating_passes(source)
+        grown = known._updated(passes, np.flatnonzero(~held_out)) if known else None
+        distillation = grown[0] if grown else known
+        normal_patches = self._normal_patches
+        with self._embed_all(passes, distillation, units.columns) as store:
+            factors = None
+            if known and grown:
+                factors = ErrorFactors.of_new_students(grown[1], known, passes, store, held_out)
+                if normal_patches is not None:
+                    unseen = len(self.validation_indices_) > 0
+                    normal_patches = normal_patches.scaled(
+                        factors.held_out if unseen else factors.learned
+                    )
+            elif known:
+                factors = ErrorFactors.of_old_students(summary, len(known.block_indices_))
+            with one_blas_thread(store.n_values):
+                fitted = update_densities(
+                    self.density_,
+                    summary,
+                    store,
+                    held_out,
+                    factors=factors,
+                    fusion=self.recipe_.fusion,
+                    false_alarms=false_alarms,
+                )
+            warn_of_near_copies(fitted.summary.held_out, one_of_each_unit(fitted.summary.learned))
+        # Last, so that an update that fails leaves the old state whole.
+        self._set_densities(fitted, false_alarms)
+        self.distillation_, self._normal_patches = distillation, normal_patches
+        self.n_samples_fit_ += len(source)
+
+    def _updating_passes(self, source: ImageSource) -> CachedPasses:
+        """Passes that keep tokens, since students may see images before they are scored."""
+        blocks = self.distillation_.block_indices_ if self.distillation_ else ()
+        return self._passes(
+            self._held_teacher(), source, activation_cache=self.activation_cache, kept_blocks=blocks
+        )
+
+    @contextmanager
+    def _embed_all(
+        self,
+        passes: CachedPasses,
+        distillation: BlockDistillation | None,
+        columns: dict[str, np.ndarray],
+    ) -> Iterator[FeatureStore]:
+        """Features of all images of some passes, with the columns of their units."""
+        students = self._students_on(passes.teacher.device, distillation)
         with FeatureStore() as store:
-            keep = store.append_with(units.columns)
-            for embedded in passes.stream(np.arange(len(source)), students):
+            keep = store.append_with(columns)
+            for embedded in passes.stream(np.arange(len(columns[UNIT])), students):
                 keep(embedded)
             yield store
 

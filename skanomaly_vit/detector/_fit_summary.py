@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -15,7 +16,11 @@ from skanomaly_vit._images.units import CONTENT, UNIT, Units
 from skanomaly_vit.density._row_sample import RowSample, draw_keys
 from skanomaly_vit.density._statistics import SHARD, Statistics
 from skanomaly_vit.detector._feature_store import FeatureStore, in_float64
+from skanomaly_vit.exceptions import CalibrationWarning
 from skanomaly_vit.persistence._record import StateRecord
+
+#: `fit` warns of fewer images to learn from.
+FEW_IMAGES = 20
 
 #: Largest sample, of images that densities learned from and of held-out images alike.
 N_KEPT = 2048
@@ -79,10 +84,38 @@ class FitSummary:
             np.union1d(self.held_out_units, other.held_out_units),
         )
 
+    def scaled(self, space: str, learned: np.ndarray, held_out: np.ndarray) -> FitSummary:
+        """The same summary with the features of a space times factors, for each side."""
+        return dataclasses.replace(
+            self,
+            learned=_scaled(self.learned, space, learned),
+            held_out=_scaled(self.held_out, space, held_out),
+        )
+
     def without_held_out(self) -> FitSummary:
         """The same summary without the images that calibrate."""
         none = {s: RowSample(r.rows[:0], r.keys[:0], r.limit) for s, r in self.held_out.items()}
         return dataclasses.replace(self, held_out=none, held_out_units=np.empty(0))
+
+
+def _scaled(sample: ImageSample, space: str, factor: np.ndarray) -> ImageSample:
+    known = sample[space]
+    rows = (known.rows * factor).astype(known.rows.dtype)
+    return sample | {space: dataclasses.replace(known, rows=rows)}
+
+
+def warn_about_few_images(contents: np.ndarray, *, stacklevel: int) -> None:
+    """Say what scores are worth if there are few different images to learn from."""
+    n_different = len(np.unique(contents))
+    if n_different < FEW_IMAGES:
+        warnings.warn(
+            f"the detector learns from {n_different} different images, fewer than {FEW_IMAGES}: "
+            "its scores rank new images roughly, differ much from one set of training images to "
+            "another, and have no meaningful size. Fit on more images, or let each of them count "
+            "with calibration='cross'.",
+            CalibrationWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def n_images(sample: ImageSample) -> int:

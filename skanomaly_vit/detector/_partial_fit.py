@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from sklearn.pipeline import Pipeline
 
+from skanomaly_vit._backbone.discrepancy import DISCREPANCY
 from skanomaly_vit._images.units import Units
 from skanomaly_vit.density._base import MomentDensity, UpdatableDensity
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
 from skanomaly_vit.density._whitening import axes_of, whiten
 from skanomaly_vit.detector._feature_store import FeatureStore
-from skanomaly_vit.detector._fit_summary import FitSummary, draw_held_out, shards_of_sample
+from skanomaly_vit.detector._fit_summary import FitSummary, shards_of_sample
 from skanomaly_vit.detector._fusion import FalseAlarms, FittedDensities, calibrate
+from skanomaly_vit.detector._seen_errors import ErrorFactors
 
 
 def require_updatable(densities: Mapping[str, Any], summary: FitSummary | None) -> FitSummary:
@@ -68,9 +70,9 @@ def update_densities(
     densities: Mapping[str, Any],
     summary: FitSummary,
     store: FeatureStore,
-    units: Units,
+    held_out: np.ndarray,
     *,
-    validation_fraction: float,
+    factors: ErrorFactors | None,
     fusion: str,
     false_alarms: FalseAlarms,
 ) -> FittedDensities:
@@ -83,24 +85,30 @@ def update_densities(
     summary : FitSummary
     store : FeatureStore
         Features of the new images.
-    units : Units
-        Their units.
-    validation_fraction : float
-        Share of the new images that no density learns from.
+    held_out : ndarray of bool
+        Mask of the new images that no density learns from.
+    factors : ErrorFactors or None
+        None without a discrepancy space.
     fusion, false_alarms
         See `calibrate`.
     """
-    held_out = draw_held_out(units, summary, validation_fraction)
     updated, statistics = dict(densities), dict(summary.statistics)
+    new = FitSummary.of(store, ~held_out, held_out, {})
+    if factors is not None:
+        summary = summary.scaled(DISCREPANCY, factors.learned, factors.held_out)
+        new = new.scaled(DISCREPANCY, factors.new, np.ones_like(factors.new))
+        updated[DISCREPANCY] = copy.copy(updated[DISCREPANCY])._rescale(factors.learned)
     if not held_out.all():
         rows = {space: store.rows(space, ~held_out) for space in densities}
+        if factors is not None:
+            rows[DISCREPANCY] = _times(rows[DISCREPANCY], factors.new)
         for view, known in summary.statistics.items():
             statistics[view] = known + Statistics.of_shards(rows[view], Kind.COVARIANCE)
         updated = {
             space: _update(scorer, rows[space], statistics.get(space))
-            for space, scorer in densities.items()
+            for space, scorer in updated.items()
         }
-    all_summary = summary.merge(FitSummary.of(store, ~held_out, held_out, {}), statistics)
+    all_summary = summary.merge(new, statistics)
     return calibrate(
         updated,
         all_summary,
@@ -109,6 +117,10 @@ def update_densities(
         fusion=fusion,
         false_alarms=false_alarms,
     )
+
+
+def _times(rows: Rows, factor: np.ndarray) -> Rows:
+    return rows.map(lambda shard: shard * factor, len(factor))
 
 
 def _update(scorer: Any, rows: Rows, statistics: Statistics | None) -> Any:

@@ -112,6 +112,8 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     if detector._calibration_ids is not None:
         record.write(n_calibration_units=len(np.unique(detector._calibration_ids)))
         record.write_tensor("calibration_units", detector._calibration_ids)
+    if detector._is_cross_calibrated:
+        record.write(cross_calibrated=True)
     if detector.threshold_confidence_ is not None:
         record.write(threshold_confidence=float(detector.threshold_confidence_))
     if hasattr(detector, "n_features_in_"):
@@ -214,6 +216,9 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     detector.validation_indices_, detector.n_samples_fit_ = held_out, n_samples
     detector._set_calibration(None, None)
     detector.threshold_confidence_ = None
+    detector._is_cross_calibrated = "cross_calibrated" in record.values and record.read(
+        "cross_calibrated", bool
+    )
     if "threshold_confidence" in record.values:
         detector.threshold_confidence_ = record.read_number("threshold_confidence", positive=True)
     if "n_calibrating" in record.values:

@@ -42,7 +42,7 @@ from skanomaly_vit.distillation._checkpoints import (
 )
 from skanomaly_vit.distillation._recall import fit_or_recall
 from skanomaly_vit.distillation._student import BaseStudent, StorableStudent, TrainingTask
-from skanomaly_vit.distillation._trained import history_of
+from skanomaly_vit.distillation._trained import Trained, history_of
 from skanomaly_vit.distributed._torchrun import agreed
 
 
@@ -342,7 +342,30 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.students_, self.history_ = students, history_of(records, seconds)
         self.block_indices_, self.validation_indices_ = block_indices, split[1]
         self._running_dtype, self._student = passes.teacher.dtype, student
+        self._grams = [record.gram for record in records]
         return task.checkpoints
+
+    def _updated(
+        self, passes: CachedPasses, train: np.ndarray
+    ) -> tuple[BlockDistillation, np.ndarray] | None:
+        """A copy whose students have learned from more images, if they can without the others.
+
+        The second value is the mean error of each new student on the earlier images, relative to
+        that of the old one, in the order of their blocks.
+        """
+        records = zip(self.students_, self._grams, strict=True)
+        known = {
+            index: Trained(student, [], [], gram)
+            for index, (student, gram) in zip(self.block_indices_, records, strict=True)
+        }
+        found = self._student._update_blocks(passes, train, known)
+        if found is None:
+            return None
+        trained, ratios = found
+        updated = copy.copy(self)
+        updated.students_ = [self._rounded(trained[i].student) for i in self.block_indices_]
+        updated._grams = [trained[i].gram for i in self.block_indices_]
+        return updated, np.array([ratios[i] for i in self.block_indices_])
 
     def _rounded(self, student: torch.nn.Module) -> torch.nn.Module:
         """Round to the type of pickles, so that pickling preserves scores to the bit."""

@@ -16,6 +16,7 @@ from skanomaly_vit._backbone.passes import TeacherPasses
 from skanomaly_vit._backbone.teacher import BlockCall, in_full_precision
 from skanomaly_vit._utils.progress import log
 from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
+from skanomaly_vit.distillation._gram import RidgeGram
 from skanomaly_vit.distillation._trained import Trained
 
 
@@ -56,6 +57,13 @@ class RidgeModule(nn.Module):
         flat = tokens.flatten(0, 1)  # [B, N, C] -> [B * N, C]
         # [B * N, C] + [B * N, C] x [C, C] -> [B, N, C] + [B, 1, C]
         return torch.addmm(flat, flat, self.token_weight).view_as(tokens).add_(shift)
+
+
+def weights_of(student: nn.Module) -> torch.Tensor:
+    """The map as `RidgeStatistics.solve` gives it: (2 * dim + 1, dim), float64, on the CPU."""
+    names = ("token_weight", "mean_weight", "bias")
+    # [C, C], [C, C], [1, C] -> [2 * C + 1, C]
+    return torch.cat([student.get_buffer(name) for name in names]).cpu().double()
 
 
 @dataclass
@@ -103,6 +111,14 @@ class RidgeStatistics:
         values, tensors = part
         square, dtype = float(tensors["square"]), getattr(torch, values["dtype"])
         return cls(tensors["gram"], tensors["cross"], square, dtype)
+
+    @classmethod
+    def of_gram(cls, kept: RidgeGram, student: RidgeModule, alpha: float) -> RidgeStatistics:
+        """Statistics of the images of a student, which is their solution for `alpha`."""
+        matrix, square = kept.unpack()
+        gram = torch.from_numpy(matrix)
+        cross = _penalized(gram, alpha) @ weights_of(student)
+        return cls(gram, cross, square, student.bias.dtype)
 
     def add(self, call: BlockCall) -> None:
         """Add the tokens of a batch."""
@@ -157,9 +173,7 @@ class RidgeStatistics:
         ValueError
             If the inputs' Gram matrix is not positive definite even with the penalty.
         """
-        penalty = alpha * self.gram.diagonal()[:-1].mean()  # [2 * C] -> []
-        penalised = self.gram.clone()
-        penalised.diagonal()[:-1] += penalty
+        penalised = _penalized(self.gram, alpha)
         if torch.linalg.cholesky_ex(penalised).info:
             raise ValueError(
                 f"the Gram matrix of the tokens is not positive definite, even with the penalty "
@@ -173,6 +187,13 @@ class RidgeStatistics:
         explained = 2 * (weights * self.cross).sum() - (weights * (self.gram @ weights)).sum()
         n_values = self.gram[-1, -1] * weights.shape[1]
         return float((self.square - explained) / n_values)
+
+
+def _penalized(gram: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Add the penalty of `RidgeStatistics.solve` to a Gram matrix; the bias has none."""
+    penalised = gram.clone()
+    penalised.diagonal()[:-1] += alpha * gram.diagonal()[:-1].mean()  # [2 * C] -> []
+    return penalised
 
 
 def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -203,6 +224,18 @@ def sum_tokens(
     for _ in passes.run(indices, blocks, visit, track=track):
         pass
     return sums
+
+
+def merge_sums(shards: Iterable[RidgeSums], total: RidgeSums | None = None) -> RidgeSums:
+    """Merge the sums of shards, into `total` if it is given."""
+    total = {} if total is None else total
+    for sums in shards:
+        for index, statistics in sums.items():
+            if index in total:
+                total[index].merge(statistics)
+            else:
+                total[index] = statistics
+    return total
 
 
 def fit_ridge_students(
@@ -247,11 +280,7 @@ def fit_ridge_students(
         checkpoints.save(n_shards, ((str(index), total[index].part()) for index in total))
 
     for sums in sums_after(n_shards):
-        for index, statistics in sums.items():
-            if index in total:
-                total[index].merge(statistics)
-            else:
-                total[index] = statistics
+        merge_sums([sums], total)
         n_shards += 1
         if checkpoints.is_due:
             save()
@@ -276,4 +305,38 @@ def solve_student(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
         )
     dim = weights.shape[1]
     student = RidgeModule(*weights.to(sums.dtype).split([dim, dim, 1]))  # [C, C], [C, C], [1, C]
-    return Trained(student, [sums.loss(weights)], [])
+    return Trained(
+        student, [sums.loss(weights)], [], RidgeGram.pack(sums.gram.numpy(), sums.square)
+    )
+
+
+def update_student(
+    index: int, known: Trained, sums: RidgeStatistics, alpha: float
+) -> tuple[Trained, float]:
+    """Solve for a ridge student again, with more images.
+
+    Parameters
+    ----------
+    index : int
+        Its block.
+    known : Trained
+        The student, with its Gram matrix.
+    sums : RidgeStatistics
+        Of the new images.
+    alpha : float
+        Penalty that the student was solved with.
+
+    Returns
+    -------
+    updated : Trained
+    ratio : float
+        Mean error of the new student on the images of the old one, relative to that of the old.
+    """
+    if known.gram is None or not isinstance(known.student, RidgeModule):
+        raise TypeError(f"the student of block {index} keeps no Gram matrix")
+    before = RidgeStatistics.of_gram(known.gram, known.student, alpha)
+    sums.merge(before)
+    updated = solve_student(index, sums, alpha)
+    old, new = (before.loss(weights_of(each.student)) for each in (known, updated))
+    # Rounding can leave nothing of a loss of nearly 0.
+    return updated, new / old if min(old, new) > 0 else 1.0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.teacher import BlockCall
 from skanomaly_vit._caching.memory import Tensors
 from skanomaly_vit._utils.compat import Interval, _fit_context
@@ -21,7 +23,9 @@ from skanomaly_vit.distillation._ridge import (
     RidgeStatistics,
     RidgeSums,
     fit_ridge_students,
+    merge_sums,
     solve_student,
+    update_student,
 )
 from skanomaly_vit.distillation._sharing import sum_shards
 from skanomaly_vit.distillation._student import Shapes, StorableStudent, TrainingTask
@@ -147,8 +151,21 @@ class RidgeStudent(StorableStudent):
             )
         return trained, [time.perf_counter() - started]
 
+    def _update_blocks(
+        self, passes: CachedPasses, train: np.ndarray, known: Mapping[int, Trained]
+    ) -> tuple[dict[int, Trained], dict[int, float]] | None:
+        if not len(train) or any(record.gram is None for record in known.values()):
+            return None  # a model file of an older version has no Gram matrices
+        total = merge_sums(sum_shards(passes, train, sorted(known), iter))
+        updated = {
+            index: update_student(index, known[index], sums, self.alpha)
+            for index, sums in total.items()
+        }
+        trained, ratios = ({i: pair[k] for i, pair in updated.items()} for k in (0, 1))
+        return trained, ratios  # type: ignore[return-value]
+
     def _key(self, task: TrainingTask, index: int) -> bytes:
-        return task.passes.key("ridge", task.train, index, self.alpha)
+        return task.passes.key("ridge and Gram", task.train, index, self.alpha)
 
     def _build(self, state: Tensors, block: nn.Module | None) -> nn.Module:
         return RidgeModule(**state)

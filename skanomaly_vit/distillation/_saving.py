@@ -9,6 +9,7 @@ import torch
 
 from skanomaly_vit.distillation._by_name import STUDENTS
 from skanomaly_vit.distillation._distillation import BlockDistillation
+from skanomaly_vit.distillation._gram import RidgeGram
 from skanomaly_vit.distillation._student import StorableStudent
 from skanomaly_vit.persistence._record import StateRecord, name_of
 
@@ -62,10 +63,13 @@ def write_distillation(record: StateRecord, distillation: BlockDistillation) -> 
     )
     if not student._copies_blocks:
         record.write(dim=student._dim(students[0]))
-    for index, fitted in zip(distillation.block_indices_, students, strict=True):
+    kept = zip(students, distillation._grams, strict=True)
+    for index, (fitted, gram) in zip(distillation.block_indices_, kept, strict=True):
         part = record.write_part("students").write_part(str(index))
         for name, value in fitted.state_dict().items():
             part.write_tensor(name, value.to(_stored_as(value.dtype, stored)))
+        if gram is not None:
+            gram.write_state(part.write_part("gram"))
 
 
 def read_distillation(record: StateRecord, blueprint: Blocks) -> BlockDistillation:
@@ -77,7 +81,7 @@ def read_distillation(record: StateRecord, blueprint: Blocks) -> BlockDistillati
     running, stored = (record.read_dtype(name) for name in ("running_dtype", "stored_dtype"))
     student = build_student(record.read_part("fitted_student"))
     dim = 0 if student._copies_blocks else record.read_int("dim", 1)
-    students, parts = [], record.read_part("students")
+    students, grams, parts = [], [], record.read_part("students")
     for index in blocks:
         part = parts.read_part(str(index))
         block = blueprint.block(index) if student._copies_blocks else None
@@ -86,10 +90,13 @@ def read_distillation(record: StateRecord, blueprint: Blocks) -> BlockDistillati
             for name, (shape, dtype) in student._shapes(block, dim, running).items()
         }
         students.append(student._build(state, block).to(running))
+        has_gram = "gram" in part.values  # not in files of older versions
+        grams.append(RidgeGram.read_state(part.read_part("gram"), dim) if has_gram else None)
         part.close()
     parts.close()
     distillation.students_, distillation.block_indices_ = students, blocks
     distillation._running_dtype, distillation._student = running, student
+    distillation._grams = grams
     epochs = record.read_list("history", dict)
     distillation.history_ = [
         _read_epoch(StateRecord(epoch, {}, f"{record.name}.history"), len(blocks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -60,6 +60,16 @@ class BaseStudent(BaseEstimator, ABC):
     """
 
     _chooses: ClassVar[bool] = False
+
+    def _update_blocks(
+        self, passes: CachedPasses, train: np.ndarray, known: Mapping[int, Trained]
+    ) -> tuple[dict[int, Trained], dict[int, float]] | None:
+        """Fit the students of blocks to more images, without the earlier ones.
+
+        Returns the students, and the mean error of each on the earlier images relative to that of
+        the known one; None if these students cannot learn so.
+        """
+        return None
 
     @property
     def _n_epochs(self) -> int:

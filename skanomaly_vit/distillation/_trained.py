@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from skanomaly_vit._caching.memory import Tensors
+from skanomaly_vit.distillation._gram import RidgeGram
 
-_STATE = "state"
+_STATE, _GRAM = "state", "gram"
 
 
 @dataclass
@@ -27,16 +28,20 @@ class Trained:
     train_loss, valid_loss : list of float
         Mean squared error over the images, for each epoch of its training; `valid_loss` is empty
         without held-out images.
+    gram : RidgeGram or None
+        What a ridge student keeps of its training images.
     """
 
     student: nn.Module
     train_loss: list[float]
     valid_loss: list[float]
+    gram: RidgeGram | None = None
 
     @property
     def n_bytes(self) -> int:
-        """Size of the student."""
-        return sum(value.nbytes for value in self.student.state_dict().values())
+        """Size of the student, and of its Gram matrix."""
+        kept = self.gram.arrays.values() if self.gram is not None else ()
+        return sum(value.nbytes for value in [*self.student.state_dict().values(), *kept])
 
     def to_tensors(self) -> Tensors:
         """Student and losses as tensors on the CPU."""
@@ -45,6 +50,8 @@ class Trained:
             for name, value in self.student.state_dict().items()
         }
         losses = {"train_loss": self.train_loss, "valid_loss": self.valid_loss}
+        if self.gram is not None:
+            state |= {f"{_GRAM}/{k}": torch.from_numpy(v) for k, v in self.gram.arrays.items()}
         return state | {
             name: torch.tensor(values, dtype=torch.float64) for name, values in losses.items()
         }
@@ -52,8 +59,10 @@ class Trained:
     @classmethod
     def from_tensors(cls, tensors: Tensors, build: Callable[[Tensors], nn.Module]) -> Trained:
         """The inverse of `to_tensors`; `build` makes a student from its state_dict."""
-        losses = (tensors[name].tolist() for name in ("train_loss", "valid_loss"))
-        return cls(build(below(_STATE, tensors)), *losses)
+        train, valid = (tensors[name].tolist() for name in ("train_loss", "valid_loss"))
+        kept = {name: value.numpy() for name, value in below(_GRAM, tensors).items()}
+        gram = RidgeGram(**kept) if kept else None
+        return cls(build(below(_STATE, tensors)), train, valid, gram)
 
 
 def below(prefix: str, tensors: Tensors) -> Tensors:
