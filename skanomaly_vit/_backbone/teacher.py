@@ -133,6 +133,8 @@ class Teacher:
 
     def reading(self, readout: Readout) -> Teacher:
         """The same network, with another readout; a ValueError if it has too few blocks for it."""
+        if readout == self.readout:
+            return self
         for view in readout.views:
             view.index(len(self.blocks))
         other = copy.copy(self)  # with the lock, since it shares the network

@@ -781,7 +781,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         teacher = self.features_._held_teacher()
         if self.distillation_ is None:
             return teacher
-        return teacher.reading(Readout(teacher.views, self.distillation_._readout().pooling))
+        readout = Readout(teacher.views, self.distillation_._readout().pooling)
+        self.features_._teacher = teacher.reading(readout)  # kept, with what it learns of memory
+        return self.features_._teacher
 
     def _open_images(self, X: Any, *, on_error: str) -> ImageSource:
         check_is_fitted(self)

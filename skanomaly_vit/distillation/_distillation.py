@@ -63,6 +63,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
     n_blocks : int or None, default=5
         Number of last blocks that get a student. ``None`` is all blocks.
+    pooling : {"mean", "max"} or float, default="mean"
+        Error of a student on an image: the mean over all tokens, the largest of its patches, or the
+        mean over that share in (0, 1] of the patches where it is largest.
     pretrained : bool, str or path-like, default=True
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
         draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is

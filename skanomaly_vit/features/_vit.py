@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -101,6 +101,11 @@ class ViTFeatures(TransformerMixin, ImageEstimator):
     >>> ViTFeatures().fit_transform(images).shape
     (2, 384)
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **ImageEstimator._parameter_constraints,
+        "views": [str, tuple, list],
+    }
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from backbones import FAMILIES, family
 from images import meeting
 
 from skanomaly_vit import ViTFeatures
-from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED, concatenate
+from skanomaly_vit._backbone.discrepancy import DISCREPANCY, concatenate
 from skanomaly_vit._backbone.discrepancy import embed as embed_batches
 from skanomaly_vit._backbone.loading import load_backbone
 from skanomaly_vit._backbone.teacher import (
@@ -52,12 +52,17 @@ def embed(teacher, students, batches) -> tuple[np.ndarray, np.ndarray | None]:
     first = len(teacher.blocks) - len(students)
 
     class Passes:
+        def __init__(self):
+            self.teacher = teacher
+
         def run(self, indices, blocks, visit, track):
             return (teacher(batch, blocks=blocks, visit=visit) for batch in batches)
 
     of_blocks = dict(enumerate(students, start=first))
-    embedded = concatenate(embed_batches(Passes(), np.arange(0), of_blocks), len(students))
-    return embedded[PRETRAINED], embedded.get(DISCREPANCY)
+    embedded = concatenate(
+        embed_batches(Passes(), np.arange(0), of_blocks), teacher.views, len(students)
+    )
+    return embedded["pooled"], embedded.get(DISCREPANCY)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -807,12 +807,16 @@ def test_copies_do_not_count_for_a_confidence(paths, tmp_path):
 
 def test_info_needs_neither_students_nor_torch(paths, tmp_path):
     detector = TransformalyDetector(
-        feature_spaces="pretrained", density="knn", image_size=(56, 42), store_backbone=True
+        feature_spaces="pretrained",
+        views=("pooled", "max_patch"),
+        density="knn",
+        image_size=(56, 42),
+        store_backbone=True,
     ).fit(paths)
     detector.save(tmp_path / "m")
     found = json.loads(run("info", tmp_path / "m", "--json").stdout)
     assert found["parameters"]["image_size"] == [56, 42]
-    assert found["densities"] == {"pretrained": "KNNDensity"}
+    assert found["densities"] == {"pooled": "KNNDensity", "max_patch": "KNNDensity"}
     assert found["blocks"] == []
     assert found["versions_here"]["skanomaly-vit"]
     code = (
@@ -848,7 +852,7 @@ def test_an_exported_model_scores_the_same(paths, tmp_path):
     assert "parts.onnx" in done.stderr
     found = OnnxDetector.load(target)
     scores = detector.score_samples(paths)
-    np.testing.assert_allclose(found.score_samples(paths), scores, atol=1e-4 * scores.std())
+    np.testing.assert_allclose(found.score_samples(paths), scores, atol=1e-3 * scores.std())
     assert found.card["map_method"] == "features"
 
 

@@ -20,17 +20,24 @@ OTHERS = {
     "learning_rate": {"BlockStudent", *TUNED},  # of other optimizers
     "max_epochs": {"BlockStudent"},  # exact, where tuning may end before
     "memory": {"ViTFeatures", *TUNED},  # keeps other things
-    "n_jobs": {"KNNDensity"},  # of a search, not of reading
-    "n_neighbors": {"KNNDensity", "NeighborDistance"},  # a rank, and a number
+    "max_samples": {"WhitenedKNNDensity"},  # whitens by all
+    "n_jobs": {"KNNDensity", "WhitenedKNNDensity"},  # of a search, not of reading
+    "n_neighbors": {"KNNDensity", "NeighborDistance", "WhitenedKNNDensity"},  # a rank, and a number
     "patience": {"BlockStudent"},  # of each student
     "random_state": {  # draws other things
         "BlockDistillation", "GaussianMixtureDensity", "KNNDensity", "TransformalyDetector",
         "ViTFeatures", *TUNED,
     },
-    "regularization": {"GaussianDensity", "GaussianMixtureDensity"},  # of a matrix, of variances
+    "pooling": {"TransformalyDetector"},  # has "auto"
+    "regularization": {  # of a matrix, of variances
+        "GaussianDensity", "GaussianMixtureDensity", "WhitenedKNNDensity",
+    },
+    "shrinkage": {"WhitenedKNNDensity"},  # refers to the other
     "store_backbone": set(TUNED),  # beside what was tuned
     "student": {"TransformalyDetector"},  # has "auto"
+    "subsampling": {"WhitenedKNNDensity"},  # by distances in the whitened space
     "validation_fraction": {"BlockDistillation", "TransformalyDetector", *TUNED},  # other uses
+    "views": {"TransformalyDetector"},  # has "auto", and a density for each
 }  # fmt: skip
 
 

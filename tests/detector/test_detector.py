@@ -44,6 +44,7 @@ from skanomaly_vit import (
     KNNDensity,
     TransformalyDetector,
     ViTFeatures,
+    WhitenedKNNDensity,
 )
 from skanomaly_vit.detector._recipes import resolve
 from skanomaly_vit.distillation import BlockStudent, RidgeStudent
@@ -56,7 +57,8 @@ from skanomaly_vit.model_selection import NormalOnlyKFold, anomaly_scorer
 def test_odd_images_score_lower_in_both_spaces(fitted, images, odd_images):
     y = np.array([1] * 20 + [0] * 6)
     scores = fitted.score_spaces(np.concatenate([images, odd_images]))
-    assert roc_auc_score(y, scores["pretrained"]) > 0.9
+    for view in ("pooled", "pooled:-2", "max_patch", "max_patch:-2"):
+        assert roc_auc_score(y, scores[view]) > 0.9
     assert roc_auc_score(y, scores["discrepancy"]) > 0.9
 
 
@@ -80,15 +82,28 @@ def test_score_of_the_paper_is_the_sum_of_log_likelihoods(make_detector, images,
 
 
 def test_default_score_is_the_sum_of_standardised_scores(fitted, images, odd_images):
-    """In units of the scores of training images that are left out; errors count a quarter."""
+    """In units of the scores of training images that are left out; errors count half."""
     train = np.delete(np.arange(20), fitted.validation_indices_)
-    expected = np.zeros(6)
-    densities = (GaussianDensity(shrinkage="ledoit_wolf"), ExcessDensity())
-    spaces = zip(densities, spaces_of(fitted, images), spaces_of(fitted, odd_images), strict=True)
-    for (density, seen, new), weight in zip(spaces, (1, 0.25), strict=True):
-        own = density.fit(seen[train]).score_left_out(seen[train])
-        expected += weight * (density.score_samples(new) - own.mean()) / own.std()
+    seen, new = views_of(fitted, images), views_of(fitted, odd_images)
+    own, expected = np.zeros(len(train)), np.zeros(6)
+    for view, rows in seen.items():
+        density = WhitenedKNNDensity(whitening_exponent=0.25).fit(rows[train])
+        left_out = density.score_left_out(rows[train])
+        scale = max(left_out.std(), 0.5 * np.sqrt(rows.shape[1] / 2))
+        own += (left_out - left_out.mean()) / scale
+        expected += (density.score_samples(new[view]) - left_out.mean()) / scale
+    expected /= max(1, own.std())
+    errors = fitted.distillation_.transform(images)[train]
+    density = ExcessDensity(tail="exponential").fit(errors)
+    left_out = density.score_left_out(errors)
+    scores = density.score_samples(fitted.distillation_.transform(odd_images))
+    expected += 0.5 * (scores - left_out.mean()) / max(left_out.std(), 0.5)
     np.testing.assert_allclose(fitted.score_samples(odd_images), expected, rtol=1e-6)
+
+
+def views_of(detector, X) -> dict:
+    rows = detector.features_.transform(X)
+    return dict(zip(detector.recipe_.views, np.split(rows, 4, axis=1), strict=True))
 
 
 def test_recipe_of_the_paper_fills_in_what_is_left_open(make_detector, images):
@@ -100,9 +115,9 @@ def test_recipe_of_the_paper_fills_in_what_is_left_open(make_detector, images):
     given = make_detector(recipe="paper", student="ridge", density="knn", fusion="standardized")
     given.fit(images)
     assert given.distillation_.student == "ridge"
-    assert list(given.density_["pretrained"].named_steps) == ["pca", "density"]
+    assert list(given.density_["pooled"].named_steps) == ["pca", "density"]
     assert isinstance(given.density_["discrepancy"], KNNDensity)
-    assert given.fusion_["pretrained"] != (0.0, 1.0)
+    assert given.fusion_["pooled"] != (0.0, 1.0)
 
 
 def test_default_recipe_is_what_the_parts_do_alone(fitted, images):
@@ -116,13 +131,17 @@ def test_what_auto_became_is_told(make_detector, images):
     assert isinstance(recipe.student, RidgeStudent)
     assert recipe.pca_variance is None
     assert recipe.fusion == "standardized"
-    assert recipe.density["pretrained"].shrinkage == "ledoit_wolf"
+    assert recipe.views == ("pooled", "pooled:-2", "max_patch", "max_patch:-2")
+    assert recipe.pooling == "max"
+    assert recipe.density["pooled"].whitening_exponent == 0.25
     assert isinstance(recipe.density["discrepancy"], ExcessDensity)
-    assert not hasattr(recipe.density["pretrained"], "scale_")
-    given = make_detector(feature_spaces="pretrained", density="knn", pca_variance=0.9).fit(images)
+    assert not hasattr(recipe.density["pooled"], "scale_")
+    given = make_detector(
+        feature_spaces="pretrained", views="max_patch", density="knn", pca_variance=0.9
+    ).fit(images)
     assert given.recipe_.student is None
-    assert list(given.recipe_.density) == ["pretrained"]
-    assert isinstance(given.recipe_.density["pretrained"], KNNDensity)
+    assert list(given.recipe_.density) == ["max_patch"]
+    assert isinstance(given.recipe_.density["max_patch"], KNNDensity)
     assert given.recipe_.pca_variance == 0.9
 
 
@@ -163,8 +182,10 @@ def test_unfitted_detector_says_so(make_detector, images):
 @pytest.mark.parametrize("space", ["pretrained", "discrepancy"])
 def test_one_space_alone_is_that_part_of_both(make_detector, fitted, images, odd_images, space):
     alone = make_detector(feature_spaces=space).fit(images)
-    assert list(alone.density_) == [space]
-    expected = fitted.score_spaces(odd_images)[space]
+    of_both = fitted.score_spaces(odd_images)
+    errors = of_both.pop("discrepancy")
+    # Beside views, errors count half.
+    expected = sum(of_both.values()) if space == "pretrained" else 2 * errors
     np.testing.assert_allclose(alone.score_samples(odd_images), expected, rtol=1e-6)
 
 
@@ -174,12 +195,12 @@ def test_without_discrepancies_no_student_is_trained(make_detector, images):
 
 def test_without_pca_the_density_sees_all_features(make_detector, images):
     detector = make_detector(pca_variance=None).fit(images)
-    assert detector.density_["pretrained"].n_features_in_ == 24
+    assert detector.density_["pooled"].n_features_in_ == 24
 
 
 def test_pca_keeps_the_share_of_the_variance(make_detector, images):
     for share in (0.5, 0.95):
-        pca = make_detector(pca_variance=share).fit(images).density_["pretrained"]["pca"]
+        pca = make_detector(pca_variance=share).fit(images).density_["max_patch"]["pca"]
         ratios = pca.explained_variance_ratio_
         assert ratios.sum() >= share
         assert ratios[:-1].sum() < share
@@ -344,13 +365,13 @@ def test_images_can_be_one_column_among_others(tiny, images, tmp_path):
     ).set_output(transform="pandas")
     table = columns.fit_transform(frame)
     assert table.shape == (6, 24 + 2 + 1)
-    assert list(table.columns[[0, 24, 25, 26]]) == ["vitfeatures0", "block1", "block2", "weight"]
+    assert list(table.columns[[0, 24, 25, 26]]) == ["pooled_0", "block1", "block2", "weight"]
 
 
 def test_set_output_pandas(tiny, images):
     table = ViTFeatures(backbone=tiny).set_output(transform="pandas").fit_transform(images[:3])
     assert isinstance(table, pd.DataFrame)
-    assert list(table.columns) == [f"vitfeatures{i}" for i in range(24)]
+    assert list(table.columns) == [f"pooled_{i}" for i in range(24)]
 
 
 def test_metadata_routing_is_left_intact(make_detector):
@@ -382,9 +403,9 @@ def test_pickle_leaves_the_backbone_out_unless_told_otherwise(images):
         )
         for store in (False, True)
     }
-    # A ridge student holds two maps of 384 x 384, 1.2 MB, a Gaussian what `partial_fit` goes on
-    # from, four matrices of that size in float64.
-    assert sizes[False] < 7e6
+    # A ridge student holds two maps of 384 x 384, 1.2 MB; each of four views what scores and what
+    # `partial_fit` goes on from, matrices of that size in float64.
+    assert sizes[False] < 25e6
     assert sizes[True] > 79e6  # the embedded backbone in float32
 
 
@@ -615,14 +636,14 @@ def two_blas_threads():
 
 @pytest.mark.usefixtures("two_blas_threads")
 def test_threads_that_score_at_once_leave_blas_its_threads(make_detector, images):
-    detector = make_detector(feature_spaces="pretrained").fit(images)
+    detector = make_detector(feature_spaces="pretrained", views="pooled").fit(images)
     before = blas_threads()
     copies = [copy.copy(detector) for _ in range(2)]
-    held = [Held(detector.density_["pretrained"]) for _ in copies]
+    held = [Held(detector.density_["pooled"]) for _ in copies]
     with ThreadPoolExecutor(2) as pool:
         runs = []
         for one, density in zip(copies, held, strict=True):
-            one.density_ = {"pretrained": density}
+            one.density_ = {"pooled": density}
             runs.append(pool.submit(one.score_samples, images))
             assert density.entered.wait(300)
         assert set(blas_threads()) == {1}
@@ -638,7 +659,7 @@ def test_a_refit_that_fails_leaves_the_old_detector_whole(
 ):
     detector = make_detector(student=student).fit(images)
     expected = detector.score_samples(odd_images)
-    monkeypatch.setattr(GaussianDensity, "_fit_rows", None)  # fails at the very end
+    monkeypatch.setattr(WhitenedKNNDensity, "_fit_rows", None)  # fails at the very end
     with pytest.raises(TypeError):
         detector.fit(odd_images)
     monkeypatch.undo()

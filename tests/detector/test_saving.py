@@ -585,7 +585,7 @@ def test_tensors_of_any_type_come_back(dtype, shape, tmp_path):
     values = {"é": [1, 0.1, None, {"2": True, "10": "x", "1": -0.0}]}
     _container.write(tmp_path / "m", values, tensors)
     found, read, version = _container.read(str(tmp_path / "m"))
-    assert (found, version) == (values, 3)
+    assert (found, version) == (values, 4)
     for name, tensor in tensors.items():
         assert read[name].dtype == tensor.dtype
         assert torch.equal(read[name], tensor)
@@ -615,11 +615,11 @@ def test_no_bytes_give_another_error(content, tmp_path):
 
 
 def test_a_newer_format_names_both_versions(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(_container, "FORMAT_VERSION", 4)
+    monkeypatch.setattr(_container, "FORMAT_VERSION", 5)
     shutil.copy(model, tmp_path / "m")
     forge(tmp_path / "m", lambda values, tensors: None)
     monkeypatch.undo()
-    with pytest.raises(ModelFileError, match=r"has format 4, written by skanomaly-vit 0.* up to 3"):
+    with pytest.raises(ModelFileError, match=r"has format 5, written by skanomaly-vit 0.* up to 4"):
         TransformalyDetector.load(tmp_path / "m")
 
 
@@ -780,7 +780,7 @@ def test_a_file_without_a_card_is_refused(model, tmp_path):
 def test_a_file_is_safetensors_to_others(model):
     with safe_open(model, "pt") as file:
         assert file.get_tensor("detector.validation_indices").tolist()
-        assert json.loads(file.metadata()["skanomaly_vit"])["format_version"] == 3
+        assert json.loads(file.metadata()["skanomaly_vit"])["format_version"] == 4
 
 
 # For ever
