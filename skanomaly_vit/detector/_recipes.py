@@ -44,10 +44,19 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def resolve(estimator: Any) -> dict[str, Any]:
-    """Value of each parameter of a recipe: the estimator's own, or the recipe's for "auto"."""
+    """Value of each parameter of a recipe: the estimator's own, or the recipe's for "auto".
+
+    Views are a tuple of their shortest names.
+
+    Raises
+    ------
+    ValueError
+        If one is no view.
+    """
     recipe = RECIPES[estimator.recipe]
     given = {name: getattr(estimator, name) for name in recipe}
-    return {name: recipe[name] if is_auto(value) else value for name, value in given.items()}
+    values = {name: recipe[name] if is_auto(value) else value for name, value in given.items()}
+    return values | {"views": names_of(parse_views(values["views"]))}
 
 
 def describe_recipe(
@@ -56,7 +65,7 @@ def describe_recipe(
     """Values that a fit used, for `recipe_`; the estimators among them are unfitted."""
     return Bunch(
         student=None if distillation is None else distillation._student,
-        views=names_of(parse_views(values["views"])),
+        views=tuple(values["views"]),
         pooling=values["pooling"],
         pca_variance=values["pca_variance"],
         density={space: clone(_density_of(scorer)) for space, scorer in densities.items()},

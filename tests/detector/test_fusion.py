@@ -10,7 +10,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skanomaly_vit import ExcessDensity, GaussianDensity, KNNDensity, WhitenedKNNDensity
-from skanomaly_vit.detector._fusion import WEIGHTS, left_out_scales, score_shards
+from skanomaly_vit.detector._fusion import DISCREPANCY_WEIGHT, left_out_scales, score_shards
+
+WEIGHTS = {"pooled": 1.0, "discrepancy": DISCREPANCY_WEIGHT}
 
 
 @pytest.mark.parametrize("pca_variance", [None, 0.9])
@@ -18,10 +20,12 @@ from skanomaly_vit.detector._fusion import WEIGHTS, left_out_scales, score_shard
 def test_the_scale_is_that_of_training_images_left_out(
     make_detector, images, density, pca_variance
 ):
-    detector = make_detector(fusion="standardized", density=density, pca_variance=pca_variance)
+    detector = make_detector(
+        views="pooled", fusion="standardized", density=density, pca_variance=pca_variance
+    )
     detector.fit(images)
     train = np.delete(np.arange(20), detector.validation_indices_)
-    spaces = {"pretrained": detector.features_, "discrepancy": detector.distillation_}
+    spaces = {"pooled": detector.features_, "discrepancy": detector.distillation_}
     for space, part in spaces.items():
         seen, scorer = part.transform(images)[train].astype(np.float64), detector.density_[space]
         if isinstance(scorer, Pipeline):
@@ -35,7 +39,7 @@ def test_the_scale_is_that_of_training_images_left_out(
 
 def test_a_density_that_leaves_nothing_out_is_scaled_in_sample(make_detector, images):
     density = KernelDensity(bandwidth=9.0)
-    detector = make_detector(fusion="standardized", density=density).fit(images)
+    detector = make_detector(views="pooled", fusion="standardized", density=density).fit(images)
     train = np.delete(images, detector.validation_indices_, axis=0)
     for space, scores in detector.score_spaces(train).items():
         assert np.mean(scores) == pytest.approx(0, abs=1e-3)
@@ -57,17 +61,17 @@ class TwoScores(BaseEstimator):
 
 
 def test_a_density_of_the_user_is_asked_for_scores_left_out(make_detector, images):
-    detector = make_detector(fusion="standardized", density=TwoScores()).fit(images)
-    assert detector.fusion_ == {"pretrained": (5.0, 2.0), "discrepancy": (5.0, 8.0)}
+    detector = make_detector(views="pooled", fusion="standardized", density=TwoScores()).fit(images)
+    assert detector.fusion_ == {"pooled": (5.0, 2.0), "discrepancy": (5.0, 4.0)}
 
 
 @pytest.mark.parametrize("steps", [[], [StandardScaler()]], ids=str)
 def test_the_last_step_of_a_pipeline_leaves_images_out(rng, steps):
-    rows = {"pretrained": rng.normal(size=(40, 3))}
-    pipeline = make_pipeline(*steps, KNNDensity(n_neighbors=1)).fit(rows["pretrained"])
-    scales = left_out_scales({"pretrained": pipeline}, [rows])["pretrained"]
-    alone = KNNDensity(n_neighbors=1).fit(rows["pretrained"])
-    expected = alone.score_left_out(rows["pretrained"])
+    rows = {"pooled": rng.normal(size=(40, 3))}
+    pipeline = make_pipeline(*steps, KNNDensity(n_neighbors=1)).fit(rows["pooled"])
+    scales = left_out_scales({"pooled": pipeline}, [rows])["pooled"]
+    alone = KNNDensity(n_neighbors=1).fit(rows["pooled"])
+    expected = alone.score_left_out(rows["pooled"])
     assert scales[1] == pytest.approx(expected.std())
 
 
@@ -79,8 +83,8 @@ class Rounding(TwoScores):
 
 
 def test_rounding_is_no_scale(rng):
-    rows = {"pretrained": rng.normal(size=(90, 3))}
-    assert left_out_scales({"pretrained": Rounding()}, [rows])["pretrained"][1] == 1.0
+    rows = {"pooled": rng.normal(size=(90, 3))}
+    assert left_out_scales({"pooled": Rounding()}, [rows])["pooled"][1] == 1.0
 
 
 def shares(densities, learned, new):
@@ -105,13 +109,13 @@ CONSTANT = {
 @pytest.mark.parametrize("kind", CONSTANT)
 def test_a_space_whose_training_images_score_alike_leaves_room_for_the_other(rng, kind):
     density, make = CONSTANT[kind]
-    learned = {"pretrained": rng.normal(size=(60, 8)), "discrepancy": rng.normal(size=(60, 10)) + 9}
+    learned = {"pooled": rng.normal(size=(60, 8)), "discrepancy": rng.normal(size=(60, 10)) + 9}
     learned["discrepancy"] = make(learned["discrepancy"])
     densities = {
-        "pretrained": GaussianDensity().fit(learned["pretrained"]),
+        "pooled": GaussianDensity().fit(learned["pooled"]),
         "discrepancy": density.fit(learned["discrepancy"]),
     }
-    new = {"pretrained": rng.normal(size=(200, 8))}
+    new = {"pooled": rng.normal(size=(200, 8))}
     new["discrepancy"] = rng.normal(size=(200, 10)) + learned["discrepancy"].mean(axis=0)
     least = 0.5 * np.sqrt(10 / 2)
     assert left_out_scales(densities, [learned])["discrepancy"][1] == least / 0.5
@@ -122,12 +126,12 @@ def test_a_space_whose_training_images_score_alike_leaves_room_for_the_other(rng
 @pytest.mark.parametrize("density", [GaussianDensity(shrinkage=0.0), KNNDensity(n_neighbors=1)])
 def test_a_density_that_is_constant_in_sample_is_weighed_by_what_it_leaves_out(rng, density):
     """As many features as images, or its own nearest neighbour: in sample, rounding is left."""
-    learned = {"pretrained": rng.normal(size=(9, 12)), "discrepancy": rng.gamma(9.0, size=(9, 5))}
+    learned = {"pooled": rng.normal(size=(9, 12)), "discrepancy": rng.gamma(9.0, size=(9, 5))}
     densities = {
-        "pretrained": density.fit(learned["pretrained"]),
+        "pooled": density.fit(learned["pooled"]),
         "discrepancy": ExcessDensity().fit(learned["discrepancy"]),
     }
-    assert np.std(density.score_samples(learned["pretrained"])) < 1e-5
-    new = {"pretrained": rng.normal(size=(99, 12)), "discrepancy": rng.gamma(9.0, size=(99, 5))}
+    assert np.std(density.score_samples(learned["pooled"])) < 1e-5
+    new = {"pooled": rng.normal(size=(99, 12)), "discrepancy": rng.gamma(9.0, size=(99, 5))}
     for share in shares(densities, learned, new).values():
         assert share > 0.01

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tracemalloc
+from functools import partial
 
 import joblib
 import numpy as np
@@ -16,7 +17,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 
 from skanomaly_vit import BlockDistillation, GaussianDensity, KNNDensity, TransformalyDetector
-from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED
+from skanomaly_vit._backbone.discrepancy import DISCREPANCY
 from skanomaly_vit.calibration import conformal_threshold
 from skanomaly_vit.density._statistics import SHARD, Kind, Statistics
 from skanomaly_vit.density._whitening import axes_of, whiten
@@ -24,6 +25,16 @@ from skanomaly_vit.detector import _fit_summary as kept_room
 from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import n_images
 from skanomaly_vit.exceptions import CalibrationWarning
+
+#: The only view of most detectors here.
+VIEW = "pooled"
+
+
+@pytest.fixture
+def make_detector(make_detector):
+    """Detectors of one view, with mean errors, whose sums tell their means exactly."""
+    return partial(make_detector, views=VIEW, pooling="mean")
+
 
 # --- features on their way
 
@@ -37,15 +48,15 @@ def test_a_spool_gives_back_what_it_got_in_memory_and_from_a_file(rng, max_bytes
     with FeatureStore(max_bytes) as spool:
         for start in range(0, n, 77):
             part = slice(start, start + 77)
-            spool.append({PRETRAINED: features[part], DISCREPANCY: errors[part]})
-        assert spool._columns[PRETRAINED].file._rolled == (max_bytes == 1)
+            spool.append({VIEW: features[part], DISCREPANCY: errors[part]})
+        assert spool._columns[VIEW].file._rolled == (max_bytes == 1)
         for _ in range(2):
             parts = list(spool.embedded(chosen))
             assert len(parts) == 2
-            for space, values in ((PRETRAINED, features), (DISCREPANCY, errors)):
+            for space, values in ((VIEW, features), (DISCREPANCY, errors)):
                 found = np.concatenate([part[space] for part in parts])
                 np.testing.assert_array_equal(found, values[chosen])
-        rows = spool.rows(PRETRAINED, chosen)
+        rows = spool.rows(VIEW, chosen)
         assert rows.shape == (chosen.sum(), 3)
         # Two passes at once do not disturb each other.
         for one, other in zip(rows, rows, strict=True):
@@ -54,12 +65,12 @@ def test_a_spool_gives_back_what_it_got_in_memory_and_from_a_file(rng, max_bytes
 
 def test_a_spool_in_a_full_folder_says_where(rng):
     with FeatureStore(1) as spool:
-        spool.append({PRETRAINED: np.ones((1, 2))})
-        columns = spool._columns[PRETRAINED]
+        spool.append({VIEW: np.ones((1, 2))})
+        columns = spool._columns[VIEW]
         columns.file.close()
         columns.file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
         with pytest.raises(OSError, match=r"features of the images .*TMPDIR"):
-            spool.append({PRETRAINED: np.ones((9, 2))})
+            spool.append({VIEW: np.ones((9, 2))})
 
 
 def test_features_that_are_not_finite_are_refused(make_detector, images, tiny):
@@ -123,7 +134,7 @@ def densities_on(detector, X) -> dict:
     """Each space's density, fitted anew to the features that the detector gives images."""
     features = detector.features_.transform(X).astype(np.float64)
     errors = detector.distillation_.transform(X).astype(np.float64)
-    return {PRETRAINED: features, DISCREPANCY: errors}
+    return {VIEW: features, DISCREPANCY: errors}
 
 
 OPTIONS = pytest.mark.parametrize(
@@ -152,7 +163,7 @@ def test_densities_are_those_of_all_images(make_detector, images, more, odd_imag
     is_learned = learned_of(detector, more)
     new_held_out = len(more) - sum(is_learned)
     for space, scorer in detector.density_.items():
-        part = detector.features_ if space == PRETRAINED else detector.distillation_
+        part = detector.features_ if space == VIEW else detector.distillation_
         known, new, odd = (
             part.transform(X).astype(np.float64) for X in (images[learned], more, odd_images)
         )
@@ -185,7 +196,7 @@ def rows_of(sample, space) -> np.ndarray:
 
 def learned_of(detector, X) -> np.ndarray:
     """Mask of the images that the densities have learned from."""
-    kept = {row.tobytes() for row in detector._fit_summary.learned[PRETRAINED].rows}
+    kept = {row.tobytes() for row in detector._fit_summary.learned[VIEW].rows}
     return np.array([row.tobytes() in kept for row in detector.features_.transform(X)])
 
 
@@ -201,11 +212,11 @@ def test_neither_order_nor_parts_matter(make_detector, images, more, odd_images,
     expected = detectors[0]
     for other in detectors[1:]:
         np.testing.assert_allclose(
-            other.score_spaces(odd_images)[PRETRAINED],
-            expected.score_spaces(odd_images)[PRETRAINED],
+            other.score_spaces(odd_images)[VIEW],
+            expected.score_spaces(odd_images)[VIEW],
             rtol=1e-6,
         )
-        assert other.fusion_[PRETRAINED] == pytest.approx(expected.fusion_[PRETRAINED], rel=1e-6)
+        assert other.fusion_[VIEW] == pytest.approx(expected.fusion_[VIEW], rel=1e-6)
         if other.distillation_ is None:
             assert other.offset_ == pytest.approx(expected.offset_, rel=1e-6)
         else:
@@ -220,8 +231,8 @@ def test_scale_and_threshold_are_those_of_the_images_kept(make_detector, images,
     detector = make_detector(contamination=0.25).fit(images).partial_fit(more)
     everything = np.concatenate([images, more])
     scores = detector.score_spaces(everything)
-    features = densities_on(detector, everything)[PRETRAINED].astype(np.float32)
-    kept = {row.tobytes() for row in detector._fit_summary.held_out[PRETRAINED].rows}
+    features = densities_on(detector, everything)[VIEW].astype(np.float32)
+    kept = {row.tobytes() for row in detector._fit_summary.held_out[VIEW].rows}
     held_out = np.array([row.tobytes() in kept for row in features])
     assert len(detector.calibration_scores_) == held_out.sum()
     # Errors of images of fit are scaled, not computed again.
@@ -238,7 +249,7 @@ def test_the_same_image_is_never_on_both_sides(make_detector, images, more):
     assert [n_images(kept.learned), n_images(kept.held_out)] == [
         2 * n - m for n, m in zip(before, (16, 4), strict=True)
     ]
-    assert not set(kept.learned[PRETRAINED].keys) & set(kept.held_out[PRETRAINED].keys)
+    assert not set(kept.learned[VIEW].keys) & set(kept.held_out[VIEW].keys)
     assert not set(kept.learned_units) & set(kept.held_out_units)
 
 
