@@ -786,7 +786,7 @@ def test_a_file_is_safetensors_to_others(model):
 # For ever
 
 
-@pytest.mark.parametrize("name", ["format-1", "format-2", "format-3"])
+@pytest.mark.parametrize("name", ["format-1", "format-2", "format-3", "format-4"])
 def test_a_format_loads_for_ever(name):
     """The files were written by 0.1.0, as tests/data/README.md says; they are never replaced."""
     expected = json.loads((DATA / f"{name}.json").read_text())
@@ -810,6 +810,17 @@ def test_students_and_rates_of_every_format_come_back(name, alpha, rate):
     assert detector.recipe_.student.alpha == alpha
     assert detector.contamination_ == rate
     assert detector.recipe_.fusion == "standardized"
+
+
+def test_format_4_has_views_pooling_and_sums_of_students():
+    expected = json.loads((DATA / "format-4.json").read_text())
+    detector = TransformalyDetector.load(DATA / "format-4.skanomaly")
+    assert (detector.recipe_.views, detector.recipe_.pooling) == (("max_patch:-2",), 0.25)
+    students = detector.distillation_.students_
+    detector.set_params(validation_fraction=0.0).partial_fit(drawn(160)[40:80])
+    assert detector.distillation_.students_ is not students
+    scores = detector.score_samples(drawn(expected["n_images"]))
+    np.testing.assert_allclose(scores, expected["scores_after_more"], rtol=1e-3, atol=1e-3)
 
 
 def test_format_1_has_nothing_that_more_images_could_be_added_to():
