@@ -11,8 +11,8 @@ Read it before you change the method or port it to another framework.
 
 A comment at each line gives the shape of its result. N is the number of images, T = 65 the number
 of tokens of an image (a class token and 8 x 8 patches), C = 384 the number of channels of a token,
-L = 11 the number of blocks, V = 4 that of views and D = 5 that of students. The images are solar cells of the
-ELPV dataset [2]_.
+L = 11 the number of blocks, V = 4 that of views and D = 5 that of students. The images are solar
+cells of the ELPV dataset [2]_.
 
 .. [1] M. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One", CVPR
    Workshops 2022, arXiv:2112.04185. Section 3 describes the method.
@@ -152,22 +152,20 @@ students = [fit_student(h[j - 1], h[j]) for j in range(len(h) - D, len(h))]  # D
 # %%
 # Discrepancy
 # -----------
-# A student fails on an image unlike the normal ones. In the paper, its error is the mean over tokens
-# and channels (section 3.2); ours is the mean over channels on the worst patch :math:`t`. The D
-# errors are the second vector of features, :math:`z_f`:
+# A student fails on an image unlike the normal ones. In the paper, its error is the mean over
+# tokens and channels (section 3.2); ours is the mean over channels on the worst patch :math:`t`.
+# The D errors are the second vector of features, :math:`z_f`:
 #
 # .. math:: z_f(x)_j = \max_t \operatorname{mean} (S_j(h_{j-1}) - h_j)_t^2.
 
 
 def discrepancy(h):
     """Return the error of each student on each image."""
-    errors = [
-        (h[j - 1] + inputs(h[j - 1]) @ student - h[j])
-        .square()
-        .mean(dim=2)[:, 1:]
-        .amax(dim=1)  # [N]
-        for j, student in enumerate(students, start=len(h) - D)
-    ]
+    errors = []
+    for j, student in enumerate(students, start=len(h) - D):
+        wrong = h[j - 1] + inputs(h[j - 1]) @ student - h[j]  # [N, T, C]
+        of_patches = wrong.square().mean(dim=2)[:, 1:]  # [N, T - 1]
+        errors.append(of_patches.amax(dim=1))  # [N]
     return torch.stack(errors, dim=1).numpy()  # [N, D]
 
 
@@ -176,19 +174,19 @@ z_f = discrepancy(h)  # [N, D]
 # %%
 # Densities
 # ---------
-# In each view and in the discrepancy space, a density of the normal images tells how likely an image
-# is.
+# In each view and in the discrepancy space, a density of the normal images tells how likely an
+# image is.
 #
 # In a view, we standardise the features by their mean and deviation on the training images, and
 # whiten them halfway: we multiply them by :math:`\Sigma^{-1/4}`, with :math:`\Sigma` their
-# covariance by Ledoit and Wolf, which has an inverse even from fewer images than features. An image
-# is likely where its mean distance :math:`r` to the two nearest training images is small. (The paper
-# whitens by a PCA, and fits a Gaussian.)
+# covariance by Ledoit and Wolf, which has an inverse even from fewer images than features. An
+# image is likely where its mean distance :math:`r` to the two nearest training images is small.
+# (The paper whitens by a PCA, and fits a Gaussian.)
 #
-# .. math:: \log p_p(x) = -C \log r + \text{constant}
+# .. math:: \log p_p(x) = -C \log r - \log N + \text{constant}
 #
-# In the discrepancy space, an error below the mean is no sign of an anomaly. An exponential for each
-# block counts only the excess above the mean :math:`\mu_j`, in units of the deviation
+# In the discrepancy space, an error below the mean is no sign of an anomaly. An exponential for
+# each block counts only the excess above the mean :math:`\mu_j`, in units of the deviation
 # :math:`\sigma_j`. (The paper fits a Gaussian here too.)
 #
 # .. math:: \log p_f(x) = -\sum_j \max\left(\frac{z_j - \mu_j}{\sigma_j}, 0\right)
@@ -206,7 +204,7 @@ def whiten(learned):
 def log_p(u, learned):
     """Return log-likelihoods of whitened features, up to a constant."""
     r = np.sort(cdist(u, learned), axis=1)[:, :2].mean(axis=1)  # [N]
-    return -u.shape[1] * np.log(r)  # [N]
+    return -u.shape[1] * np.log(r) - np.log(len(learned))  # [N]
 
 
 def log_f(z, learned):
