@@ -210,8 +210,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     distillation_ : BlockDistillation or None
         The students; ``None`` with ``feature_spaces="pretrained"``.
     density_ : dict
-        The fitted scorer of each space in `feature_spaces`, under ``"pretrained"`` (a pipeline of
-        PCA and density if `pca_variance` is a number) and ``"discrepancy"``.
+        The fitted scorer of each view, under its name (a pipeline of PCA and density if
+        `pca_variance` is a number), and that of the discrepancy space under ``"discrepancy"``.
     offset_ : float
         ``decision_function = score_samples - offset_``.
     calibration_scores_ : ndarray of shape (n_calibrating,), float64, or None
@@ -664,7 +664,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     @with_own_settings
     def score_spaces(self, X: Any) -> Bunch:
-        """Score images in each feature space; `score_samples` is the sum.
+        """Score images in each view and in the discrepancy space; `score_samples` is the sum.
 
         Parameters
         ----------
@@ -674,7 +674,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Returns
         -------
         scores : Bunch of ndarray of shape (n_images,), float64
-            ``pretrained`` and ``discrepancy``, if in `feature_spaces`. Higher = more normal.
+            The views by name, such as ``scores["pooled"]``, and ``discrepancy``, as
+            `feature_spaces` says. Higher = more normal.
 
         Raises
         ------
