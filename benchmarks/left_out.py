@@ -18,10 +18,22 @@ import numpy as np
 from harness import append_csv, find_classes, not_negative, positive, print_circumstances, sample
 from sklearn.metrics import roc_auc_score
 
-from skanomaly_vit import TransformalyDetector
-from skanomaly_vit.detector._fusion import WEIGHTS
+from skanomaly_vit import ExcessDensity, GaussianDensity, TransformalyDetector
 
-SPACES = ("pretrained", "discrepancy")
+#: Space -> parameters of a detector of it alone: a Gaussian on the class token, and mean errors.
+SPACES = {
+    "pretrained": {
+        "feature_spaces": "pretrained",
+        "views": "pooled",
+        "density": GaussianDensity(shrinkage="ledoit_wolf"),
+    },
+    "discrepancy": {
+        "feature_spaces": "discrepancy",
+        "pooling": "mean",
+        "n_blocks": 10,
+        "density": ExcessDensity(),
+    },
+}
 
 
 def main() -> None:
@@ -56,7 +68,6 @@ def parse() -> argparse.Namespace:
     add("--train", type=positive, default=500, help="training images of a class")
     add("--test", type=positive, default=1000, help="scored images, half of them normal")
     add("--weights", type=float, nargs="+", default=[1.0, 0.5, 0.25, 0.125])
-    add("--density", default="auto", help="of both spaces, as TransformalyDetector takes it")
     add("--seed", type=not_negative, default=0, help="default: 0")
     add("--memory", help="folder in which features and students are kept for other runs")
     add("--csv", type=Path, help="write the rows to this file")
@@ -64,15 +75,16 @@ def parse() -> argparse.Namespace:
 
 
 def measure(train, test, is_normal, options):
-    detector = TransformalyDetector(
-        density=options.density, random_state=options.seed, memory=options.memory
-    ).fit(train)
-    learned = np.delete(np.arange(len(train)), detector.validation_indices_)
-    seen = raw_scores(detector, [train[i] for i in learned])
-    new = raw_scores(detector, test)
-    left_out = {space: detector.fusion_[space][1] * WEIGHTS[space] for space in SPACES}
-    row = {}
-    for space in SPACES:
+    row, left_out, seen, new = {}, {}, {}, {}
+    for space, parameters in SPACES.items():
+        shared = {"random_state": options.seed, "memory": options.memory}
+        detector = TransformalyDetector(**parameters, **shared).fit(train)
+        learned = np.delete(np.arange(len(train)), detector.validation_indices_)
+        ((location, left_out[space]),) = detector.fusion_.values()
+        seen[space], new[space] = (
+            detector.score_samples(images) * left_out[space] + location
+            for images in ([train[i] for i in learned], test)
+        )
         row[f"{space}_in_sample"] = f"{seen[space].std():.1f}"
         row[f"{space}_left_out"] = f"{left_out[space]:.1f}"
         row[f"{space}_new"] = f"{new[space][is_normal].std():.1f}"
@@ -83,12 +95,6 @@ def measure(train, test, is_normal, options):
         auroc = 100 * roc_auc_score(is_normal, first + weight * second)
         row[f"auroc_weight_{weight:g}"] = f"{auroc:.1f}"
     return row
-
-
-def raw_scores(detector, images):
-    """Scores of the densities, before fusion scales them."""
-    scores = detector.score_spaces(images)
-    return {s: scores[s] * detector.fusion_[s][1] + detector.fusion_[s][0] for s in SPACES}
 
 
 if __name__ == "__main__":

@@ -137,7 +137,9 @@ def run(
     spaces = detector.score_spaces(test)
     scored = perf_counter()
 
-    scores = {**spaces, "both": spaces["pretrained"] + spaces["discrepancy"]}
+    errors = spaces.pop("discrepancy")
+    views = np.sum(list(spaces.values()), axis=0)
+    scores = {"pretrained": views, "discrepancy": errors, "both": views + errors}
     is_abnormal = np.repeat([0, 1], [len(test_normal), len(test_abnormal)])
     row = {
         "setting": setting,

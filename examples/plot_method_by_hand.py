@@ -11,8 +11,8 @@ Read it before you change the method or port it to another framework.
 
 A comment at each line gives the shape of its result. N is the number of images, T = 65 the number
 of tokens of an image (a class token and 8 x 8 patches), C = 384 the number of channels of a token,
-L = 11 the number of blocks and D = 10 the number of students. The images are solar cells of the
-ELPV dataset [2]_.
+L = 11 the number of blocks, V = 4 that of views and D = 5 that of students. The images are solar
+cells of the ELPV dataset [2]_.
 
 .. [1] M. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One", CVPR
    Workshops 2022, arXiv:2112.04185. Section 3 describes the method.
@@ -38,6 +38,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from scipy.spatial.distance import cdist
 from sklearn.covariance import ledoit_wolf
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.nn.functional import interpolate
@@ -75,8 +76,11 @@ def load(path):
 # -------
 # The *teacher* is a Vision Transformer that was trained on many other images and stays as it is:
 # here the small one that ships with the package. It turns an image into tokens :math:`h_0`, and its
-# blocks compute :math:`h_j = B_j(h_{j-1})` for :math:`j = 1, \dots, L`. The class token after the
-# last norm is the vector of *pre-trained features* :math:`z_p` (section 3.1 of the paper).
+# blocks compute :math:`h_j = B_j(h_{j-1})` for :math:`j = 1, \dots, L`. The paper takes the class
+# token after the last norm as the vector of *pre-trained features* :math:`z_p` (section 3.1). Our
+# default has four such *views*: the class token and, channel by channel, the largest patch, after
+# the last block and after the one before. A small defect is in few patches, and the class token
+# averages it away.
 #
 # We compute in double precision. In single precision, the usual one, this page and the detector
 # round their sums in another order, and scores differ by about 1e-5 of their value.
@@ -94,15 +98,17 @@ vit = vit.eval().double()
 
 @torch.inference_mode()
 def look(paths):
-    """Return the pre-trained features of images, and the tokens before and after each block."""
+    """Return the views of images, and the tokens before and after each block."""
     images = torch.stack([load(path) for path in paths])  # [N, 3, 112, 112]
     class_token = vit.cls_token.expand(len(images), -1, -1)  # [N, 1, C]
     patches = vit.patch_embed(images)  # [N, T - 1, C]
     h = [torch.cat([class_token, patches], dim=1) + vit.pos_embed]  # h_0: [N, T, C]
     for block in vit.blocks:
         h.append(block(h[-1]))  # h_j = B_j(h_{j-1}): [N, T, C]
-    z_p = vit.norm(h[-1])[:, 0]  # [N, C]
-    return z_p, torch.stack(h)  # [N, C], [L + 1, N, T, C]
+    last, earlier = (torch.nn.functional.layer_norm(h[j], h[j].shape[-1:]) for j in (-1, -2))
+    z_p = [vit.norm(h[-1])[:, 0], earlier[:, 0]]  # class tokens: 2 x [N, C]
+    z_p += [last[:, 1:].amax(dim=1), earlier[:, 1:].amax(dim=1)]  # largest patches: 2 x [N, C]
+    return torch.stack(z_p).numpy(), torch.stack(h)  # [V, N, C], [L + 1, N, T, C]
 
 
 # %%
@@ -122,7 +128,7 @@ def look(paths):
 # training images. The penalty :math:`\lambda` is 0.01 times the mean of the diagonal of
 # :math:`X^\top X`; :math:`I_0` is the identity with a zero for the 1, which has no penalty.
 
-ALPHA, D = 0.01, 10
+ALPHA, D = 0.01, 5
 
 
 def inputs(h):
@@ -140,26 +146,27 @@ def fit_student(before, after):
     return torch.linalg.solve(gram, X.T @ residual)  # W_j: [2 * C + 1, C]
 
 
-z_p, h = look(train)  # [N, C], [L + 1, N, T, C]
+z_p, h = look(train)  # [V, N, C], [L + 1, N, T, C]
 students = [fit_student(h[j - 1], h[j]) for j in range(len(h) - D, len(h))]  # D x [2 * C + 1, C]
 
 # %%
 # Discrepancy
 # -----------
-# A student fails on an image unlike the normal ones. Its mean squared error over tokens and
-# channels is one number a block (section 3.2). The D numbers are the second vector of features,
-# :math:`z_f`:
+# A student fails on an image unlike the normal ones. In the paper, its error is the mean over
+# tokens and channels (section 3.2); ours is the mean over channels on the worst patch :math:`t`.
+# The D errors are the second vector of features, :math:`z_f`:
 #
-# .. math:: z_f(x)_j = \operatorname{mean} (S_j(h_{j-1}) - h_j)^2.
+# .. math:: z_f(x)_j = \max_t \operatorname{mean} (S_j(h_{j-1}) - h_j)_t^2.
 
 
 def discrepancy(h):
     """Return the error of each student on each image."""
-    errors = [
-        (h[j - 1] + inputs(h[j - 1]) @ student - h[j]).square().mean(dim=(1, 2))  # [N]
-        for j, student in enumerate(students, start=len(h) - D)
-    ]
-    return torch.stack(errors, dim=1)  # [N, D]
+    errors = []
+    for j, student in enumerate(students, start=len(h) - D):
+        wrong = h[j - 1] + inputs(h[j - 1]) @ student - h[j]  # [N, T, C]
+        of_patches = wrong.square().mean(dim=2)[:, 1:]  # [N, T - 1]
+        errors.append(of_patches.amax(dim=1))  # [N]
+    return torch.stack(errors, dim=1).numpy()  # [N, D]
 
 
 z_f = discrepancy(h)  # [N, D]
@@ -167,41 +174,44 @@ z_f = discrepancy(h)  # [N, D]
 # %%
 # Densities
 # ---------
-# In each space, a density of the normal images tells how likely an image is.
+# In each view and in the discrepancy space, a density of the normal images tells how likely an
+# image is.
 #
-# In the pre-trained space the density is a Gaussian: its log-likelihood falls with the square of
-# the Mahalanobis distance. We first standardise the features by their mean and deviation on the
-# training images. From fewer images than features, a covariance :math:`\Sigma` has no inverse. The
-# estimate of Ledoit and Wolf, which is closer to the identity, has one. (The paper whitens by a PCA
-# instead.)
+# In a view, we standardise the features by their mean and deviation on the training images, and
+# whiten them halfway: we multiply them by :math:`\Sigma^{-1/4}`, with :math:`\Sigma` their
+# covariance by Ledoit and Wolf, which has an inverse even from fewer images than features. An
+# image is likely where its mean distance :math:`r` to the two nearest training images is small.
+# (The paper whitens by a PCA, and fits a Gaussian.)
 #
-# .. math:: \log p_p(x) = -\tfrac12 (z - \mu)^\top \Sigma^{-1} (z - \mu)
-#           - \tfrac12 \log \det \Sigma + \text{constant}
+# .. math:: \log p_p(x) = -C \log r - \log N + \text{constant}
 #
-# In the discrepancy space, an error below the mean is no sign of an anomaly. Half a Gaussian for
+# In the discrepancy space, an error below the mean is no sign of an anomaly. An exponential for
 # each block counts only the excess above the mean :math:`\mu_j`, in units of the deviation
 # :math:`\sigma_j`. (The paper fits a Gaussian here too.)
 #
-# .. math:: \log p_f(x) = -\sum_j \tfrac12 \max\left(\frac{z_j - \mu_j}{\sigma_j}, 0\right)^2
-#           + \log\left(\mu_j + \sigma_j \sqrt{\pi / 2}\right)
-
-z_p, z_f = z_p.numpy(), z_f.numpy()  # [N, C], [N, D]
-location, scale = z_p.mean(axis=0), z_p.std(axis=0)  # [C], [C]
-z_p = (z_p - location) / scale  # [N, C]
-_, shrinkage = ledoit_wolf(z_p)
+# .. math:: \log p_f(x) = -\sum_j \max\left(\frac{z_j - \mu_j}{\sigma_j}, 0\right)
+#           + \log\left(\mu_j + \sigma_j\right)
 
 
-def log_likelihoods(p, f, learned):
-    """Return log-likelihoods of images in both spaces, by some of the training images."""
-    mean, covariance = z_p[learned].mean(axis=0), np.cov(z_p[learned].T, bias=True)  # [C], [C, C]
-    covariance = (1 - shrinkage) * covariance + (shrinkage + 1e-6) * np.eye(len(mean))  # [C, C]
-    away = p - mean  # [N, C]
-    log_p = -0.5 * (away @ np.linalg.inv(covariance) * away).sum(axis=1)  # [N]
-    log_p -= 0.5 * np.linalg.slogdet(covariance)[1]  # [N]
-    mean, deviation = z_f[learned].mean(axis=0), z_f[learned].std(axis=0)  # [D], [D]
-    excess = np.maximum((f - mean) / deviation, 0)  # [N, D]
-    log_f = -(0.5 * excess**2 + np.log(mean + deviation * np.sqrt(np.pi / 2))).sum(axis=1)  # [N]
-    return np.stack([log_p, log_f])  # [2, N]
+def whiten(learned):
+    """Return a function that whitens features of a view halfway."""
+    location, scale = learned.mean(axis=0), learned.std(axis=0)  # [C], [C]
+    covariance, _ = ledoit_wolf((learned - location) / scale)  # [C, C]
+    variances, axes = np.linalg.eigh(covariance + 1e-6 * np.eye(len(scale)))  # [C], [C, C]
+    return lambda z: (z - location) / scale @ axes * variances**-0.25  # [N, C]
+
+
+def log_p(u, learned):
+    """Return log-likelihoods of whitened features, up to a constant."""
+    r = np.sort(cdist(u, learned), axis=1)[:, :2].mean(axis=1)  # [N]
+    return -u.shape[1] * np.log(r) - np.log(len(learned))  # [N]
+
+
+def log_f(z, learned):
+    """Return log-likelihoods of errors."""
+    mean, deviation = learned.mean(axis=0), learned.std(axis=0)  # [D], [D]
+    excess = np.maximum((z - mean) / deviation, 0)  # [N, D]
+    return -(excess + np.log(mean + deviation)).sum(axis=1)  # [N]
 
 
 # %%
@@ -209,23 +219,28 @@ def log_likelihoods(p, f, learned):
 # -----
 # The paper adds the log-likelihoods as they are: the logarithm of the product of both. Our default
 # first standardises each by mean :math:`m` and deviation :math:`d` of the training images, so that
-# neither space outweighs the other. The densities know these images, and would overrate them;
-# therefore we leave each one out, and take its log-likelihood by the other ones. The students know
-# them too, and cannot forget one so cheaply: on new images, errors scatter more. Hence the second
-# space counts a quarter.
+# none outweighs the others. The densities know these images, and would overrate them; therefore we
+# leave each one out, and take its log-likelihood by the other ones. The sum of the views is divided
+# by its own deviation :math:`d`, so that they weigh as one space. The students know the training
+# images too, and cannot forget one so cheaply: on new images, errors scatter more. Hence the second
+# space counts half.
 #
-# .. math:: s(x) = \frac{\log p_p(x) - m_p}{d_p} + \frac14 \cdot \frac{\log p_f(x) - m_f}{d_f}
+# .. math:: s(x) = \frac1d \sum_v \frac{\log p_v(x) - m_v}{d_v}
+#           + \frac12 \cdot \frac{\log p_f(x) - m_f}{d_f}
 
+z_p_test, h = look(test)  # [V, N, C], [L + 1, N, T, C]
+z_f_test = discrepancy(h)  # [N, D]
 everyone = np.arange(N_TRAIN)
-left_out = np.concatenate(
-    [log_likelihoods(z_p[[i]], z_f[[i]], np.delete(everyone, i)) for i in everyone], axis=1
-)  # [2, N]
-z_p_test, h = look(test)  # [N, C], [L + 1, N, T, C]
-z_f_test = discrepancy(h).numpy()  # [N, D]
-z_p_test = (z_p_test.numpy() - location) / scale  # [N, C]
-spaces = log_likelihoods(z_p_test, z_f_test, everyone)  # [2, N]
-m, d = left_out.mean(axis=1, keepdims=True), left_out.std(axis=1, keepdims=True)  # [2, 1] each
-spaces = (spaces - m) / d * [[1], [1 / 4]]  # [2, N]
+spaces, known = np.zeros((2, len(test))), np.zeros(N_TRAIN)
+for learned, new in zip(z_p, z_p_test, strict=True):
+    map_ = whiten(learned)
+    u = map_(learned)  # [N, C]
+    left_out = [log_p(u[[i]], np.delete(u, i, axis=0))[0] for i in everyone]  # N numbers
+    spaces[0] += (log_p(map_(new), u) - np.mean(left_out)) / np.std(left_out)  # [N]
+    known += (left_out - np.mean(left_out)) / np.std(left_out)  # [N]
+left_out = [log_f(z_f[[i]], np.delete(z_f, i, axis=0))[0] for i in everyone]  # N numbers
+spaces[0] /= np.std(known)
+spaces[1] = (log_f(z_f_test, z_f) - np.mean(left_out)) / np.std(left_out) / 2  # [N]
 score = spaces.sum(axis=0)  # [N], higher = more normal
 
 # %%

@@ -116,12 +116,12 @@ def main() -> None:
     "--n-blocks",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Number of last blocks that get a student.  [default: 10]",
+    help="Number of last blocks that get a student.  [default: 5; 10 in the paper's recipe]",
 )
 @click.option(
     "--recipe",
     type=click.Choice(["default", "paper"]),
-    help="Values of students, PCA, densities and fusion.  [default: default]",
+    help="Values of students, views, densities and fusion.  [default: default]",
 )
 @click.option(
     "--seed",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from skanomaly_vit._backbone.teacher import resolve_device
+from skanomaly_vit._backbone.views import Readout, parse_views
 from skanomaly_vit.detector import TransformalyDetector
+from skanomaly_vit.detector._recipes import resolve
 from skanomaly_vit.exceptions import WeightsUnavailableError
 
 
@@ -36,7 +38,9 @@ def try_backbone(detector: TransformalyDetector) -> None:
     except ValueError as error:
         raise MachineError(str(error)) from error
     try:
-        detector._load_teacher(seed=0).last_blocks(detector.n_blocks)
+        values = resolve(detector)
+        teacher = detector._load_teacher(seed=0).reading(Readout(parse_views(values["views"])))
+        teacher.last_blocks(values["n_blocks"])
     except (WeightsUnavailableError, RuntimeError, AssertionError) as error:
         raise MachineError(str(error)) from error
 

@@ -98,8 +98,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         ``"vit_base_patch16_384.augreg_in21k_ft_in1k"``), or such a network. A network is copied.
     image_size : int, tuple of (int, int) or None, default=None
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
-    n_blocks : int or None, default=5
-        Number of last blocks that get a student. ``None`` is all blocks.
+    n_blocks : int, None or "auto", default="auto"
+        Number of last blocks that get a student. ``None`` is all blocks. ``"auto"`` is 5; in the
+        paper's recipe 10.
     pca_variance : float, None or "auto", default="auto"
         Share in (0, 1) of the variance of the pre-trained features that a whitening PCA keeps.
         ``None`` applies no PCA. ``"auto"`` is ``None``; in the paper's recipe 0.9.
@@ -209,8 +210,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     distillation_ : BlockDistillation or None
         The students; ``None`` with ``feature_spaces="pretrained"``.
     density_ : dict
-        The fitted scorer of each space in `feature_spaces`, under ``"pretrained"`` (a pipeline of
-        PCA and density if `pca_variance` is a number) and ``"discrepancy"``.
+        The fitted scorer of each view, under its name (a pipeline of PCA and density if
+        `pca_variance` is a number), and that of the discrepancy space under ``"discrepancy"``.
     offset_ : float
         ``decision_function = score_samples - offset_``.
     calibration_scores_ : ndarray of shape (n_calibrating,), float64, or None
@@ -226,8 +227,9 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
     contamination_ : float or None
         False-alarm rate at which `fit` or `set_threshold` set the threshold.
     recipe_ : Bunch
-        Values that `fit` used, without ``"auto"``: `student` (None without students),
-        `pca_variance`, `density` (a dict with the unfitted scorer of each space) and `fusion`.
+        Values that `fit` used, without ``"auto"``: `n_blocks` (the number of students), `student`
+        (None without students), `views`, `pooling`, `pca_variance`, `density` (a dict with the
+        unfitted scorer of each space) and `fusion`.
     fusion_ : dict
         Location and scale that standardize each space's score; (0, 1) for ``"product"``. The scale
         is the standard deviation divided by the weight of the space: all views together weigh 1,
@@ -296,6 +298,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         **TRAINING_CONSTRAINTS,
         "student": [StrOptions({AUTO, *STUDENTS}), *STUDENT_CONSTRAINT[1:]],
         "recipe": [StrOptions(set(RECIPES))],
+        "n_blocks": [*TRAINING_CONSTRAINTS["n_blocks"], StrOptions({AUTO})],
         "views": [str, tuple, list],
         "pooling": [StrOptions({AUTO}), *POOLING_CONSTRAINT],
         "pca_variance": [Interval(Real, 0, 1, closed="neither"), StrOptions({AUTO}), None],
@@ -313,7 +316,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         # Basics
         backbone: str | torch.nn.Module = "embedded",
         image_size: int | tuple[int, int] | None = None,
-        n_blocks: int | None = 5,
+        n_blocks: int | str | None = "auto",
         pca_variance: float | str | None = "auto",
         contamination: float = 0.05,
         # Backbone and images
@@ -632,7 +635,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             standardized by mean and deviation on normal patches, averaged over the blocks.
             ``"features"``: the log Mahalanobis distance of the patch's token after the middle
             block from the tokens of normal patches, standardized likewise. ``"both"``: the mean
-            of both. ``None`` follows the score, as `feature_spaces` says.
+            of both. ``None`` is ``"features"``, or ``"discrepancy"`` if `feature_spaces` says so.
 
         Returns
         -------
@@ -661,7 +664,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     @with_own_settings
     def score_spaces(self, X: Any) -> Bunch:
-        """Score images in each feature space; `score_samples` is the sum.
+        """Score images in each view and in the discrepancy space; `score_samples` is the sum.
 
         Parameters
         ----------
@@ -671,7 +674,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Returns
         -------
         scores : Bunch of ndarray of shape (n_images,), float64
-            ``pretrained`` and ``discrepancy``, if in `feature_spaces`. Higher = more normal.
+            The views by name, such as ``scores["pooled"]``, and ``discrepancy``, as
+            `feature_spaces` says. Higher = more normal.
 
         Raises
         ------
@@ -761,7 +765,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
                 "and fit again."
             )
         if method is None:
-            method = "features" if self.distillation_ is None else self.feature_spaces
+            method = DISCREPANCY if self.feature_spaces == DISCREPANCY else "features"
         if method not in self._normal_patches.map_scale:
             raise ValueError(
                 f"method={method!r} needs students, and fit trains none with "

@@ -18,6 +18,7 @@ from skanomaly_vit.distillation import BlockDistillation, BlockStudent, RidgeStu
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {
         "student": RidgeStudent(),
+        "n_blocks": 5,
         "views": ("pooled", "pooled:-2", "max_patch", "max_patch:-2"),
         "pooling": "max",
         "pca_variance": None,
@@ -31,6 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "student": BlockStudent(
             max_epochs=30, learning_rate=1e-4, learning_rate_schedule="constant", patience=30
         ),
+        "n_blocks": 10,
         "views": ("pooled",),
         "pooling": "mean",
         "pca_variance": 0.9,
@@ -63,7 +65,9 @@ def describe_recipe(
     values: dict[str, Any], densities: dict[str, Any], distillation: BlockDistillation | None
 ) -> Bunch:
     """Values that a fit used, for `recipe_`; the estimators among them are unfitted."""
+    n_blocks = 0 if distillation is None else len(distillation.block_indices_)
     return Bunch(
+        n_blocks=n_blocks,
         student=None if distillation is None else distillation._student,
         views=tuple(values["views"]),
         pooling=values["pooling"],

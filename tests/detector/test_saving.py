@@ -796,7 +796,7 @@ def test_a_format_loads_for_ever(name):
         detector.score_samples(images), expected["scores"], rtol=1e-4, atol=1e-4
     )
     assert detector.predict(images).tolist() == expected["labels"]
-    maps = detector.anomaly_map(images)
+    maps = detector.anomaly_map(images, "both")
     np.testing.assert_allclose(maps.mean(axis=(1, 2)), expected["map_means"], rtol=1e-3, atol=1e-3)
     assert model_card(DATA / f"{name}.skanomaly")["versions"]["skanomaly-vit"] == "0.1.0"
 
