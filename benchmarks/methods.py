@@ -49,7 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 #: Weights and parameters of the two spaces of the default recipe before it had several views.
 FORMER: list[tuple[float, dict[str, Any]]] = [
-    (1.0, {"feature_spaces": "pretrained", "views": ("pooled",), "density": GaussianDensity(shrinkage="ledoit_wolf")}),
+    (1.0, {"feature_spaces": "pretrained", "views": ("pooled",),
+           "density": GaussianDensity(shrinkage="ledoit_wolf")}),
     (0.25, {"feature_spaces": "discrepancy", "pooling": "mean", "n_blocks": 10,
             "density": ExcessDensity()}),
 ]  # fmt: skip
