@@ -1,9 +1,10 @@
 """Measure anomaly maps against masks of defects.
 
 On solar cells, `paste_defects` pastes defects on functional cells that no fit has seen. With
-`--mvtec PATH`, the script uses the real defects and masks of a category of MVTec AD. It compares
-the three maps of the detector with a random map and with plain reconstruction: the error of a PCA
-of patches, of their pixels or of their tokens.
+`--mvtec PATH` or `--tiles FOLDER`, the script uses the real defects and masks of a category of
+MVTec AD, or of magnetic tiles in the layout of magnetic_tiles.py. It compares the three maps of the
+detector with a random map, with the nearest neighbours of patches, and with plain reconstruction:
+the error of a PCA of patches, of their pixels or of their tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from harness import merge_csv, not_negative, positive, print_circumstances
+from magnetic_tiles import load_tiles, split_good
+from patch_neighbors import PatchNeighbors
 from sklearn.decomposition import PCA
 from sklearn.utils import Bunch
 
@@ -22,10 +25,12 @@ from skanomaly_vit import TransformalyDetector, datasets
 from skanomaly_vit._backbone.anomaly_maps import enlarge
 from skanomaly_vit._backbone.patches import layout_of
 from skanomaly_vit._images.source import open_images
-from skanomaly_vit.datasets import paste_defects
+from skanomaly_vit.datasets import paste_defects, read_mask
 from skanomaly_vit.evaluation import per_region_overlap, pixel_auroc
 
 KEY = ("dataset", "image_size", "n_blocks", "method", "kind", "seed")
+MAPS = ["chance", "PCA of pixels", "PCA of tokens", "patch neighbors", "discrepancy", "features",
+        "both"]  # fmt: skip
 
 
 def main() -> None:
@@ -44,10 +49,18 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--mvtec", default=None, metavar="PATH", help="a category of MVTec AD; else solar cells")
-    add("--train", type=positive, default=200, help="functional cells to fit on; default: 200")
-    add("--test", type=positive, default=60, help="cells to paste defects on; default: 60")
+    add("--tiles", type=Path, default=None, metavar="FOLDER", help="magnetic tiles; else as above")
+    add("--train", type=positive, default=200, help="normal images to fit on; default: 200")
+    add(
+        "--test",
+        type=positive,
+        default=60,
+        help="cells to paste defects on, or tiles with a defect of each kind, at most; default: 60",
+    )
     add("--image-sizes", nargs="+", type=positive, default=[112], metavar="PIXELS")
     add("--n-blocks", type=positive, default=10, help="that have students; default: 10")
+    add("--maps", nargs="+", choices=MAPS, default=MAPS, metavar="NAME",
+        help=f"of {', '.join(MAPS)}")  # fmt: skip
     add("--seeds", nargs="+", type=not_negative, default=[0])
     add("--output", type=Path, required=True, metavar="CSV")
     return parser.parse_args()
@@ -60,8 +73,25 @@ def load(args: argparse.Namespace, seed: int) -> list[Bunch]:
         name = f"mvtec-{Path(args.mvtec).name}"
         return [Bunch(name=name, train=data.images, images=data.test_images,
                       masks=data.test_masks, kinds=data.test_labels)]  # fmt: skip
+    if args.tiles:
+        return [tiles(args, seed)]
     cells = datasets.load_elpv()
     return [pasted(args, cells, module, seed) for module in ("mono", "poly")]
+
+
+def tiles(args: argparse.Namespace, seed: int) -> Bunch:
+    data = load_tiles(args.tiles)
+    rng = np.random.default_rng(seed)
+    found = [
+        (data.defects[kind][i], data.masks[kind][i], kind)
+        for kind in data.defects
+        for i in rng.permutation(len(data.defects[kind]))[: args.test]
+    ]
+    images, masks, kinds = zip(*found, strict=True)
+    # The edges of the masks are soft.
+    marked = [read_mask(mask, defect="bright") for mask in masks]
+    return Bunch(name="magnetic-tiles", train=split_good(data, args.train, seed)[0],
+                 images=list(images), masks=marked, kinds=kinds)  # fmt: skip
 
 
 def pasted(args: argparse.Namespace, cells: Bunch, module: str, seed: int) -> Bunch:
@@ -79,12 +109,13 @@ def measure(args: argparse.Namespace, data: Bunch, size: int, seed: int) -> None
         "chance": lambda: by_chance(detector, data, seed),
         "PCA of pixels": lambda: pca_map(data, lambda images: pixels(detector, images)),
         "PCA of tokens": lambda: pca_map(data, lambda images: tokens(detector, images)),
+        "patch neighbors": lambda: neighbors_map(data, size, seed),
         "discrepancy": lambda: detector.anomaly_map(data.images, "discrepancy"),
         "features": lambda: detector.anomaly_map(data.images, "features"),
         "both": lambda: detector.anomaly_map(data.images, "both"),
     }
-    for name, make in makers.items():
-        maps = make()
+    for name in args.maps:
+        maps = makers[name]()
         for kind in ["all", *sorted(set(data.kinds))]:
             report(args, data, size, seed, name, kind, maps)
 
@@ -111,6 +142,11 @@ def by_chance(detector: TransformalyDetector, data: Bunch, seed: int) -> Any:
     rows, columns = layout(detector)
     noise = np.random.default_rng(seed).normal(size=(len(data.images), rows, columns))
     return resized(data, noise)
+
+
+def neighbors_map(data: Bunch, size: int, seed: int) -> Any:
+    detector = PatchNeighbors(image_size=size, random_state=seed, n_jobs=2).fit(data.train)
+    return detector.anomaly_map(data.images)
 
 
 def pca_map(data: Bunch, patches_of: Any) -> Any:

@@ -6,14 +6,19 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from patch_neighbors import PatchNeighbors
 from sklearn.base import BaseEstimator
+from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 
-from skanomaly_vit import TransformalyDetector, ViTFeatures
+from skanomaly_vit import ExcessDensity, GaussianDensity, TransformalyDetector, ViTFeatures
 from skanomaly_vit.evaluation import BASELINES, make_baseline
 
 #: The densities of the paper, which the ablations of the paper vary.
-GAUSSIANS: dict[str, Any] = {"density": "gaussian", "pca_variance": 0.9, "fusion": "product"}
+GAUSSIANS: dict[str, Any] = {
+    "density": "gaussian", "pca_variance": 0.9, "fusion": "product", "views": ("pooled",),
+    "pooling": "mean", "n_blocks": 10,
+}  # fmt: skip
 
 #: Name -> parameters of a variant of the detector that differ from its defaults.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -29,13 +34,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gaussians-pca85": GAUSSIANS | {"pca_variance": 0.85},
     "gaussians-pca95": GAUSSIANS | {"pca_variance": 0.95},
     "gaussians-no-pca": GAUSSIANS | {"pca_variance": None},
-    "gaussians-no-pca-standardized": {"density": "gaussian"},
+    "gaussians-no-pca-standardized": GAUSSIANS | {"pca_variance": None, "fusion": "standardized"},
     "gmm": GAUSSIANS | {"density": "gmm"},
     "knn": GAUSSIANS | {"density": "knn"},
+    "whitened-knn": {
+        "feature_spaces": "pretrained",
+        "views": ("pooled",),
+        "density": "whitened_knn",
+    },
     "block-students": {"student": "block"},
     "block-students-gaussians": GAUSSIANS | {"student": "block"},
-    "paper": {"recipe": "paper"},
+    "paper": {"recipe": "paper", "n_blocks": 10},
 }
+
+#: Weights and parameters of the two spaces of the default recipe before it had several views.
+FORMER: list[tuple[float, dict[str, Any]]] = [
+    (1.0, {"feature_spaces": "pretrained", "views": ("pooled",),
+           "density": GaussianDensity(shrinkage="ledoit_wolf")}),
+    (0.25, {"feature_spaces": "discrepancy", "pooling": "mean", "n_blocks": 10,
+            "density": ExcessDensity()}),
+]  # fmt: skip
 
 #: Name -> a baseline with other parameters. At the authors' learning rate, 1e-5, as few images as
 #: here do not move the features of MSAD; of 1e-4, 1e-3 and 1e-2 the last has the smallest loss on
@@ -53,7 +71,24 @@ PYOD: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pyod-hbos": ("hbos", "HBOS", {}),
 }
 
-METHODS = [*VARIANTS, *BASELINES, *BASELINE_VARIANTS, *PYOD, "patchcore"]
+METHODS = [*VARIANTS, "former", *BASELINES, *BASELINE_VARIANTS, "lof", *PYOD, "patch-neighbors",
+           "patchcore"]  # fmt: skip
+
+
+class SumOfDetectors(BaseEstimator):
+    """The weighted sum of the scores of detectors, each of which standardizes its own."""
+
+    def __init__(self, detectors: list[TransformalyDetector], weights: list[float]) -> None:
+        self.detectors = detectors
+        self.weights = weights
+
+    def fit(self, X: Any, y: Any = None) -> SumOfDetectors:
+        for detector in self.detectors:
+            detector.fit(X)
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        return np.dot(self.weights, [detector.score_samples(X) for detector in self.detectors])
 
 
 class PyODScorer(BaseEstimator):
@@ -76,6 +111,13 @@ def make_method(name: str, **shared: Any) -> Any:
     """Make a detector; `shared` are the parameters of its features."""
     if name in VARIANTS:
         return TransformalyDetector(**VARIANTS[name], **shared)
+    if name == "former":
+        detectors = [TransformalyDetector(**parameters, **shared) for _, parameters in FORMER]
+        return SumOfDetectors(detectors, [weight for weight, _ in FORMER])
+    if name == "lof":
+        return make_pipeline(ViTFeatures(**shared), LocalOutlierFactor(novelty=True))
+    if name == "patch-neighbors":
+        return PatchNeighbors(**shared)
     if name in PYOD:
         return make_pipeline(ViTFeatures(**shared), PyODScorer(name))
     if name == "patchcore":

@@ -44,7 +44,7 @@ class PatchCoreDetector(BaseEstimator):
 
     Parameters
     ----------
-    backbone, image_size, random_state
+    backbone, pretrained, image_size, random_state, n_jobs
         As in the detector.
     bank_size : int
         Patches in the memory bank, at most: a fiftieth of those of 500 images of 8 x 8 patches.
@@ -55,21 +55,26 @@ class PatchCoreDetector(BaseEstimator):
         self,
         *,
         backbone: str = "embedded",
+        pretrained: Any = True,
         image_size: int | None = None,
         bank_size: int = 640,
         random_state: int = 0,
+        n_jobs: int | None = 2,
         memory: Any = None,
     ) -> None:
         self.backbone = backbone
+        self.pretrained = pretrained
         self.image_size = image_size
         self.bank_size = bank_size
         self.random_state = random_state
+        self.n_jobs = n_jobs
         self.memory = memory
 
     def fit(self, X: Any, y: Any = None) -> PatchCoreDetector:
         self.teacher_ = load_teacher(
-            self.backbone, pretrained=True, image_size=self.image_size, device="cpu", seed=0
-        )
+            self.backbone, pretrained=self.pretrained, image_size=self.image_size, device="cpu",
+            seed=0,
+        )  # fmt: skip
         depth = len(self.teacher_.blocks)
         blocks = [depth // 2, 3 * depth // 4]  # the middle of the network, as in the authors' code
         # The ResNet needs no weights, since ours replaces it.
@@ -90,4 +95,6 @@ class PatchCoreDetector(BaseEstimator):
         return -torch.cat(scores).numpy()
 
     def _batches(self, X: Any) -> Iterator[torch.Tensor]:
-        return open_images(X).batches(self.teacher_.preprocessing, batch_size=32, n_jobs=2)
+        return open_images(X).batches(
+            self.teacher_.preprocessing, batch_size=32, n_jobs=self.n_jobs
+        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from numbers import Real
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,13 +14,18 @@ from sklearn.utils import Bunch, check_random_state
 from skanomaly_vit._images.pixels import as_uint8, as_unit
 from skanomaly_vit._images.source import open_images
 
-#: Pixels (h, w, 3) float32 in [0, 1], pixels of another image, and a generator -> the altered
-#: pixels and their mask (h, w).
-Defect = Callable[[np.ndarray, np.ndarray, np.random.RandomState], tuple[np.ndarray, np.ndarray]]
+#: Width of a defect relative to the shorter side of its image; None is a random one.
+Size: TypeAlias = "float | None"
+
+#: Pixels (h, w, 3) float32 in [0, 1], pixels of another image, a size, and a generator -> the
+#: altered pixels and their mask (h, w).
+Defect = Callable[
+    [np.ndarray, np.ndarray, Size, np.random.RandomState], tuple[np.ndarray, np.ndarray]
+]
 
 
 def _scratch(
-    pixels: np.ndarray, other: np.ndarray, rng: np.random.RandomState
+    pixels: np.ndarray, other: np.ndarray, size: Size, rng: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
     """A thin bent line, dark or bright."""
     height, width = pixels.shape[:2]
@@ -27,25 +33,29 @@ def _scratch(
     angle = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.4, 6))
     steps = rng.uniform(0.04, 0.1) * side * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     points = np.cumsum(steps, axis=0)
-    points += _place(height, width, rng)[::-1] - points.mean(axis=0)
+    center = _place(height, width, rng)[::-1]
+    thickness = rng.uniform(0.008, 0.02) * side
+    if size is not None:
+        shrunk = size * side / np.ptp(points, axis=0).max()
+        points, thickness = shrunk * points, shrunk * thickness
+    points += center - points.mean(axis=0)
     canvas = Image.new("L", (width, height))
-    thickness = max(1, round(rng.uniform(0.008, 0.02) * side))
-    ImageDraw.Draw(canvas).line(list(map(tuple, points)), fill=255, width=thickness)
+    ImageDraw.Draw(canvas).line(list(map(tuple, points)), fill=255, width=max(1, round(thickness)))
     return _shade(pixels, np.asarray(canvas) > 0, rng)
 
 
 def _stain(
-    pixels: np.ndarray, other: np.ndarray, rng: np.random.RandomState
+    pixels: np.ndarray, other: np.ndarray, size: Size, rng: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
     """A blot, darker or brighter than the pixels below."""
-    return _shade(pixels, _blob(pixels, rng), rng)
+    return _shade(pixels, _blob(pixels, size, rng), rng)
 
 
 def _foreign(
-    pixels: np.ndarray, other: np.ndarray, rng: np.random.RandomState
+    pixels: np.ndarray, other: np.ndarray, size: Size, rng: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
     """A piece of another image."""
-    mask = _blob(pixels, rng)
+    mask = _blob(pixels, size, rng)
     rows, columns = np.nonzero(mask)
     top, left = rng.randint(other.shape[0]), rng.randint(other.shape[1])
     altered = pixels.copy()
@@ -61,11 +71,13 @@ def _place(height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
     return rng.uniform(0.2, 0.8, 2) * (height, width)
 
 
-def _blob(pixels: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """Mask (h, w) of an ellipse with an uneven rim, 0.5 to 3 % of the area."""
+def _blob(pixels: np.ndarray, size: Size, rng: np.random.RandomState) -> np.ndarray:
+    """Mask (h, w) of an ellipse with an uneven rim; without a size, 0.5 to 3 % of the area."""
     height, width = pixels.shape[:2]
     center, angle = _place(height, width, rng), rng.uniform(0, np.pi)
     radius = np.sqrt(rng.uniform(0.005, 0.03) * height * width / np.pi)
+    if size is not None:
+        radius = size * min(height, width) / 2
     stretch = np.exp(rng.uniform(-0.5, 0.5))
     y, x = np.mgrid[:height, :width] - center[:, None, None]
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
@@ -91,6 +103,7 @@ def paste_defects(
     images: Any,
     *,
     kinds: Sequence[str] = ("scratch", "stain", "foreign"),
+    size: float | None = None,
     random_state: int | np.random.RandomState | None = None,
 ) -> Bunch:
     """Paste one defect on each image, and return its mask.
@@ -105,6 +118,11 @@ def paste_defects(
     kinds : sequence of {"scratch", "stain", "foreign"}
         Each image gets one of them at random: a thin line, a blot, or a piece of another image (of
         the same one if it is the only one).
+    size : float or None, default=None
+        Width of each defect in (0, 1], relative to the shorter side of its image: the extent of a
+        scratch, the diameter of a circle with the area of a blot or piece; at least a pixel.
+        ``None`` draws a random one, of 0.08 to 0.2 of the side of a square image for blots and
+        pieces, more for scratches.
     random_state : int, RandomState instance or None, default=None
         Pass an int for the same defects every time.
 
@@ -118,7 +136,7 @@ def paste_defects(
     Raises
     ------
     ValueError
-        If a kind is unknown, or the images are not as described.
+        If a kind is unknown, `size` is out of range, or the images are not as described.
 
     See Also
     --------
@@ -134,12 +152,13 @@ def paste_defects(
     [(64, 48), (64, 48)]
     """
     _check_kinds(kinds)
+    _check_size(size)
     source = open_images(images)
     rng = check_random_state(random_state)
     data = Bunch(images=[], masks=[], kinds=rng.choice(np.array(kinds), len(source)))
     for index, kind in enumerate(data.kinds):
         other = (index + 1 + rng.randint(max(1, len(source) - 1))) % len(source)
-        altered, mask = DEFECTS[kind](as_unit(source[index]), as_unit(source[other]), rng)
+        altered, mask = DEFECTS[kind](as_unit(source[index]), as_unit(source[other]), size, rng)
         data.images.append(as_uint8(altered))
         data.masks.append(mask)
     source.warn_of_doubts()
@@ -150,3 +169,10 @@ def _check_kinds(kinds: Sequence[str]) -> None:
     unknown = [kind for kind in kinds if kind not in DEFECTS]
     if isinstance(kinds, str) or not len(kinds) or unknown:
         raise ValueError(f"kinds={kinds!r}; pass a list of some of {list(DEFECTS)}")
+
+
+def _check_size(size: Any) -> None:
+    if size is None:
+        return
+    if isinstance(size, bool) or not isinstance(size, Real) or not 0 < float(size) <= 1:
+        raise ValueError(f"size={size!r}; pass a share of the shorter side in (0, 1], or None")

@@ -307,6 +307,30 @@ class TestPasteDefects:
         np.testing.assert_array_equal(first.images, same.images)
         assert not np.array_equal(first.masks, other.masks)
 
+    @pytest.mark.parametrize("kind", ["stain", "foreign"])
+    def test_pastes_blots_of_the_size_that_is_asked_for(self, kind):
+        images = np.random.default_rng(0).integers(0, 256, (20, 200, 300), dtype=np.uint8)
+        for size in (0.03, 0.2):
+            made = paste_defects(images, kinds=[kind], size=size, random_state=1)
+            diameters = 2 * np.sqrt(np.sum(made.masks, axis=(1, 2)) / np.pi)
+            assert np.mean(diameters) == pytest.approx(size * 200, rel=0.1)
+            np.testing.assert_allclose(diameters, size * 200, rtol=0.3, atol=1)
+
+    def test_pastes_scratches_of_the_size_that_is_asked_for(self):
+        images = np.zeros((20, 200, 300), np.uint8)
+        for size in (0.03, 0.4):
+            made = paste_defects(images, kinds=["scratch"], size=size, random_state=1)
+            for mask in made.masks:
+                rows, columns = np.nonzero(mask)
+                extent = max(np.ptp(rows), np.ptp(columns)) + 1
+                assert extent == pytest.approx(size * 200, abs=2 + 0.1 * size * 200)
+                assert mask.sum() < 0.5 * extent**2
+
+    @pytest.mark.parametrize("size", [0, -0.1, 1.5, np.nan, True, "small"])
+    def test_refuses_a_size_out_of_range(self, textured, size):
+        with pytest.raises(ValueError, match="size="):
+            paste_defects(textured[:2], size=size)
+
     def test_takes_images_of_any_kind_and_size(self, tmp_path):
         Image.new("L", (9, 30)).save(tmp_path / "grey.png")
         images = [tmp_path / "grey.png", np.zeros((16, 16, 3)), np.full((1, 1), 40_000, np.uint16)]
@@ -314,6 +338,8 @@ class TestPasteDefects:
             made = paste_defects(images, random_state=seed)
             assert [image.shape for image in made.images] == [(30, 9, 3), (16, 16, 3), (1, 1, 3)]
             assert all(mask.any() for mask in made.masks)
+            tiny = paste_defects(images, size=0.01, random_state=seed)
+            assert all(mask.any() for mask in tiny.masks)
 
     @pytest.mark.parametrize("kinds", [["dent"], [], "stain"])
     def test_refuses_kinds_that_are_not_known(self, textured, kinds):
