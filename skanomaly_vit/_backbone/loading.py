@@ -175,13 +175,25 @@ def _named(name: str, pretrained: Pretrained, size: tuple[int, int] | None, seed
         _require_known_tag(name)
     if isinstance(pretrained, bool):
         return _published(name, size) if pretrained else _random(name, size, seed)
-    weights = _read_checkpoint(Path(pretrained))
+    weights = _with_head(_read_checkpoint(Path(pretrained)), name)
     try:
         return _create(name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": weights})
     except (RuntimeError, KeyError) as error:
         raise ValueError(
             f"The checkpoint {str(pretrained)!r} does not fit backbone={name!r}: {error}"
         ) from error
+
+
+def _with_head(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The weights, with zeros for a classifier that they lack: features do not pass through it."""
+    cfg = None if name.startswith(_HUB_PREFIX) else timm.get_pretrained_cfg(name)
+    head = getattr(cfg, "classifier", None)
+    if not isinstance(head, str) or any(key.startswith(f"{head}.") for key in weights):
+        return weights
+    with torch.device("meta"):
+        shapes = timm.create_model(name).state_dict()
+    zeros = {k: torch.zeros(v.shape) for k, v in shapes.items() if k.startswith(f"{head}.")}
+    return weights | zeros
 
 
 def _require_known_tag(name: str) -> None:

@@ -187,6 +187,18 @@ def test_checkpoint_gives_the_weights_that_were_saved(tmp_path, name):
     assert same_weights(loaded, saved)
 
 
+def test_checkpoint_needs_no_classifier(tmp_path):
+    """Image towers such as that of CLIP come without one, and features do not pass through it."""
+    name = "deit_tiny_patch16_224"
+    whole, _ = load_backbone(name, pretrained=False, image_size=32, seed=3)
+    weights = {k: v for k, v in whole.state_dict().items() if not k.startswith("head.")}
+    save_file(weights, tmp_path / "tower.safetensors")
+    model, _ = load_backbone(name, pretrained=tmp_path / "tower.safetensors", image_size=32, seed=0)
+    images = torch.randn(2, 3, 32, 32)
+    found, expected = (each.eval().forward_features(images) for each in (model, whole))
+    torch.testing.assert_close(found, expected)
+
+
 def test_checkpoint_of_another_network_is_refused(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file(family("class token").state_dict(), path)
