@@ -23,6 +23,7 @@ OTHERS = {
     "max_samples": {"WhitenedKNNDensity"},  # whitens by all
     "n_jobs": {"KNNDensity", "WhitenedKNNDensity"},  # of a search, not of reading
     "n_neighbors": {"KNNDensity", "NeighborDistance", "WhitenedKNNDensity"},  # a rank, and a number
+    "n_blocks": {"TransformalyDetector"},  # has "auto"
     "patience": {"BlockStudent"},  # of each student
     "random_state": {  # draws other things
         "BlockDistillation", "GaussianMixtureDensity", "KNNDensity", "TransformalyDetector",
