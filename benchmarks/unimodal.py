@@ -137,9 +137,7 @@ def run(
     spaces = detector.score_spaces(test)
     scored = perf_counter()
 
-    errors = spaces.pop("discrepancy")
-    views = np.sum(list(spaces.values()), axis=0)
-    scores = {"pretrained": views, "discrepancy": errors, "both": views + errors}
+    scores = {**spaces, "both": spaces["pretrained"] + spaces["discrepancy"]}
     is_abnormal = np.repeat([0, 1], [len(test_normal), len(test_abnormal)])
     row = {
         "setting": setting,

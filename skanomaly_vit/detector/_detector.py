@@ -616,7 +616,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         """
         if return_map:
             return self._score_and_map(X)
-        return sum_spaces(self.score_spaces(X))
+        return sum_spaces(self._score_parts(X))
 
     @with_own_settings
     def anomaly_map(self, X: Any, method: str | None = None) -> Any:
@@ -664,7 +664,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     @with_own_settings
     def score_spaces(self, X: Any) -> Bunch:
-        """Score images in each view and in the discrepancy space; `score_samples` is the sum.
+        """Score images in each feature space; `score_samples` is the sum.
 
         Parameters
         ----------
@@ -674,18 +674,54 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         Returns
         -------
         scores : Bunch of ndarray of shape (n_images,), float64
-            The views by name, such as ``scores["pooled"]``, and ``discrepancy``, as
-            `feature_spaces` says. Higher = more normal.
+            ``pretrained``, the sum of all views, and ``discrepancy``, if in `feature_spaces`.
+            Higher = more normal.
 
         Raises
         ------
         ValueError
             If the images are not as described, or one is unreadable (`on_error`).
+
+        See Also
+        --------
+        score_views : The terms of ``pretrained``.
         """
+        views = self._score_parts(X)
+        errors = {name: views.pop(name) for name in (DISCREPANCY,) if name in views}
+        return Bunch(**({PRETRAINED: sum_spaces(views)} if views else {}), **errors)
+
+    @with_own_settings
+    def score_views(self, X: Any) -> Bunch:
+        """Score images in each view of the pre-trained space, whose sum `score_spaces` gives.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+
+        Returns
+        -------
+        scores : Bunch of ndarray of shape (n_images,), float64
+            A score under the name of each view, such as ``scores["max_patch"]``; nothing with
+            ``feature_spaces="discrepancy"``. Higher = more normal.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described, or one is unreadable (`on_error`).
+
+        See Also
+        --------
+        score_spaces : Their sum, and the discrepancy space.
+        """
+        return Bunch(**{k: v for k, v in self._score_parts(X).items() if k != DISCREPANCY})
+
+    def _score_parts(self, X: Any) -> dict[str, np.ndarray]:
+        """Scores in each view, and in the discrepancy space; NaN for unreadable images."""
         source = self._open_images(X, on_error=self.on_error)
         passes, students = self._scoring_passes(source)
         scores = self._score(passes.stream(np.arange(len(source)), students))
-        return Bunch(**fill_scores(scores, source.readable(), source))
+        return fill_scores(scores, source.readable(), source)
 
     @with_own_settings
     def save(self, path: str | PathLike[str]) -> None:

@@ -138,14 +138,19 @@ def test_memory_and_workers_change_no_bit(views, make_detector, images, tmp_path
 def test_each_view_has_a_density_and_the_sum_is_the_score(make_detector, images):
     detector = make_detector(views=("pooled", "max_patch")).fit(images)
     assert list(detector.density_) == ["pooled", "max_patch", "discrepancy"]
-    spaces = detector.score_spaces(images)
-    np.testing.assert_allclose(sum(spaces.values()), detector.score_samples(images))
+    spaces, views = detector.score_spaces(images), detector.score_views(images)
+    assert list(views) == ["pooled", "max_patch"]
+    np.testing.assert_allclose(sum(views.values()), spaces.pretrained)
+    total = spaces.pretrained + spaces.discrepancy
+    np.testing.assert_allclose(total, detector.score_samples(images))
     assert detector.recipe_.views == ("pooled", "max_patch")
 
 
 def test_without_the_pretrained_space_no_view_scores(make_detector, images):
     detector = make_detector(feature_spaces="discrepancy").fit(images)
     assert list(detector.density_) == ["discrepancy"]
+    assert list(detector.score_spaces(images)) == ["discrepancy"]
+    assert list(detector.score_views(images)) == []
 
 
 def test_views_together_vary_as_one_space(make_detector, tiny, images):
