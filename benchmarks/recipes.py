@@ -7,7 +7,9 @@ Statistics of ridge students add up, so those of each class and fold give all se
 folds.
 
 Discrepancies of the training images are *seen* (of students that learned from them) or *crossed*
-(of students that learned from the other four fifths).
+(of students that learned from the other four fifths). They are pooled over all tokens, or over the
+worst quarter of the patches, or that of the worst one. Scores of views are those of training images
+that are left out.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from skanomaly_vit import ExcessDensity, GaussianDensity, KNNDensity
+from skanomaly_vit import ExcessDensity, GaussianDensity, KNNDensity, WhitenedKNNDensity
 from skanomaly_vit._backbone.teacher import BlockCall, Teacher, load_teacher
+from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._images.source import open_images
 from skanomaly_vit.distillation._ridge import RidgeModule, RidgeStatistics
 
@@ -48,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         tokens = Tokens(images, Path(folder))
         print("embedded", flush=True)
-        discrepancies = Discrepancies(images, tokens, args.alpha)
+        discrepancies = Discrepancies(images, tokens, args.alpha, args.n_blocks)
     with args.output.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["setting", "pretrained", "discrepancy", "fusion", "mean_auroc", "seed"])
@@ -66,6 +69,7 @@ def parse_args() -> argparse.Namespace:
     add("--train", type=positive, default=500, help="images a class; default: 500")
     add("--choose", type=positive, default=100, help="images a class; default: 100")
     add("--alpha", type=float, default=0.01, help="alpha of RidgeStudent; default: 0.01")
+    add("--n-blocks", type=positive, default=5, help="default: 5")
     add("--seed", type=not_negative, default=0, help="default: 0")
     add("--output", type=Path, required=True, metavar="CSV")
     return parser.parse_args()
@@ -148,6 +152,7 @@ class Tokens:
             normed = self.teacher.model.norm(values).numpy()
             features[f"cls-{back}"] = normed[:, 0]
             features[f"mean-{back}"] = normed[:, 1:].mean(axis=1)
+            features[f"max-{back}"] = normed[:, 1:].max(axis=1)
         return features
 
     def features(self) -> dict[str, Scores]:
@@ -159,14 +164,19 @@ class Tokens:
 
 
 class Discrepancies:
-    """Errors of ridge students, (images, blocks): of training images, seen and crossed; others."""
+    """Errors of ridge students: of training images, seen and crossed; of others.
 
-    def __init__(self, images: Images, tokens: Tokens, alpha: float) -> None:
+    Each is an array (images, blocks, poolings).
+    """
+
+    def __init__(self, images: Images, tokens: Tokens, alpha: float, n_blocks: int) -> None:
         self.images, self.alpha = images, alpha
-        blocks = range(1, tokens.n_levels - 1)
+        blocks = range(tokens.n_levels - 1 - n_blocks, tokens.n_levels - 1)
         n_measured = len(images.paths) - images.n_train
         cases = list(product(SETTINGS, range(images.n_classes)))
-        train_shape, other_shape = (images.n_train, len(blocks)), (n_measured, len(blocks))
+        train_shape, other_shape = (
+            (n, len(blocks), len(POOLINGS)) for n in (images.n_train, n_measured)
+        )
         self.seen = {case: np.full(train_shape, np.nan) for case in cases}
         self.crossed = {case: np.full(train_shape, np.nan) for case in cases}
         self.measured = {case: np.empty(other_shape) for case in cases}
@@ -218,18 +228,54 @@ def solve(parts: Iterator[RidgeStatistics], alpha: float) -> RidgeModule:
 
 
 def errors(student: RidgeModule, tokens: Tokens, block: int, positions: np.ndarray) -> np.ndarray:
-    return np.concatenate(
-        [
-            (student(call.tokens) - call.output).square().mean(dim=(1, 2)).numpy()
-            for call in tokens.calls(block, positions)
-        ]
-    )
+    """Errors of images, (images, poolings)."""
+    found = []
+    for call in tokens.calls(block, positions):
+        of_tokens = (student(call.tokens) - call.output).square().mean(dim=2)
+        pooled = [readout.pool_errors(of_tokens, n_prefix=1) for readout in POOLINGS.values()]
+        found.append(torch.stack(pooled, dim=1).numpy())
+    return np.concatenate(found)
+
+
+#: Name -> pooling of the errors of tokens.
+POOLINGS = {
+    "mean": Readout(),
+    "worst quarter": Readout(pooling=0.25),
+    "worst": Readout(pooling=0.0),
+}
 
 
 def with_density(density: Any) -> Scorer:
     def score(train: np.ndarray, others: np.ndarray) -> Scores:
         fitted = density.fit(train)
         return fitted.score_samples(train), fitted.score_samples(others)
+
+    return score
+
+
+def left_out(density: Any) -> Scorer:
+    """Scores of training images by the other ones."""
+
+    def score(train: np.ndarray, others: np.ndarray) -> Scores:
+        fitted = density.fit(train)
+        return fitted.score_left_out(train), fitted.score_samples(others)
+
+    return score
+
+
+def views_of(n_views: int, density: Any) -> Scorer:
+    """Standardized scores of several views, summed."""
+
+    def score(train: np.ndarray, others: np.ndarray) -> Scores:
+        total = np.zeros(len(train)), np.zeros(len(others))
+        pairs = zip(
+            np.split(train, n_views, axis=1), np.split(others, n_views, axis=1), strict=True
+        )
+        for learned, new in pairs:
+            known, scored = left_out(density)(learned, new)
+            for sum_, values in zip(total, (known, scored), strict=True):
+                sum_ += (values - known.mean()) / known.std()
+        return total
 
     return score
 
@@ -258,6 +304,11 @@ def logarithmic(scorer: Scorer) -> Scorer:
     return lambda train, others: scorer(np.log(train), np.log(others))
 
 
+def neighbors(exponent: float) -> Any:
+    return WhitenedKNNDensity(whitening_exponent=exponent)
+
+
+THREE = ["cls", "cls-1", "max-0"]
 LEDOIT_WOLF = with_density(GaussianDensity(shrinkage="ledoit_wolf"))
 GAUSSIAN = with_density(GaussianDensity())
 
@@ -269,18 +320,29 @@ PRETRAINED: dict[str, tuple[list[str], Scorer]] = {
     "one block earlier": (["cls-1"], LEDOIT_WOLF),
     "two blocks earlier": (["cls-2"], LEDOIT_WOLF),
     "10 means": (["cls"], k_means),
+    "ledoit-wolf, left out": (["cls"], left_out(GaussianDensity(shrinkage="ledoit_wolf"))),
+    "whitened neighbors": (["cls"], left_out(neighbors(0.5))),
+    "3 views": (THREE, views_of(3, neighbors(0.5))),
+    "4 views": ([*THREE, "max-1"], views_of(4, neighbors(0.5))),
+    "4 views, half whitened": ([*THREE, "max-1"], views_of(4, neighbors(0.25))),
+    "4 views, not whitened": ([*THREE, "max-1"], views_of(4, neighbors(0.0))),
 }
 
-#: Name -> kind of discrepancies of the training images, and their scorer.
-DISCREPANCY: dict[str, tuple[str, Scorer]] = {
-    "gaussian": ("seen", GAUSSIAN),
-    "gaussian, crossed": ("crossed", GAUSSIAN),
-    "gaussian, log": ("seen", logarithmic(GAUSSIAN)),
-    "gaussian, log, crossed": ("crossed", logarithmic(GAUSSIAN)),
-    "knn": ("seen", with_density(KNNDensity())),
-    "excess": ("seen", with_density(ExcessDensity())),
-    "excess, crossed": ("crossed", with_density(ExcessDensity())),
-    "excess, log": ("seen", logarithmic(with_density(ExcessDensity()))),
+LINEAR = with_density(ExcessDensity(tail="exponential"))
+
+#: Name -> kind of discrepancies of the training images, their pooling, and their scorer.
+DISCREPANCY: dict[str, tuple[str, str, Scorer]] = {
+    "gaussian": ("seen", "mean", GAUSSIAN),
+    "gaussian, crossed": ("crossed", "mean", GAUSSIAN),
+    "gaussian, log": ("seen", "mean", logarithmic(GAUSSIAN)),
+    "knn": ("seen", "mean", with_density(KNNDensity())),
+    "excess": ("seen", "mean", with_density(ExcessDensity())),
+    "excess, crossed": ("crossed", "mean", with_density(ExcessDensity())),
+    "linear": ("crossed", "mean", LINEAR),
+    "linear, worst quarter": ("crossed", "worst quarter", LINEAR),
+    "linear, worst": ("crossed", "worst", LINEAR),
+    "linear, worst, seen": ("seen", "worst", LINEAR),
+    "squared, worst": ("crossed", "worst", with_density(ExcessDensity())),
 }
 
 
@@ -298,19 +360,21 @@ def compare(
         }  # fmt: skip
         second = {
             name: [
-                scorer(known(getattr(discrepancies, kind)[setting, c]),
-                       discrepancies.measured[setting, c])
+                scorer(known(getattr(discrepancies, kind)[setting, c][:, :, pooling]),
+                       discrepancies.measured[setting, c][:, :, pooling])
                 for c in range(images.n_classes)
             ]
-            for name, (kind, scorer) in DISCREPANCY.items()
+            for name, (kind, pooling_name, scorer) in DISCREPANCY.items()
+            for pooling in [list(POOLINGS).index(pooling_name)]
         }  # fmt: skip
         nothing: list[Scores] = [(np.array([0.0, 1.0]), np.zeros(1))] * images.n_classes
         for (a, in_a), (b, in_b) in product(
             (first | {"": nothing}).items(), (second | {"": nothing}).items()
         ):
             for fusion in FUSIONS if a and b else ["product"] if a or b else []:
+                add, weight = FUSIONS[fusion]
                 of_classes = [
-                    images.auroc(setting, c, FUSIONS[fusion](in_a[c]) + FUSIONS[fusion](in_b[c]))
+                    images.auroc(setting, c, add(in_a[c]) + weight * add(in_b[c]))
                     for c in range(images.n_classes)
                 ]
                 yield setting, a, b, fusion if a and b else "", round(np.mean(of_classes), 5)
@@ -320,9 +384,16 @@ def known(rows: np.ndarray) -> np.ndarray:
     return rows[~np.isnan(rows[:, 0])]
 
 
-FUSIONS: dict[str, Callable[[Scores], np.ndarray]] = {
-    "product": lambda scores: scores[1],
-    "standardized": lambda scores: (scores[1] - scores[0].mean()) / scores[0].std(),
+def standardized(scores: Scores) -> np.ndarray:
+    return (scores[1] - scores[0].mean()) / scores[0].std()
+
+
+#: Name -> scale of scores, and weight of the discrepancies.
+FUSIONS: dict[str, tuple[Callable[[Scores], np.ndarray], float]] = {
+    "product": (lambda scores: scores[1], 1.0),
+    "standardized": (standardized, 1.0),
+    "standardized, 3/4": (standardized, 0.75),
+    "standardized, 1/2": (standardized, 0.5),
 }
 
 
