@@ -12,7 +12,6 @@ out.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import warnings
 from pathlib import Path
 from time import perf_counter
@@ -29,6 +28,7 @@ from harness import (
     print_row,
     print_titles,
     sample,
+    size_of,
     split_classes,
 )
 from sklearn.metrics import roc_auc_score
@@ -125,14 +125,6 @@ def figures(detector: TransformalyDetector, train: list[str], test: list[str]) -
         found[f"flagged_{level:g}"] = float(is_flagged[:n_normal].mean())
         found[f"found_{level:g}"] = float(is_flagged[n_normal:].mean())
     return found
-
-
-def size_of(detector: TransformalyDetector) -> float:
-    """Megabytes of the model file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.skanomaly")
-        detector.save(path)
-        return path.stat().st_size / 1e6
 
 
 def report(

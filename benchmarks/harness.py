@@ -9,6 +9,7 @@ import os
 import resource
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -114,6 +115,14 @@ def _load(path: str) -> TransformalyDetector:
 def score_with(path: str, images: np.ndarray) -> np.ndarray:
     """Score with a detector from a file, which a worker process reads once."""
     return _load(path).score_samples(images)
+
+
+def size_of(detector: TransformalyDetector) -> float:
+    """Megabytes of the model file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.skanomaly")
+        detector.save(path)
+        return path.stat().st_size / 1e6
 
 
 def peak_memory() -> float:

@@ -9,7 +9,6 @@ is Spearman's correlation with the scores of that fit, on new images of which ha
 from __future__ import annotations
 
 import argparse
-import tempfile
 import warnings
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +25,7 @@ from harness import (
     print_row,
     print_titles,
     sample,
+    size_of,
     split_classes,
 )
 from scipy.stats import spearmanr
@@ -132,14 +132,6 @@ def timed(function: Any, images: list[str]) -> tuple[TransformalyDetector, float
     start = perf_counter()
     detector = function(images)
     return detector, perf_counter() - start
-
-
-def size_of(detector: TransformalyDetector) -> float:
-    """Megabytes of the model file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.skanomaly")
-        detector.save(path)
-        return path.stat().st_size / 1e6
 
 
 if __name__ == "__main__":
