@@ -210,8 +210,7 @@ def false_alarm_bound(
     >>> float(curve.bound[4].round(3))  # of the threshold with 5 % on average
     0.13
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence!r} is not in (0, 1)")
+    _require_confidence(confidence)
     lowest = _lowest_scores(calibration_scores, groups)
     n = len(lowest)
     k = np.arange(1, n + 1)
@@ -283,8 +282,7 @@ def threshold_bound(
     >>> round(threshold_bound(range(99), 4.0), 3)  # 5 % on average
     0.09
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence!r} is not in (0, 1)")
+    _require_confidence(confidence)
     lowest = _lowest_scores(calibration_scores, groups)
     k = 1 + int(np.searchsorted(lowest, threshold, side="left"))
     return 1.0 if k > len(lowest) else float(beta.ppf(confidence, k, len(lowest) + 1 - k))
@@ -295,11 +293,15 @@ def units_needed(level: float, confidence: float) -> int:
     return math.ceil(math.log1p(-confidence) / math.log1p(-level))
 
 
+def _require_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r} is not in (0, 1)")
+
+
 def _certified_threshold(
     calibration_scores: Any, level: float, groups: Any, confidence: float
 ) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence!r} is not in (0, 1)")
+    _require_confidence(confidence)
     lowest = _lowest_scores(calibration_scores, groups)
     n = len(lowest)
     k = np.arange(1, n + 1)

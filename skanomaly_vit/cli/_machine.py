@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from skanomaly_vit._backbone.teacher import resolve_device
-from skanomaly_vit._backbone.views import Readout, parse_views
 from skanomaly_vit.detector import TransformalyDetector
-from skanomaly_vit.detector._recipes import resolve
+from skanomaly_vit.detector._recipes import readout_of, resolve
 from skanomaly_vit.exceptions import WeightsUnavailableError
 
 
@@ -39,7 +38,7 @@ def try_backbone(detector: TransformalyDetector) -> None:
         raise MachineError(str(error)) from error
     try:
         values = resolve(detector)
-        teacher = detector._load_teacher(seed=0).reading(Readout(parse_views(values["views"])))
+        teacher = detector._load_teacher(seed=0).reading(readout_of(values))
         teacher.last_blocks(values["n_blocks"])
     except (WeightsUnavailableError, RuntimeError, AssertionError) as error:
         raise MachineError(str(error)) from error

@@ -28,7 +28,7 @@ from skanomaly_vit._backbone.image_estimator import (
 )
 from skanomaly_vit._backbone.patches import METHODS, PatchSample, layout_of
 from skanomaly_vit._backbone.teacher import Teacher
-from skanomaly_vit._backbone.views import Readout, names_of, parse_views, share_of
+from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.score_stream import ScoreStreamMixin
@@ -63,7 +63,7 @@ from skanomaly_vit.detector._partial_fit import (
     require_updatable,
     update_densities,
 )
-from skanomaly_vit.detector._recipes import RECIPES, describe_recipe, resolve
+from skanomaly_vit.detector._recipes import RECIPES, describe_recipe, readout_of, resolve
 from skanomaly_vit.detector._saving import load_detector, save_detector
 from skanomaly_vit.detector._seen_errors import ErrorFactors
 from skanomaly_vit.distillation import BlockDistillation
@@ -686,9 +686,13 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         --------
         score_views : The terms of ``pretrained``.
         """
-        views = self._score_parts(X)
-        errors = {name: views.pop(name) for name in (DISCREPANCY,) if name in views}
-        return Bunch(**({PRETRAINED: sum_spaces(views)} if views else {}), **errors)
+        parts, scores = self._score_parts(X), Bunch()
+        views = _views_of(parts)
+        if views:
+            scores[PRETRAINED] = sum_spaces(views)
+        if DISCREPANCY in parts:
+            scores[DISCREPANCY] = parts[DISCREPANCY]
+        return scores
 
     @with_own_settings
     def score_views(self, X: Any) -> Bunch:
@@ -714,7 +718,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         --------
         score_spaces : Their sum, and the discrepancy space.
         """
-        return Bunch(**{k: v for k, v in self._score_parts(X).items() if k != DISCREPANCY})
+        return Bunch(**_views_of(self._score_parts(X)))
 
     def _score_parts(self, X: Any) -> dict[str, np.ndarray]:
         """Scores in each view, and in the discrepancy space; NaN for unreadable images."""
@@ -840,9 +844,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
 
     def _spaces(self, values: dict[str, Any]) -> tuple[str, ...]:
         """Names of the spaces that make up the score: views, and that of discrepancies."""
-        views = () if self.feature_spaces == DISCREPANCY else parse_views(values["views"])
-        names = names_of(views)
-        return names if self.feature_spaces == PRETRAINED else (*names, DISCREPANCY)
+        views = () if self.feature_spaces == DISCREPANCY else values["views"]
+        return views if self.feature_spaces == PRETRAINED else (*views, DISCREPANCY)
 
     def _make_student(self, values: dict[str, Any]) -> BaseStudent | None:
         if self.feature_spaces == PRETRAINED:
@@ -862,9 +865,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         progress: Progress,
     ) -> None:
         choosing, calibrating = shares
-        readout = Readout(parse_views(values["views"]), share_of(values["pooling"]))
         teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
-        teacher = self._load_network(teacher_seed).reading(readout)
+        teacher = self._load_network(teacher_seed).reading(readout_of(values))
         log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
         layout = layout_of(teacher)
         distillation: BlockDistillation | None = None
@@ -906,7 +908,7 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
             warn_of_near_copies(fitted.summary.held_out, learned)
         # Last, so that a fit that fails leaves the old state whole.
         self.features_, self.distillation_ = features, distillation
-        self._set_densities(fitted, FalseAlarms(self.contamination))
+        self._set_densities(fitted, false_alarms)
         self.recipe_ = describe_recipe(values, fitted.density, distillation)
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
         self._normal_patches = normal_patches
@@ -1046,3 +1048,8 @@ class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMix
         names = estimator_class().get_params(deep=False)
         own = {name: getattr(self, name) for name in names}
         return estimator_class(**own | {k: v for k, v in values.items() if k in own})
+
+
+def _views_of(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Scores of the views alone, by name."""
+    return {name: values for name, values in scores.items() if name != DISCREPANCY}

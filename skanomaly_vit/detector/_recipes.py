@@ -9,7 +9,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
 
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED
-from skanomaly_vit._backbone.views import names_of, parse_views
+from skanomaly_vit._backbone.views import Readout, names_of, parse_views, share_of
 from skanomaly_vit._utils.labels import is_auto
 from skanomaly_vit.density import ExcessDensity, GaussianDensity, WhitenedKNNDensity
 from skanomaly_vit.distillation import BlockDistillation, BlockStudent, RidgeStudent
@@ -59,6 +59,11 @@ def resolve(estimator: Any) -> dict[str, Any]:
     given = {name: getattr(estimator, name) for name in recipe}
     values = {name: recipe[name] if is_auto(value) else value for name, value in given.items()}
     return values | {"views": names_of(parse_views(values["views"]))}
+
+
+def readout_of(values: dict[str, Any]) -> Readout:
+    """What a pass reads out of an image, by the values of a recipe."""
+    return Readout(parse_views(values["views"]), share_of(values["pooling"]))
 
 
 def describe_recipe(
