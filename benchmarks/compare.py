@@ -54,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--test", type=positive, default=100, help="test images a class; default: 100")
     add("--seeds", nargs="+", type=not_negative, default=[0], help="of draws and methods")
     add("--backbone", default="embedded", help="default: embedded")
+    add("--pretrained", default=True, metavar="FILE", help="a checkpoint of the backbone")
     add("--image-size", type=positive, default=None, help="default: the backbone's")
     add("--memory", type=Path, default=None, help="folder to remember in")
     add("--memory-bytes", type=positive, default=40 * 2**30, help="default: 40 GiB")
@@ -87,7 +88,9 @@ def draw(data: Any, args: argparse.Namespace, seed: int) -> Any:
 def describe(args: argparse.Namespace) -> dict[str, Any]:
     """Circumstances to quote with a figure."""
     blank = np.zeros((1, 8, 8, 3), np.uint8)
-    features = ViTFeatures(backbone=args.backbone, image_size=args.image_size).fit(blank)
+    features = ViTFeatures(
+        backbone=args.backbone, pretrained=args.pretrained, image_size=args.image_size
+    ).fit(blank)
     size = features._held_teacher().preprocessing.image_size
     return {
         "backbone": args.backbone,
@@ -117,6 +120,7 @@ def measure(
     memory = DiskCache(args.memory, max_bytes=args.memory_bytes) if args.memory else None
     shared = {
         "backbone": args.backbone,
+        "pretrained": args.pretrained,
         "image_size": args.image_size,
         "random_state": seed,
         "memory": memory,

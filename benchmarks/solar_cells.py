@@ -50,6 +50,8 @@ def parse_args() -> argparse.Namespace:
         help=f"of {', '.join(METHODS)}")  # fmt: skip
     add("--train", type=positive, default=300, help="functional cells to fit on; default: 300")
     add("--seeds", nargs="+", type=not_negative, default=[0])
+    add("--backbone", default="embedded")
+    add("--pretrained", default=True, metavar="FILE", help="a checkpoint of the backbone")
     add("--equalize", action="store_true", help="one mean and one deviation for all cells")
     add("--memory", type=Path, default=None, help="folder to remember in")
     add("--output", type=Path, required=True, metavar="CSV")
@@ -89,7 +91,10 @@ def make(method: str, args: argparse.Namespace, seed: int) -> Any:
     if method in LIGHT:
         light = FunctionTransformer(light_of, kw_args={"measure": LIGHT[method]})
         return make_pipeline(light, GaussianDensity())
-    return make_method(method, random_state=seed, memory=args.memory, n_jobs=2)
+    return make_method(
+        method, backbone=args.backbone, pretrained=args.pretrained, random_state=seed,
+        memory=args.memory, n_jobs=2,
+    )  # fmt: skip
 
 
 def light_of(images: list[np.ndarray], measure: Any) -> np.ndarray:
