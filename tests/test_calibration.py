@@ -21,6 +21,7 @@ from skanomaly_vit.calibration import (
     conformal_threshold,
     drift_test,
     false_alarm_bound,
+    threshold_bound,
 )
 from skanomaly_vit.exceptions import CalibrationWarning, ThresholdWarning, UnreadableImageWarning
 from skanomaly_vit.persistence import model_card
@@ -495,6 +496,19 @@ def test_all_bounds_hold_together(n):
     assert binomtest(sum(held), 1000, 0.95, alternative="less").pvalue > 1e-3
     assert np.mean(held) < 0.985  # nor is it much wider than it has to be
     assert (curve.bound > curve.estimate).all()
+
+
+def test_bounds_of_few_scores_are_exact():
+    assert false_alarm_bound([0.5]).bound == pytest.approx(0.95)
+    low, high = false_alarm_bound([0.2, 0.5]).bound
+    assert high**2 - (high - low) ** 2 == pytest.approx(0.95)  # the share of pairs below both
+
+
+def test_bounds_of_thousands_of_scores_reach_those_of_one_threshold():
+    scores = np.arange(3000.0)
+    curve = false_alarm_bound(scores)
+    single = threshold_bound(scores, scores[150])
+    assert single < curve.bound[150] < 1.5 * single
 
 
 def test_bounds_of_groups_are_those_of_their_lowest_scores():
