@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from numbers import Integral
 from os import PathLike
@@ -162,6 +163,20 @@ def _embedded_weights() -> dict[str, torch.Tensor]:
 
 
 def _named(name: str, pretrained: Pretrained, size: tuple[int, int] | None, seed: int) -> nn.Module:
+    _require_name(name)
+    if isinstance(pretrained, bool):
+        return _published(name, size) if pretrained else _random(name, size, seed)
+    weights = _with_head(_read_checkpoint(Path(pretrained)), name)
+    try:
+        return _create(name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": weights})
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"The checkpoint {str(pretrained)!r} does not fit backbone={name!r}: {error}"
+        ) from error
+
+
+def _require_name(name: str) -> None:
+    """Raise unless timm, or its hub, knows a network of that name."""
     if name.startswith(_HUB_PREFIX):
         _require_hub_model(name)
     elif not timm.is_model(name):
@@ -173,15 +188,6 @@ def _named(name: str, pretrained: Pretrained, size: tuple[int, int] | None, seed
         )
     else:
         _require_known_tag(name)
-    if isinstance(pretrained, bool):
-        return _published(name, size) if pretrained else _random(name, size, seed)
-    weights = _with_head(_read_checkpoint(Path(pretrained)), name)
-    try:
-        return _create(name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": weights})
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(
-            f"The checkpoint {str(pretrained)!r} does not fit backbone={name!r}: {error}"
-        ) from error
 
 
 def _with_head(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -366,3 +372,75 @@ def _preprocessing(model: nn.Module, size: tuple[int, int] | None) -> Preprocess
         std=tuple(float(value) for value in config["std"]),  # type: ignore[arg-type]
         interpolation=interpolation if interpolation != "random" else "bicubic",
     )
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network as timm describes it, without its weights.
+
+    Attributes
+    ----------
+    name : str
+    image_size : (int, int)
+        Height and width of its input in pixels.
+    n_parameters : int
+        Without a classifier.
+    n_patches : int
+    n_blocks : int
+    license : str
+        Of the weights; "unknown" if timm does not say.
+    """
+
+    name: str
+    image_size: tuple[int, int]
+    n_parameters: int
+    n_patches: int
+    n_blocks: int
+    license: str
+
+
+def describe_published(name: str, image_size: ImageSize = None) -> Published:
+    """Describe a network by its name; reads and loads no weights.
+
+    Raises
+    ------
+    ValueError
+        If the name is none of timm's, the network has no blocks or patches, or the size does not
+        fit.
+    """
+    options: Mapping[str, Any] = {}
+    if name == EMBEDDED:
+        architecture, options, terms = EMBEDDED_ARCHITECTURE, EMBEDDED_OPTIONS, "apache-2.0, mit"
+        image_size = image_size or EMBEDDED_IMAGE_SIZE
+    else:
+        _require_name(name)
+        cfg = timm.get_pretrained_cfg(name)
+        architecture, terms = name, (cfg.license if cfg else None) or "unknown"
+    with torch.device("meta"):
+        model: Any = _create(architecture, _as_pair(image_size), num_classes=0, **options)
+    size = _own_size(model)
+    if not hasattr(model, "blocks") or size is None:
+        raise ValueError(
+            f"backbone={name!r} ({type(model).__name__}) is no transformer with a list of blocks "
+            "and patches of one size. Pass a ViT, DeiT, BEiT, EVA, DINOv2 or DINOv3."
+        )
+    rows, columns = model.patch_embed.grid_size
+    n_parameters = sum(value.numel() for value in model.parameters())
+    return Published(name, size, n_parameters, rows * columns, len(model.blocks), terms)
+
+
+def fetch_published(name: str) -> dict[str, torch.Tensor]:
+    """Download the weights of a network that timm names, or take them from the hub's cache.
+
+    Raises
+    ------
+    ValueError
+        If the name is none of timm's.
+    WeightsUnavailableError
+        If the weights are unavailable.
+    """
+    if name == EMBEDDED:
+        raise ValueError(
+            f"backbone={name!r} comes with this package; there is nothing to download."
+        )
+    return _named(name, True, None, seed=0).state_dict()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skanomaly_vit._utils.version import __version__
+from skanomaly_vit.cli._backbones import backbones
 from skanomaly_vit.cli._inputs import STDIN, count_inputs, list_inputs
 from skanomaly_vit.cli._options import (
     EXISTING_FILE,
@@ -90,7 +91,11 @@ def main() -> None:
 @click.option(
     "-o", "--output", required=True, metavar="FILE", callback=check_output, help="The model file."
 )
-@click.option("--backbone", metavar="NAME", help="A timm model.  [default: embedded]")
+@click.option(
+    "--backbone",
+    metavar="NAME",
+    help="A timm model; `skanomaly backbones` lists some.  [default: embedded]",
+)
 @click.option(
     "--pretrained", type=EXISTING_FILE, metavar="FILE", help="Checkpoint of the backbone."
 )
@@ -171,6 +176,7 @@ def _fit(
     from skanomaly_vit.cli._certifying import certify, require_calibration
     from skanomaly_vit.cli._machine import MachineError, try_backbone
     from skanomaly_vit.cli._scoring import select_readable
+    from skanomaly_vit.cli._sight import describe_sight
     from skanomaly_vit.detector import TransformalyDetector
     from skanomaly_vit.distillation._checkpoints import kept_checkpoints
 
@@ -198,6 +204,8 @@ def _fit(
         tell(_how_to_go_on(detector))
         raise
     tell(f"Fitted on {len(paths)} images, threshold {detector.offset_:.6g}: {output}")
+    if sight := describe_sight(detector, paths):
+        tell(sight)
 
 
 def _how_to_go_on(detector: TransformalyDetector) -> str:
@@ -474,3 +482,6 @@ def _info(model: str, as_json: bool) -> None:
         click.echo(json.dumps(described, indent=2))
         return
     click.echo(summarize(described))
+
+
+main.add_command(backbones)
