@@ -58,6 +58,7 @@ from skanomaly_vit.detector._near_copies import (
     one_of_each_unit,
     warn_of_near_copies,
 )
+from skanomaly_vit.detector._notebook_card import NotebookCardMixin
 from skanomaly_vit.detector._partial_fit import (
     require_not_learned,
     require_updatable,
@@ -76,7 +77,9 @@ from skanomaly_vit.features import ViTFeatures
 FEATURE_SPACES = {"both", PRETRAINED, DISCREPANCY}
 
 
-class TransformalyDetector(CallbackSupportMixin, CalibratedMixin, ScoreStreamMixin, ImageEstimator):
+class TransformalyDetector(
+    NotebookCardMixin, CallbackSupportMixin, CalibratedMixin, ScoreStreamMixin, ImageEstimator
+):
     """Find images that differ in meaning from normal ones.
 
     Transformaly [1]_ describes an image in two feature spaces of one frozen Vision Transformer:
