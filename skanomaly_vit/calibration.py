@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from scipy.optimize import brentq
 from scipy.stats import beta, false_discovery_control, ks_2samp, poisson
 from sklearn.utils import Bunch
 
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.exceptions import CalibrationWarning
 
 __all__ = [
@@ -153,13 +153,12 @@ def conformal_threshold(
     is_above = 1 + weight[1:] > level * (n_units + 1) + 1e-9
     if level * (n_units + 1) + 1e-9 < 1:
         needed = math.ceil(1 / level - 1e-9) - 1
-        warnings.warn(
+        warn_user(
             f"{n_units} calibration {_name_of_units(groups, n_units)} are too few for a "
             f"false-alarm rate of {level:g}: at least {needed} are needed. The threshold is at a "
             f"rate of {1 / (n_units + 1):.3g}. Fit on more, hold out a larger share "
             "(validation_fraction), or ask for a higher rate.",
             CalibrationWarning,
-            stacklevel=2,
         )
     return float(known[np.argmax(is_above)])
 
@@ -492,11 +491,10 @@ def drift_test(calibration_scores: Any, scores: Any, *, anomaly_share: float = 0
     cut = known[n_left_out - 1] if n_left_out else -np.inf
     kept, expected = new[new > cut], known[known > cut]
     if not len(kept) or not len(expected):
-        warnings.warn(
+        warn_user(
             f"{len(kept)} of {len(new)} images and {len(expected)} calibration images are "
             "left to compare; there is no telling whether anything moved.",
             CalibrationWarning,
-            stacklevel=2,
         )
         return Bunch(p_value=1.0, statistic=0.0, direction="lower", n_compared=len(kept))
     # With ties the exact distribution, which holds for continuous scores, is no better than the

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import torch
 
 from skanomaly_vit._backbone.teacher import BlockCall, Teacher, Visitor
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.exceptions import OutOfMemoryWarning
 
 Result = TypeVar("Result")
@@ -76,10 +76,9 @@ def _halve(teacher: Teacher, n_images: int, error: torch.OutOfMemoryError) -> in
         ) from error
     half = n_images // 2
     teacher.largest_batch = min(half, teacher.largest_batch or half)
-    warnings.warn(
+    warn_user(
         f"{found} {n_images} images of {height} x {width} pixels at once; from now on, batches "
         f"are split into parts of at most {half}. Results are the same up to rounding.",
         OutOfMemoryWarning,
-        stacklevel=2,
     )
     return teacher.largest_batch

@@ -6,13 +6,13 @@ import os
 import sqlite3
 import threading
 import time
-import warnings
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.exceptions import CacheWarning
 
 #: Keys in one SQL statement; SQLite allows at least 999 variables.
@@ -136,7 +136,7 @@ class DiskCache:
 
         self._do(_read)
         if damaged:
-            self._warn(f"{len(damaged)} damaged entry(ies) dropped, to be computed again", 3)
+            self._warn(f"{len(damaged)} damaged entry(ies) dropped, to be computed again")
         return found
 
     def put(self, entries: Mapping[bytes, bytes]) -> None:
@@ -241,7 +241,7 @@ class DiskCache:
                 self._broken = True
                 self._disconnect()
                 reason = f"{type(error).__name__}: {error}"
-        self._warn(f"it is not used any more ({reason})", 4)
+        self._warn(f"it is not used any more ({reason})")
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -255,9 +255,9 @@ class DiskCache:
             self._finalizer()
         self._connection = self._finalizer = None
 
-    def _warn(self, what: str, stacklevel: int) -> None:
+    def _warn(self, what: str) -> None:
         message = f"The cache at {str(self.location)!r}: {what}."
-        warnings.warn(message, CacheWarning, stacklevel=stacklevel)
+        warn_user(message, CacheWarning)
 
 
 #: All caches of this process, which a fork has to disconnect first.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, TypeAlias
@@ -20,7 +19,8 @@ from skanomaly_vit._images.decoding import (
     tensor_to_array,
 )
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS, open_file, own_rules
-from skanomaly_vit._images.unreadable import depth_of_caller, one_line
+from skanomaly_vit._images.unreadable import one_line
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.exceptions import AmbiguousImageWarning
 
 #: What of a mask is a defect: "auto", "nonzero", "bright", or values.
@@ -283,13 +283,12 @@ def _settle(values: Array, marked: Array, bright: Array, where: str, *, lossy: b
 
 def _warned(bright: Array, marked: Array, where: str) -> Array:
     between = int((marked & ~bright).sum())
-    warnings.warn(
+    warn_user(
         AmbiguousImageWarning(
             f"{where} holds {between} of {marked.size} pixels between 0 and half of white, as "
             "JPEG and soft edges make them; they count as normal. Pass defect='bright' if that is "
             "right, defect='nonzero' if they are defects"
         ),
-        stacklevel=depth_of_caller(),
     )
     return bright
 

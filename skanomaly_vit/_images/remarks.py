@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from skanomaly_vit._images.unreadable import depth_of_caller
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.exceptions import AmbiguousImageWarning
 
 
@@ -107,7 +106,7 @@ class Remarks:
     def _tell(self, key: str, message: str) -> None:
         if key not in self.told:
             self.told.add(key)
-            warnings.warn(AmbiguousImageWarning(message), stacklevel=depth_of_caller())
+            warn_user(AmbiguousImageWarning(message))
 
     def _add(self, text: str, new: _Images) -> None:
         with _LOCK:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterable, Sequence
-from types import FrameType
 
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.exceptions import UnreadableImage, UnreadableImageError, UnreadableImageWarning
-
-# Packages whose decorators and generators stand between our lines and the caller's.
-_BETWEEN = (__name__.partition(".")[0], "sklearn", "torch", "joblib", "contextlib")
 
 _LISTED = 50  # images that a message names; it counts the others
 
@@ -33,7 +28,7 @@ def warn_unreadable(images: Sequence[UnreadableImage], n_images: int) -> None:
         message = (
             f"{len(images)} of {n_images} images cannot be read; they get NaN:\n{_list(images)}"
         )
-        warnings.warn(UnreadableImageWarning(message, images), stacklevel=depth_of_caller())
+        warn_user(UnreadableImageWarning(message, images))
 
 
 def one_line(error: BaseException) -> str:
@@ -46,15 +41,3 @@ def _list(images: Sequence[UnreadableImage]) -> str:
     lines: Iterable[str] = (f"- {image}" for image in images[:_LISTED])
     more = len(images) - _LISTED
     return "\n".join([*lines, *([f"- and {more} more"] if more > 0 else [])])
-
-
-def depth_of_caller() -> int:
-    """`stacklevel`, for the function that calls this one, of the line that called the package."""
-    depth, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and _top_module(frame) in _BETWEEN:
-        depth, frame = depth + 1, frame.f_back
-    return depth
-
-
-def _top_module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from skanomaly_vit._utils.missing import is_missing
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.exceptions import LabelWarning
 
 NORMAL, ANOMALY = 1, -1  # what scikit-learn's outlier detectors predict
@@ -47,15 +47,13 @@ def which_are_anomalies(y: Any, anomaly_label: Any = AUTO) -> np.ndarray:
     return np.array([label in wanted for label in labels], dtype=bool)
 
 
-def warn_about_labels(y: Any, *, stacklevel: int = 2) -> None:
+def warn_about_labels(y: Any) -> None:
     """Warn if the labels passed to `fit` show anomalies among the samples.
 
     Parameters
     ----------
     y : array-like or None
         Labels that `fit` got and ignores. A single label is in order, unless it is -1.
-    stacklevel : int, default=2
-        As for `warnings.warn` in `fit` itself: 2 is the line that called `fit`.
     """
     if y is None:
         return
@@ -66,13 +64,12 @@ def warn_about_labels(y: Any, *, stacklevel: int = 2) -> None:
         found = f"the label {ANOMALY} only, which marks anomalies"
     else:
         return
-    warnings.warn(
+    warn_user(
         f"fit got y with {found}. It ignores y and takes every sample for a normal one. "
         "Fit on normal samples only. To cross-validate or search, pass cv=NormalOnlyKFold() and "
         "scoring=anomaly_scorer() of skanomaly_vit.model_selection, and refit=False to a search, "
         "which otherwise fits on all samples in the end. If all are normal, leave y out.",
         LabelWarning,
-        stacklevel=stacklevel + 1,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -17,6 +16,7 @@ from skanomaly_vit._images.units import find_units
 from skanomaly_vit._utils.certificates import Certificate
 from skanomaly_vit._utils.compat import _safe_indexing
 from skanomaly_vit._utils.decisions import DecisionMixin
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.calibration import (
     conformal_threshold,
     drift_test,
@@ -50,12 +50,11 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         then = getattr(self, "_contamination_then", self.contamination)
         if self.contamination == then:
             return
-        warnings.warn(
+        warn_user(
             f"contamination was changed from {then} to {self.contamination} "
             f"after the threshold was set at a false-alarm rate of {self.contamination_}, which "
             "is still in use. Call set_threshold(target_fpr=...), or fit again.",
             ThresholdWarning,
-            stacklevel=3,
         )
         self._contamination_then = self.contamination  # once
 

@@ -420,7 +420,7 @@ class TransformalyDetector(
         AmbiguousImageWarning
             If images can be read in more than one way.
         """
-        warn_about_labels(y, stacklevel=5)  # past the three decorators
+        warn_about_labels(y)
         check_checkpoint_dir(self.checkpoint_dir, self.random_state)
         values = resolve(self)
         student = self._make_student(values)
@@ -437,7 +437,7 @@ class TransformalyDetector(
             split = split_validation(
                 len(source), self.validation_fraction, rng, min_train=2, groups=groups
             )
-        warn_about_few_images(units.contents[split[0]], stacklevel=5)  # past the three decorators
+        warn_about_few_images(units.contents[split[0]])
         n_epochs = student._n_epochs if student else 0
         context = self._init_callback_context(max_subtasks=n_epochs + 1)
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
@@ -509,7 +509,7 @@ class TransformalyDetector(
                 "calibrate(X, replace=True) makes room for partial_fit, too."
             )
         summary = require_updatable(self.density_, self._fit_summary)  # before any work
-        warn_about_labels(y, stacklevel=4)  # past the two decorators
+        warn_about_labels(y)
         source = self._open(X, reset=False)
         self._update(source, find_units(source, groups), summary)
         return self
@@ -553,7 +553,7 @@ class TransformalyDetector(
             those learned from.
         """
         check_is_fitted(self)
-        warn_about_labels(y, stacklevel=3)  # past the decorator
+        warn_about_labels(y)
         source = self._open(X, reset=False)
         units = find_units(source, groups)
         summary = self._fit_summary

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from skanomaly_vit._backbone.discrepancy import Embedded
 from skanomaly_vit._images.units import CONTENT, UNIT, Units
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.density._row_sample import RowSample, draw_keys
 from skanomaly_vit.density._statistics import SHARD, Statistics
 from skanomaly_vit.detector._feature_store import FeatureStore, in_float64
@@ -104,17 +104,16 @@ def _scaled(sample: ImageSample, space: str, factor: np.ndarray) -> ImageSample:
     return sample | {space: dataclasses.replace(known, rows=rows)}
 
 
-def warn_about_few_images(contents: np.ndarray, *, stacklevel: int) -> None:
+def warn_about_few_images(contents: np.ndarray) -> None:
     """Say what scores are worth if there are few different images to learn from."""
     n_different = len(np.unique(contents))
     if n_different < FEW_IMAGES:
-        warnings.warn(
+        warn_user(
             f"the detector learns from {n_different} different images, fewer than {FEW_IMAGES}: "
             "its scores rank new images roughly, differ much from one set of training images to "
             "another, and have no meaningful size. Fit on more images, or let each of them count "
             "with calibration='cross'.",
             CalibrationWarning,
-            stacklevel=stacklevel,
         )
 
 

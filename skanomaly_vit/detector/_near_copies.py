@@ -11,13 +11,11 @@ gap follows the last of them. The farther ranks tell D.
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from numpy.typing import NDArray
 
 from skanomaly_vit._images.units import UNIT
-from skanomaly_vit._images.unreadable import depth_of_caller
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import FloatArray
 from skanomaly_vit.detector._feature_store import FeatureStore
@@ -64,14 +62,13 @@ def warn_of_near_copies(held_out: ImageSample, learned: Rows) -> None:
     found = find_near_copies(images, learned)
     if not are_too_many(found):
         return
-    warnings.warn(
+    warn_user(
         f"{found.sum()} of {len(images)} held-out images that were compared are far nearer to a "
         "few images learned from than to the others, as frames of one video or shots of one object "
         "are. Such near copies score too high to calibrate: images of other videos or objects "
         "will be flagged more often than asked for. Fit with groups=, the video or object of each "
         "image.",
         CalibrationWarning,
-        stacklevel=depth_of_caller(),
     )
 
 

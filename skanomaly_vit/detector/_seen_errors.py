@@ -7,13 +7,13 @@ of earlier calls: it scales what it keeps of them.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import FitSummary, n_images
 from skanomaly_vit.distillation import BlockDistillation
@@ -76,13 +76,12 @@ class ErrorFactors:
         if n_images(summary.held_out):
             pair = (summary.learned[DISCREPANCY].rows, summary.held_out[DISCREPANCY].rows)
             return cls(ones, ones, _ratio(*pair))
-        warnings.warn(
+        warn_user(
             "the students have learned from the images of fit and not from the new ones, and no "
             "image was held out that tells how much lower errors are on images that students "
             "have learned from: the density of the errors mixes both. Fit with "
             "validation_fraction > 0, or fit again to all images.",
             CalibrationWarning,
-            stacklevel=2,
         )
         return cls(ones, ones, ones)
 

@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from skanomaly_vit._utils.files import write_atomically
 from skanomaly_vit._utils.progress import log
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.distributed._torchrun import agreed, current_ranks
 from skanomaly_vit.exceptions import CheckpointWarning, ModelFileError
 from skanomaly_vit.persistence._container import read, refusal, write
@@ -163,7 +163,7 @@ class Checkpoints:
 
     def _warn(self, what: str) -> None:
         message = f"Checkpoints in {str(self._folder)!r}: {what}."
-        warnings.warn(message, CheckpointWarning, stacklevel=3)
+        warn_user(message, CheckpointWarning)
 
 
 #: Checkpoints of finished fits, kept for now.
@@ -255,12 +255,11 @@ def _warn_of_others(top: Path, identity: Mapping[str, Any]) -> None:
     if not others:
         return
     nearest = min(others, key=lambda folder: (len(others[folder]), folder))
-    warnings.warn(
+    warn_user(
         f"The checkpoint in {str(nearest)!r} is of another fit, which differs in "
         f"{', '.join(others[nearest])}. This fit ignores it and starts from the beginning, in a "
         "folder of its own. Delete the other one if you no longer need it.",
         CheckpointWarning,
-        stacklevel=3,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from sklearn.utils import Bunch, check_array
 
 from skanomaly_vit._images.units import number_rows
 from skanomaly_vit._utils.labels import as_labels, as_objects, sorted_classes
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.density import GaussianDensity
 from skanomaly_vit.exceptions import ConfusionWarning
 
@@ -176,9 +176,8 @@ def _warn(missed: list[tuple[Any, Any, float]], threshold: float) -> None:
     shown = ", ".join(
         f"{name!r} among {other!r} (AUROC {value:.2f})" for name, other, value in missed
     )
-    warnings.warn(
+    warn_user(
         f"The features mix classes; a detector would miss these as anomalies: {shown}. Their AUROC "
         f"is below threshold={threshold}. Another backbone may tell them apart.",
         ConfusionWarning,
-        stacklevel=3,
     )

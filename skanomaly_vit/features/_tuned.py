@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -29,6 +28,7 @@ from skanomaly_vit._utils.compat import Interval, _fit_context
 from skanomaly_vit._utils.labels import warn_about_labels
 from skanomaly_vit._utils.progress import Progress
 from skanomaly_vit._utils.settings import with_own_settings
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.distributed._torchrun import agreed
 from skanomaly_vit.features._tuning import Objective, TunedNetwork, TuningSchedule, tune, tuned_copy
 
@@ -96,7 +96,7 @@ class TunedFeatures(
             If no epoch improved the loss on the held-out images, so that the features are those of
             the backbone before tuning.
         """
-        warn_about_labels(y, stacklevel=5)  # past the three decorators
+        warn_about_labels(y)
         source = self._open(X, reset=True)
         rng = agreed(check_random_state(self.random_state))
         split = split_validation(
@@ -116,12 +116,11 @@ class TunedFeatures(
         self._held_tuned()  # here, since `transform` must not change the attributes
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         if self.history_ and self.n_epochs_ == 0:
-            warnings.warn(
+            warn_user(
                 f"Tuning did not improve the loss on {len(split[1])} held-out images in "
                 f"{len(self.history_)} epochs; the features are those of the backbone before "
                 "tuning. Pass more images or another learning_rate.",
                 ConvergenceWarning,
-                stacklevel=5,  # past the three decorators
             )
         return self
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -16,6 +15,7 @@ from skanomaly_vit._images.source import ImageSource, open_images, reading_optio
 from skanomaly_vit._utils.composition import find_attribute
 from skanomaly_vit._utils.detectors import METRICS, known_metric, normality
 from skanomaly_vit._utils.labels import AUTO, as_labels, show_labels, which_are_anomalies
+from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.model_selection._pseudo_anomalies import ALTERATIONS
 
 _CHUNK = 64  # pseudo-anomalies in memory at a time
@@ -163,11 +163,10 @@ class _AnomalyScorer:
         is_anomaly = which_are_anomalies(y, self.anomaly_label)
         n_anomalies = int(is_anomaly.sum())
         if n_anomalies == 0 and _is_training_fold(estimator, len(is_anomaly)):
-            warnings.warn(
+            warn_user(
                 f"{self.metric} is not defined on a training fold of normal samples only; it is "
                 "NaN there. Test folds have to hold both kinds: pass cv=NormalOnlyKFold()",
                 UndefinedMetricWarning,
-                stacklevel=2,
             )
             return float("nan")
         if n_anomalies in (0, len(is_anomaly)):
