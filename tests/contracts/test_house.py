@@ -20,7 +20,7 @@ PACKAGE = Path(skanomaly_vit.__file__).parent
 PLACES = [
     (1, "exceptions", "every warning and error that users meet"),
     (2, "_utils", "helpers that know nothing of images or networks"),
-    (2, "calibration", "p-values, thresholds and drift, from scores alone"),
+    (3, "calibration", "p-values, thresholds and drift, from scores alone"),
     (3, "_images", "images of any form: opened, checked, decoded, prepared"),
     (3, "_caching", "kept between fits: DiskCache, and what `memory` stores in it"),
     (3, "distributed", "who does the work: joblib's workers, the ranks of torchrun"),
