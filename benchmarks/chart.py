@@ -1,4 +1,4 @@
-"""Draw the chart of docs/explanation/benchmarks.md from the CSV files in results/.
+"""Draw the chart of docs/explanation/benchmarks.md, and print its table, from the CSV files here.
 
 One row a data set, one mark a method: its mean AUROC over classes or kinds of defects, and over the
 seeds that the default was measured with. A method that lacks one of these runs has no mark there.
@@ -33,8 +33,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="SVG or PNG")
-    draw(rows_of_data_sets(), parser.parse_args().output)
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="SVG or PNG")
+    output = parser.parse_args().output
+    means = {name: means_of(rows) for name, rows in rows_of_data_sets().items()}
+    print_table(means)
+    if output is not None:
+        draw(means, output)
 
 
 def rows_of_data_sets() -> dict[str, pd.DataFrame]:
@@ -68,19 +72,34 @@ def mean_auroc(rows: pd.DataFrame, names: list[str], seeds: set[int]) -> float |
     return 100 * own["auroc"].mean().mean()
 
 
-def draw(data_sets: dict[str, pd.DataFrame], path: Path) -> None:
+def means_of(rows: pd.DataFrame) -> dict[str, float | None]:
+    seeds = set(rows.loc[rows["method"] == "transformaly", "seed"])
+    return {name: mean_auroc(rows, names, seeds) for name, (names, *_) in METHODS.items()}
+
+
+def print_table(means: dict[str, dict[str, float | None]]) -> None:
+    print("| AUROC in percent | " + " | ".join(METHODS) + " |")
+    print("|---" * (len(METHODS) + 1) + "|")
+    for data_set, found in means.items():
+        best = max(value for value in found.values() if value is not None)
+        cells = [
+            "" if value is None else f"**{value:.1f}**" if value == best else f"{value:.1f}"
+            for value in found.values()
+        ]
+        print(f"| {data_set} | " + " | ".join(cells) + " |")
+
+
+def draw(means: dict[str, dict[str, float | None]], path: Path) -> None:
     # Text stays text, and the file does not change unless a figure does.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "chart", "font.size": 10})
     figure, axes = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
-    for place, rows in enumerate(data_sets.values()):
-        seeds = set(rows.loc[rows["method"] == "transformaly", "seed"])
-        found = {name: mean_auroc(rows, names, seeds) for name, (names, *_) in METHODS.items()}
+    for place, found in enumerate(means.values()):
         values = [value for value in found.values() if value is not None]
         axes.plot([min(values), max(values)], [place] * 2, color="0.8", linewidth=2, zorder=1)
         for name, value in found.items():
             if value is not None:
                 mark(axes, name, value, place)
-    axes.set_yticks(range(len(data_sets)), data_sets)
+    axes.set_yticks(range(len(means)), means)
     axes.invert_yaxis()
     axes.set_xlabel("AUROC in percent, higher is better")
     axes.spines[["top", "right", "left"]].set_visible(False)
