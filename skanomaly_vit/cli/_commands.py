@@ -1,4 +1,4 @@
-"""The command line ``skanomaly``: fit, score, map, report, export and info.
+"""The command line ``skanomaly``: fit, score, map, report, export and info, and those of files.
 
 Commands import slow packages (torch, scikit-learn) only when they need them, so that ``--help`` and
 usage errors answer at once.
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skanomaly_vit._utils.version import __version__
+from skanomaly_vit.cli._evaluating import evaluate_command
 from skanomaly_vit.cli._inputs import STDIN, count_inputs, list_inputs
 from skanomaly_vit.cli._options import (
     EXISTING_FILE,
@@ -474,3 +475,7 @@ def _info(model: str, as_json: bool) -> None:
         click.echo(json.dumps(described, indent=2))
         return
     click.echo(summarize(described))
+
+
+for _command in (evaluate_command,):
+    main.add_command(_command)

@@ -17,18 +17,30 @@ from skanomaly_vit.cli._tables import FORMATS, format_of
 from skanomaly_vit.cli._terminal import Terminated, terminable
 
 #: Exit codes.
-DONE, USAGE, UNREADABLE, MACHINE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+DONE, USAGE, UNREADABLE, MACHINE, MISSED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
 HARMLESS = "A model is numbers and text; reading it runs no code."
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 wrong usage or a file that cannot be read or written, 2 some images "
-    "are unreadable, 3 model and machine do not match, 130 interrupted, 143 terminated."
+    "are unreadable, 3 model and machine do not match, 4 a limit that was asked for is "
+    "missed, 130 interrupted, 143 terminated."
 )
+
+
+#: Commands in the order of work.
+ORDER = (
+    "fit", "info", "evaluate", "score", "report", "map", "inspect",
+    "update", "threshold", "audit", "drift", "compare", "export",
+)  # fmt: skip
 
 
 class Program(click.Group):
     """A group of commands with exit codes of its own: click's for wrong usage would be 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands in the order of work, for the help."""
+        return [name for name in ORDER if name in self.commands]
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
         try:
@@ -61,6 +73,12 @@ class Program(click.Group):
 def _describe(error: OSError | MemoryError) -> str:
     name, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
     return f"{reason}: {os.fsdecode(name)!r}" if reason and name else str(error)
+
+
+class LimitMissed(click.ClickException):
+    """A measured figure is on the wrong side of a limit that was asked for."""
+
+    exit_code = MISSED
 
 
 class MachineMismatch(click.ClickException):

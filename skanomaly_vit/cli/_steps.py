@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,25 @@ def load_for_files(model: str, **options: Any) -> TransformalyDetector:
             "(TransformalyDetector.load), or fit a model on image files."
         )
     return detector
+
+
+#: What messages of Python name -> the option of a command that it is.
+_OPTIONS = {
+    "known_images='leave_out'": "add --leave-out-known",
+    "more normal images (calibrate)": "more images marked fine to `skanomaly update`",
+}
+
+
+@contextmanager
+def speaking_of_options() -> Iterator[None]:
+    """Turn a ValueError into a message of the command, which names its options."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for name, option in _OPTIONS.items():
+            message = message.replace(name, option)
+        raise click.ClickException(message) from error
 
 
 def require_maps(detector: TransformalyDetector, method: str | None) -> None:

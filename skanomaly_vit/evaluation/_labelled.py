@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,14 +101,14 @@ def gather_labelled(
             raise ValueError(
                 f"{name} holds {len(values)} labels for {len(X)} images; pass one each"
             )
-    known, contents, is_checked = _look_into(detectors, X)
-    _require_one_label(contents, is_anomaly)
+    seen = _look_into(detectors, X)
+    _require_one_label(seen, is_anomaly)
     if known_images == "raise":
-        _require_new(known)
-    kept = np.flatnonzero(~known.any(axis=0))
+        _require_new(seen)
+    contents, kept = seen.contents, np.flatnonzero(~(seen.is_learned | seen.is_calibrating))
     _require_both_kinds(is_anomaly[kept], len(X) - len(kept))
     n_copies = len(kept) - len(np.unique(contents[kept]))
-    return Labelled(X, kept, is_anomaly[kept], as_objects(labels)[kept], n_copies, is_checked)
+    return Labelled(X, kept, is_anomaly[kept], as_objects(labels)[kept], n_copies, seen.is_checked)
 
 
 def _kinds_of(y: Any, anomaly_label: Any) -> list[Any]:
@@ -117,48 +117,58 @@ def _kinds_of(y: Any, anomaly_label: Any) -> list[Any]:
     return ["anomaly"] * len(labels) if is_auto(anomaly_label) else labels
 
 
-def _look_into(detectors: Sequence[Any], X: Any) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Images that a detector has learned from, and that calibrate one; contents; if all is known.
+@dataclass(frozen=True)
+class _Seen:
+    """Contents of images, and which of them a detector has learned from, or is calibrated by."""
 
-    The first has the shape (2, n_images).
-    """
-    known = np.zeros((2, len(X)), dtype=bool)
+    contents: np.ndarray
+    is_learned: np.ndarray
+    is_calibrating: np.ndarray
+    is_checked: bool
+    name: Callable[[int], str]
+
+
+def _look_into(detectors: Sequence[Any], X: Any) -> _Seen:
+    nothing = np.zeros(len(X), dtype=bool)
     try:
-        units = find_units(open_images(X, **reading_options(detectors[0])))
+        source = open_images(X, **reading_options(detectors[0]))
+        units = find_units(source)
     except UnreadableImageError:
         raise
     except (TypeError, ValueError):  # samples of another kind: features, tables
-        return known, np.arange(float(len(X))), False
+        return _Seen(np.arange(float(len(X))), nothing, nothing, False, "sample {}".format)
     summaries = [getattr(detector, "_fit_summary", None) for detector in detectors]
     # Files of older formats have no summary, or no units in it.
     held = [each for each in summaries if each is not None and len(each.learned_units)]
-    for summary in held:
-        known[0] |= units.any_in(summary.learned_units)
-        known[1] |= units.any_in(summary.held_out_units)
-    return known, units.contents, len(held) == len(detectors)
+    learned, calibrating = (
+        np.any([nothing, *(units.any_in(getattr(each, name)) for each in held)], axis=0)
+        for name in ("learned_units", "held_out_units")
+    )
+    is_checked = len(held) == len(detectors)
+    return _Seen(units.contents, learned, calibrating & ~learned, is_checked, source.name)
 
 
-def _require_new(known: np.ndarray) -> None:
+def _require_new(seen: _Seen) -> None:
     """Refuse images that a detector knows."""
-    is_learned, is_calibrating = known
-    first = np.flatnonzero(is_learned | is_calibrating)[:1]
-    if len(first):
+    known = np.flatnonzero(seen.is_learned | seen.is_calibrating)
+    if len(known):
         raise ValueError(
-            f"the detector has learned from {is_learned.sum()} of {len(is_learned)} images, and "
-            f"{(is_calibrating & ~is_learned).sum()} others set its threshold (the first one is "
-            f"sample {first[0]}). They flatter it: figures of them say nothing about new images. "
-            "Pass images that it has not seen, or known_images='leave_out'."
+            f"the detector has learned from {seen.is_learned.sum()} of {len(seen.contents)} "
+            f"images, and {seen.is_calibrating.sum()} others set its threshold (the first one is "
+            f"{seen.name(int(known[0]))}). They flatter it: figures of them say nothing about new "
+            "images. Pass images that it has not seen, or known_images='leave_out'."
         )
 
 
-def _require_one_label(contents: np.ndarray, is_anomaly: np.ndarray) -> None:
+def _require_one_label(seen: _Seen, is_anomaly: np.ndarray) -> None:
     """Refuse an image that is both normal and an anomaly."""
-    normal = {contents[i]: i for i in np.flatnonzero(~is_anomaly)}
+    normal = {seen.contents[i]: int(i) for i in np.flatnonzero(~is_anomaly)}
     for i in np.flatnonzero(is_anomaly):
-        if contents[i] in normal:
+        if seen.contents[i] in normal:
+            first, second = seen.name(normal[seen.contents[i]]), seen.name(int(i))
             raise ValueError(
-                f"samples {normal[contents[i]]} and {i} are copies of one image, one labelled "
-                "normal and one an anomaly. Decide which it is, and remove the other."
+                f"{first} and {second} are copies of one image, one labelled normal and one an "
+                "anomaly. Decide which it is, and remove the other."
             )
 
 

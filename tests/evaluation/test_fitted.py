@@ -207,7 +207,7 @@ def test_copies_are_told_and_may_not_differ_in_label(detector, new):
     again = np.concatenate([X, X[:2]]), np.concatenate([y, y[:2]])
     remarks = evaluate_fitted(fitted, *again).remarks
     assert "2 images are copies of others" in remarks[0]
-    with pytest.raises(ValueError, match="samples 0 and 18 are copies of one image"):
+    with pytest.raises(ValueError, match="sample 0 and sample 18 are copies of one image"):
         evaluate_fitted(fitted, np.concatenate([X, X[:1]]), [*y, -1])
 
 
