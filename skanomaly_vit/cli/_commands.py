@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skanomaly_vit._utils.version import __version__
+from skanomaly_vit.cli._comparing import compare_command
 from skanomaly_vit.cli._evaluating import evaluate_command
 from skanomaly_vit.cli._inputs import STDIN, count_inputs, list_inputs
 from skanomaly_vit.cli._options import (
@@ -477,5 +478,5 @@ def _info(model: str, as_json: bool) -> None:
     click.echo(summarize(described))
 
 
-for _command in (evaluate_command,):
+for _command in (evaluate_command, compare_command):
     main.add_command(_command)

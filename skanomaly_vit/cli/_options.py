@@ -184,7 +184,7 @@ def _probe(folder: str) -> None:
 EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 
 
-class _ModelPath(click.Path):
+class ModelPath(click.Path):
     """The file of a model."""
 
     def convert(self, value: Any, param: Any, ctx: click.Context | None) -> Any:
@@ -198,7 +198,7 @@ class _ModelPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-model_argument = click.argument("model", type=_ModelPath(exists=True, dir_okay=False))
+model_argument = click.argument("model", type=ModelPath(exists=True, dir_okay=False))
 
 images_argument = click.argument(
     "images", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True)
