@@ -40,6 +40,7 @@ from skanomaly_vit.cli._options import (
     require,
 )
 from skanomaly_vit.cli._outputs import open_output
+from skanomaly_vit.cli._p_values import p_values_or_none
 from skanomaly_vit.cli._steps import (
     describe,
     finish,
@@ -49,7 +50,7 @@ from skanomaly_vit.cli._steps import (
     show_fitting,
     summarize,
 )
-from skanomaly_vit.cli._tables import FORMATS, Row, open_table
+from skanomaly_vit.cli._tables import FORMATS, FlaggedTable, Row, TopTable, open_table
 from skanomaly_vit.cli._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
 
 if TYPE_CHECKING:
@@ -234,6 +235,13 @@ def _how_to_go_on(detector: TransformalyDetector) -> str:
     help="Format of the table.  [default: the suffix of FILE]",
 )
 @click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write the N most abnormal images only, the most abnormal first, at the end.",
+)
+@click.option("--only-flagged", is_flag=True, help="Write anomalies only.")
+@click.option(
     "--safe-csv",
     "safe",
     is_flag=True,
@@ -249,15 +257,18 @@ def _score(
     images: tuple[str, ...],
     output: str | None,
     kind: str | None,
+    top: int | None,
+    only_flagged: bool,
     safe: bool,
     null: bool,
     **options: Any,
 ) -> None:
     """Score IMAGES: files, folders with all images below them, or - for paths on standard input.
 
-    The table has the columns path, score (higher = more normal), decision (score - threshold)
-    and flag (true for an anomaly: a negative decision). The command writes rows batch by batch.
-    It reports unreadable images on standard error and gives them no row.
+    The table has the columns path, score (higher = more normal), decision (score - threshold),
+    flag (true for an anomaly: a negative decision) and p_value (small = abnormal; empty if the
+    model has no calibration images). The command writes rows batch by batch. It reports unreadable
+    images on standard error and gives them no row.
     """
     kind = check_format(output, kind)
     check_not_model(output, model)
@@ -270,7 +281,10 @@ def _score(
     chunk_size = detector.batch_size if STDIN in images else None
     n_scored = n_flagged = 0
     with ExitStack() as stack:
-        table = stack.enter_context(open_table(open_output(output, kind, stack), kind, safe=safe))
+        stream = open_output(output, kind, stack)
+        table = open_table(stream, kind, safe=safe)
+        table = table if top is None else TopTable(table, top)
+        table = stack.enter_context(FlaggedTable(table) if only_flagged else table)
         # On a terminal, the rows themselves show the progress.
         shown = output is not None or not sys.stdout.isatty()
         bar = stack.enter_context(progress_bar("scoring", count_inputs(images), shown=shown))
@@ -294,7 +308,7 @@ def _score(
 
 def _row(detector: TransformalyDetector, path: str, score: float) -> Row:
     decision = float(score - detector.offset_)
-    return Row(path, score, decision, decision < 0)
+    return Row(path, score, decision, decision < 0, p_values_or_none(detector, [score])[0])
 
 
 @main.command(
