@@ -17,6 +17,7 @@ import click
 
 from skanomaly_vit._utils.version import __version__
 from skanomaly_vit.cli._comparing import compare_command
+from skanomaly_vit.cli._deciding import threshold_command
 from skanomaly_vit.cli._evaluating import evaluate_command
 from skanomaly_vit.cli._inputs import STDIN, count_inputs, list_inputs
 from skanomaly_vit.cli._options import (
@@ -52,6 +53,7 @@ from skanomaly_vit.cli._steps import (
 )
 from skanomaly_vit.cli._tables import FORMATS, FlaggedTable, Row, TopTable, open_table
 from skanomaly_vit.cli._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
+from skanomaly_vit.cli._updating import update_command
 
 if TYPE_CHECKING:
     from skanomaly_vit.detector import TransformalyDetector
@@ -492,5 +494,5 @@ def _info(model: str, as_json: bool) -> None:
     click.echo(summarize(described))
 
 
-for _command in (evaluate_command, compare_command):
+for _command in (evaluate_command, update_command, threshold_command, compare_command):
     main.add_command(_command)

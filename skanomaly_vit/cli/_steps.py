@@ -141,6 +141,7 @@ def summarize(described: dict[str, Any]) -> str:
         "threshold": f"{described['threshold']:.6g} (a lower score is an anomaly)",
         "false alarms": certificate.describe_rate() if is_recorded else "not recorded",
         "calibration": certificate.describe_calibration() if is_recorded else "not recorded",
+        "updates": "; ".join(map(_describe_update, described["updates"] or [])) or "none",
         "parameters": ", ".join(f"{name}={parameters.get(name)!r}" for name in changed)
         or "all default",
         "versions": written,
@@ -148,3 +149,11 @@ def summarize(described: dict[str, Any]) -> str:
     }
     # A file may come from anyone; its text must not steer the terminal.
     return "\n".join(f"{name + ':':<16}{printable(value)}" for name, value in lines.items())
+
+
+def _describe_update(entry: dict[str, Any]) -> str:
+    calibrate = f", {entry['n_calibrating']} of them calibrate" if entry["n_calibrating"] else ""
+    return (
+        f"{entry['date'][:10]} {entry['n_images']} images by {entry['what']}{calibrate} "
+        f"({entry['digest'][:12]})"
+    )
