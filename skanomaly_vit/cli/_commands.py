@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skanomaly_vit._utils.version import __version__
+from skanomaly_vit.cli._auditing import audit_command
 from skanomaly_vit.cli._comparing import compare_command
 from skanomaly_vit.cli._deciding import threshold_command
+from skanomaly_vit.cli._drifting import drift_command
 from skanomaly_vit.cli._evaluating import evaluate_command
 from skanomaly_vit.cli._inputs import STDIN, count_inputs, list_inputs
+from skanomaly_vit.cli._inspecting import inspect_command
 from skanomaly_vit.cli._options import (
-    EXISTING_FILE,
     EXIT_CODES,
     HARMLESS,
     MachineMismatch,
@@ -38,6 +40,7 @@ from skanomaly_vit.cli._options import (
     max_pixels_option,
     model_argument,
     null_option,
+    recipe_options,
     require,
 )
 from skanomaly_vit.cli._outputs import open_output
@@ -95,16 +98,7 @@ def main() -> None:
 @click.option(
     "-o", "--output", required=True, metavar="FILE", callback=check_output, help="The model file."
 )
-@click.option("--backbone", metavar="NAME", help="A timm model.  [default: embedded]")
-@click.option(
-    "--pretrained", type=EXISTING_FILE, metavar="FILE", help="Checkpoint of the backbone."
-)
-@click.option(
-    "--image-size",
-    type=click.IntRange(min=1),
-    metavar="PIXELS",
-    help="Side of the square that images are resized to.  [default: the backbone's]",
-)
+@recipe_options
 @click.option(
     "--contamination",
     type=click.FloatRange(0, 0.5, min_open=True),
@@ -116,31 +110,6 @@ def main() -> None:
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
     help="Share of deployments in which that holds.  [default: it holds on average]",
-)
-@click.option(
-    "--n-blocks",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Number of last blocks that get a student.  [default: 5; 10 in the paper's recipe]",
-)
-@click.option(
-    "--recipe",
-    type=click.Choice(["default", "paper"]),
-    help="Values of students, views, densities and fusion.  [default: default]",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="The same seed and images give the same model.",
-)
-@click.option(
-    "--memory",
-    type=click.Path(file_okay=False),
-    metavar="FOLDER",
-    help="Cache for fits with other options on the same images.",
 )
 @click.option(
     "--checkpoint",
@@ -494,5 +463,13 @@ def _info(model: str, as_json: bool) -> None:
     click.echo(summarize(described))
 
 
-for _command in (evaluate_command, update_command, threshold_command, compare_command):
+for _command in (
+    evaluate_command,
+    inspect_command,
+    update_command,
+    threshold_command,
+    audit_command,
+    drift_command,
+    compare_command,
+):
     main.add_command(_command)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -157,9 +157,22 @@ def check_output(ctx: click.Context, parameter: click.Parameter, value: str | No
     """Reject an output that cannot be written, before any work."""
     if value is None:
         return None
-    folder = os.path.dirname(os.path.realpath(value))
     if has_image_suffix(value):
         raise click.BadParameter(f"{value!r} ends like an image; pass another name.")
+    return _writable(value)
+
+
+def check_picture(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Reject a picture that cannot be written, before any work."""
+    if value is None:
+        return None
+    if not value.lower().endswith(".png"):
+        raise click.BadParameter(f"{value!r} does not end in .png, as the picture must.")
+    return _writable(value)
+
+
+def _writable(value: str) -> str:
+    folder = os.path.dirname(os.path.realpath(value))
     if os.path.isdir(value):
         raise click.BadParameter(f"{value!r} is a folder; pass the name of a file.")
     if not os.path.isdir(folder):
@@ -236,3 +249,52 @@ max_pixels_option = click.option(
 null_option = click.option(
     "-0", "--null", is_flag=True, help="Paths on standard input end in null bytes, not newlines."
 )
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of what a fit learns, and from which backbone."""
+    for option in reversed(
+        (
+            click.option("--backbone", metavar="NAME", help="A timm model.  [default: embedded]"),
+            click.option(
+                "--pretrained",
+                type=EXISTING_FILE,
+                metavar="FILE",
+                help="Checkpoint of the backbone.",
+            ),
+            click.option(
+                "--image-size",
+                type=click.IntRange(min=1),
+                metavar="PIXELS",
+                help="Side of the square that images are resized to.  [default: the backbone's]",
+            ),
+            click.option(
+                "--n-blocks",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Number of last blocks that get a student.  "
+                "[default: 5; 10 in the paper's recipe]",
+            ),
+            click.option(
+                "--recipe",
+                type=click.Choice(["default", "paper"]),
+                help="Values of students, views, densities and fusion.  [default: default]",
+            ),
+            click.option(
+                "--seed",
+                type=click.IntRange(0, 2**32 - 1),
+                default=0,
+                show_default=True,
+                metavar="N",
+                help="The same seed and images give the same result.",
+            ),
+            click.option(
+                "--memory",
+                type=click.Path(file_okay=False),
+                metavar="FOLDER",
+                help="Cache for fits with other options on the same images.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
