@@ -78,6 +78,12 @@ _FOLDS = 5
     metavar="FOLDER",
     help="Images of defects. May be repeated.",
 )
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Let a share of the images marked fine set the threshold: if they were not chosen by "
+    "their scores.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @device_option
 @jobs_option
@@ -90,15 +96,17 @@ def update_command(
     root: str | None,
     fine: tuple[str, ...],
     defect: tuple[str, ...],
+    calibrate: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Add images that people have marked to MODEL, and write the model NEW.
 
-    Images marked fine join the normal ones: the model learns from most, and the others set the
-    threshold, which keeps its rate of false alarms. Images marked as defects teach nothing; they
-    are kept in the folder NEW.defects, with those of MODEL.defects, and every update counts how
-    many of them are still found.
+    Images marked fine join the normal ones that the model learns from. The threshold keeps its rate
+    of false alarms. False alarms are no fair sample of normal images, so that they do not set it;
+    with --calibrate a share of the images does, as is right for whole days or lots. Images marked
+    as defects teach nothing; they are kept in the folder NEW.defects, with those of MODEL.defects,
+    and every update counts how many of them are still found.
     """
     check_not_model(output, model)
     unreadable = Unreadable()
@@ -108,7 +116,7 @@ def update_command(
     marked = without_known(marked, detector)
     defects = list_defects(model, marked.defects)
     with speaking_of_options():
-        described = _update(detector, marked, defects)
+        described = _update(detector, marked, defects, calibrate)
     if defects:
         keep_defects(output, defects)
     detector.save(output)
@@ -129,18 +137,20 @@ def _require_readable(
         finish(unreadable, "nothing was written")
 
 
-def _update(detector: TransformalyDetector, marked: Marked, defects: list[str]) -> dict[str, Any]:
+def _update(
+    detector: TransformalyDetector, marked: Marked, defects: list[str], calibrate: bool
+) -> dict[str, Any]:
     """Update a detector in place; say what it flags before and after."""
     from skanomaly_vit._images.source import open_images
     from skanomaly_vit._images.units import find_units
 
     before = _flags(detector, marked.fine), _flags(detector, defects)
     thresholds = [detector.offset_]
-    left_out = _flags_left_out(detector, marked.fine)
+    left_out = _flags_left_out(detector, marked.fine, calibrate)
     n_calibrating = 0
     if marked.fine:
         with told_warnings():
-            detector.partial_fit(marked.fine)
+            _learn(detector, marked.fine, calibrate)
         n_calibrating = detector._updates[-1]["n_calibrating"]
     if marked.defects:
         units = find_units(open_images(marked.defects, max_pixels=detector.max_pixels))
@@ -167,13 +177,24 @@ def _update(detector: TransformalyDetector, marked: Marked, defects: list[str]) 
     }
 
 
+def _learn(detector: TransformalyDetector, paths: list[str], calibrate: bool) -> None:
+    """Update a detector in place; only with `calibrate`, it holds some of the images out."""
+    share = detector.validation_fraction
+    try:
+        detector.set_params(validation_fraction=share if calibrate else 0.0).partial_fit(paths)
+    finally:
+        detector.set_params(validation_fraction=share)
+
+
 def _flags(detector: TransformalyDetector, paths: list[str]) -> np.ndarray:
     import numpy as np
 
     return detector.predict(paths) == -1 if paths else np.zeros(0, dtype=bool)
 
 
-def _flags_left_out(detector: TransformalyDetector, paths: list[str]) -> np.ndarray:
+def _flags_left_out(
+    detector: TransformalyDetector, paths: list[str], calibrate: bool
+) -> np.ndarray:
     """Whether each image is flagged by a model that was updated with the others alone."""
     import numpy as np
 
@@ -184,7 +205,7 @@ def _flags_left_out(detector: TransformalyDetector, paths: list[str]) -> np.ndar
         if len(others):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # those of the model itself are told
-                updated.partial_fit([paths[i] for i in others])
+                _learn(updated, [paths[i] for i in others], calibrate)
         flags[fold] = _flags(updated, [paths[i] for i in fold])
     return flags
 

@@ -99,6 +99,7 @@ def names(folder, fitted_on_parts, monkeypatch):
         "detector": fitted_on_parts,
         "normal": normal,
         "new_normal": [ImageOps.mirror(Image.open(path)) for path in normal[:6]],
+        "defects": [Image.open(path) for path in new[6:]],
         "images": [*normal[:18], *new[6:]],
         "labels": ["fine"] * 18 + ["crack"] * N_ODD,
         "lots": np.arange(N_NORMAL) // 4,
