@@ -141,9 +141,12 @@ def _lines(of: dict[str, Any], n_listed: int) -> Iterator[str]:
         both = of[key]
         yield (
             f"{name:<22} {percent(old[share]):<10} {percent(new[share]):<10} "
-            f"{len(both['only_new'])} images more, {len(both['only_old'])} fewer "
+            f"{len(both['only_new'])} more, {len(both['only_old'])} fewer "
             f"(p = {both['p_value']:.2g})"
         )
+    for before, after in zip(old["at_rates"], new["at_rates"], strict=True):
+        name = f"found at {percent(before['rate'])}"
+        yield f"{name:<22} {percent(before['recall']):<10} {percent(after['recall']):<10}"
     for name, key in (("False alarms", "false_alarms"), ("Found", "found")):
         for model, side in (("old", "only_old"), ("new", "only_new")):
             paths = of[key][side]

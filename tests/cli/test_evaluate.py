@@ -201,6 +201,9 @@ def test_a_comparison_is_that_of_compare_fitted(plant, command, other, evaluatio
     done = command(*args, "--list", 1)
     assert done.exit_code == 0, done.output
     assert "False alarms by the new model only:" in done.stdout
+    at_10 = [f"{100 * each.at_rates.recall[3]:.3g} %" for each in (before, wanted.new)]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("found at 10 %")]
+    assert " ".join(line.split()) == " ".join(["found at 10 %", *at_10])
     assert only_new[0] in done.stdout
     assert f"and {len(only_new) - 1} more" in done.stdout
     assert only_new[0] not in command(*args, "--list", 0).stdout
