@@ -1,4 +1,4 @@
-"""The command line ``skanomaly``: fit, score, map, report, export and info.
+"""The command line ``skanomaly``: fit, score, map, report, export and info, and those of files.
 
 Commands import slow packages (torch, scikit-learn) only when they need them, so that ``--help`` and
 usage errors answer at once.
@@ -16,10 +16,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skanomaly_vit._utils.version import __version__
+from skanomaly_vit.cli._auditing import audit_command
 from skanomaly_vit.cli._backbones import backbones
+from skanomaly_vit.cli._comparing import compare_command
+from skanomaly_vit.cli._deciding import threshold_command
+from skanomaly_vit.cli._drifting import drift_command
+from skanomaly_vit.cli._evaluating import evaluate_command
 from skanomaly_vit.cli._inputs import STDIN, count_inputs, list_inputs
+from skanomaly_vit.cli._inspecting import inspect_command
 from skanomaly_vit.cli._options import (
-    EXISTING_FILE,
     EXIT_CODES,
     HARMLESS,
     MachineMismatch,
@@ -36,9 +41,11 @@ from skanomaly_vit.cli._options import (
     max_pixels_option,
     model_argument,
     null_option,
+    recipe_options,
     require,
 )
 from skanomaly_vit.cli._outputs import open_output
+from skanomaly_vit.cli._p_values import p_values_or_none
 from skanomaly_vit.cli._steps import (
     describe,
     finish,
@@ -48,8 +55,9 @@ from skanomaly_vit.cli._steps import (
     show_fitting,
     summarize,
 )
-from skanomaly_vit.cli._tables import FORMATS, Row, open_table
+from skanomaly_vit.cli._tables import FORMATS, FlaggedTable, Row, TopTable, open_table
 from skanomaly_vit.cli._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
+from skanomaly_vit.cli._updating import update_command
 
 if TYPE_CHECKING:
     from skanomaly_vit.detector import TransformalyDetector
@@ -91,20 +99,7 @@ def main() -> None:
 @click.option(
     "-o", "--output", required=True, metavar="FILE", callback=check_output, help="The model file."
 )
-@click.option(
-    "--backbone",
-    metavar="NAME",
-    help="A timm model; `skanomaly backbones` lists some.  [default: embedded]",
-)
-@click.option(
-    "--pretrained", type=EXISTING_FILE, metavar="FILE", help="Checkpoint of the backbone."
-)
-@click.option(
-    "--image-size",
-    type=click.IntRange(min=1),
-    metavar="PIXELS",
-    help="Side of the square that images are resized to.  [default: the backbone's]",
-)
+@recipe_options
 @click.option(
     "--contamination",
     type=click.FloatRange(0, 0.5, min_open=True),
@@ -116,31 +111,6 @@ def main() -> None:
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
     help="Share of deployments in which that holds.  [default: it holds on average]",
-)
-@click.option(
-    "--n-blocks",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Number of last blocks that get a student.  [default: 5; 10 in the paper's recipe]",
-)
-@click.option(
-    "--recipe",
-    type=click.Choice(["default", "paper"]),
-    help="Values of students, views, densities and fusion.  [default: default]",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="The same seed and images give the same model.",
-)
-@click.option(
-    "--memory",
-    type=click.Path(file_okay=False),
-    metavar="FOLDER",
-    help="Cache for fits with other options on the same images.",
 )
 @click.option(
     "--checkpoint",
@@ -240,6 +210,13 @@ def _how_to_go_on(detector: TransformalyDetector) -> str:
     help="Format of the table.  [default: the suffix of FILE]",
 )
 @click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write the N most abnormal images only, the most abnormal first, at the end.",
+)
+@click.option("--only-flagged", is_flag=True, help="Write anomalies only.")
+@click.option(
     "--safe-csv",
     "safe",
     is_flag=True,
@@ -255,15 +232,18 @@ def _score(
     images: tuple[str, ...],
     output: str | None,
     kind: str | None,
+    top: int | None,
+    only_flagged: bool,
     safe: bool,
     null: bool,
     **options: Any,
 ) -> None:
     """Score IMAGES: files, folders with all images below them, or - for paths on standard input.
 
-    The table has the columns path, score (higher = more normal), decision (score - threshold)
-    and flag (true for an anomaly: a negative decision). The command writes rows batch by batch.
-    It reports unreadable images on standard error and gives them no row.
+    The table has the columns path, score (higher = more normal), decision (score - threshold),
+    flag (true for an anomaly: a negative decision) and p_value (small = abnormal; empty if the
+    model has no calibration images). The command writes rows batch by batch. It reports unreadable
+    images on standard error and gives them no row.
     """
     kind = check_format(output, kind)
     check_not_model(output, model)
@@ -276,7 +256,10 @@ def _score(
     chunk_size = detector.batch_size if STDIN in images else None
     n_scored = n_flagged = 0
     with ExitStack() as stack:
-        table = stack.enter_context(open_table(open_output(output, kind, stack), kind, safe=safe))
+        stream = open_output(output, kind, stack)
+        table = open_table(stream, kind, safe=safe)
+        table = table if top is None else TopTable(table, top)
+        table = stack.enter_context(FlaggedTable(table) if only_flagged else table)
         # On a terminal, the rows themselves show the progress.
         shown = output is not None or not sys.stdout.isatty()
         bar = stack.enter_context(progress_bar("scoring", count_inputs(images), shown=shown))
@@ -300,7 +283,7 @@ def _score(
 
 def _row(detector: TransformalyDetector, path: str, score: float) -> Row:
     decision = float(score - detector.offset_)
-    return Row(path, score, decision, decision < 0)
+    return Row(path, score, decision, decision < 0, p_values_or_none(detector, [score])[0])
 
 
 @main.command(
@@ -484,4 +467,14 @@ def _info(model: str, as_json: bool) -> None:
     click.echo(summarize(described))
 
 
-main.add_command(backbones)
+for _command in (
+    backbones,
+    evaluate_command,
+    inspect_command,
+    update_command,
+    threshold_command,
+    audit_command,
+    drift_command,
+    compare_command,
+):
+    main.add_command(_command)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,18 +17,30 @@ from skanomaly_vit.cli._tables import FORMATS, format_of
 from skanomaly_vit.cli._terminal import Terminated, terminable
 
 #: Exit codes.
-DONE, USAGE, UNREADABLE, MACHINE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+DONE, USAGE, UNREADABLE, MACHINE, MISSED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
 HARMLESS = "A model is numbers and text; reading it runs no code."
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 wrong usage or a file that cannot be read or written, 2 some images "
-    "are unreadable, 3 model and machine do not match, 130 interrupted, 143 terminated."
+    "are unreadable, 3 model and machine do not match, 4 a limit that was asked for is "
+    "missed, 130 interrupted, 143 terminated."
 )
+
+
+#: Commands in the order of work.
+ORDER = (
+    "fit", "info", "evaluate", "score", "report", "map", "inspect",
+    "update", "threshold", "audit", "drift", "compare", "export", "backbones",
+)  # fmt: skip
 
 
 class Program(click.Group):
     """A group of commands with exit codes of its own: click's for wrong usage would be 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands in the order of work, for the help."""
+        return [name for name in ORDER if name in self.commands]
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
         try:
@@ -61,6 +73,12 @@ class Program(click.Group):
 def _describe(error: OSError | MemoryError) -> str:
     name, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
     return f"{reason}: {os.fsdecode(name)!r}" if reason and name else str(error)
+
+
+class LimitMissed(click.ClickException):
+    """A measured figure is on the wrong side of a limit that was asked for."""
+
+    exit_code = MISSED
 
 
 class MachineMismatch(click.ClickException):
@@ -139,9 +157,22 @@ def check_output(ctx: click.Context, parameter: click.Parameter, value: str | No
     """Reject an output that cannot be written, before any work."""
     if value is None:
         return None
-    folder = os.path.dirname(os.path.realpath(value))
     if has_image_suffix(value):
         raise click.BadParameter(f"{value!r} ends like an image; pass another name.")
+    return _writable(value)
+
+
+def check_picture(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Reject a picture that cannot be written, before any work."""
+    if value is None:
+        return None
+    if not value.lower().endswith(".png"):
+        raise click.BadParameter(f"{value!r} does not end in .png, as the picture must.")
+    return _writable(value)
+
+
+def _writable(value: str) -> str:
+    folder = os.path.dirname(os.path.realpath(value))
     if os.path.isdir(value):
         raise click.BadParameter(f"{value!r} is a folder; pass the name of a file.")
     if not os.path.isdir(folder):
@@ -166,7 +197,7 @@ def _probe(folder: str) -> None:
 EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 
 
-class _ModelPath(click.Path):
+class ModelPath(click.Path):
     """The file of a model."""
 
     def convert(self, value: Any, param: Any, ctx: click.Context | None) -> Any:
@@ -180,7 +211,7 @@ class _ModelPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-model_argument = click.argument("model", type=_ModelPath(exists=True, dir_okay=False))
+model_argument = click.argument("model", type=ModelPath(exists=True, dir_okay=False))
 
 images_argument = click.argument(
     "images", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True)
@@ -218,3 +249,56 @@ max_pixels_option = click.option(
 null_option = click.option(
     "-0", "--null", is_flag=True, help="Paths on standard input end in null bytes, not newlines."
 )
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of what a fit learns, and from which backbone."""
+    for option in reversed(
+        (
+            click.option(
+                "--backbone",
+                metavar="NAME",
+                help="A timm model; `skanomaly backbones` lists some.  [default: embedded]",
+            ),
+            click.option(
+                "--pretrained",
+                type=EXISTING_FILE,
+                metavar="FILE",
+                help="Checkpoint of the backbone.",
+            ),
+            click.option(
+                "--image-size",
+                type=click.IntRange(min=1),
+                metavar="PIXELS",
+                help="Side of the square that images are resized to.  [default: the backbone's]",
+            ),
+            click.option(
+                "--n-blocks",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Number of last blocks that get a student.  "
+                "[default: 5; 10 in the paper's recipe]",
+            ),
+            click.option(
+                "--recipe",
+                type=click.Choice(["default", "paper"]),
+                help="Values of students, views, densities and fusion.  [default: default]",
+            ),
+            click.option(
+                "--seed",
+                type=click.IntRange(0, 2**32 - 1),
+                default=0,
+                show_default=True,
+                metavar="N",
+                help="The same seed and images give the same result.",
+            ),
+            click.option(
+                "--memory",
+                type=click.Path(file_okay=False),
+                metavar="FOLDER",
+                help="Cache for fits with other options on the same images.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command

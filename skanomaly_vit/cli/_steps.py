@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,25 @@ def load_for_files(model: str, **options: Any) -> TransformalyDetector:
             "(TransformalyDetector.load), or fit a model on image files."
         )
     return detector
+
+
+#: What messages of Python name -> the option of a command that it is.
+_OPTIONS = {
+    "known_images='leave_out'": "add --leave-out-known",
+    "more normal images (calibrate)": "more images marked fine to `skanomaly update`",
+}
+
+
+@contextmanager
+def speaking_of_options() -> Iterator[None]:
+    """Turn a ValueError into a message of the command, which names its options."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for name, option in _OPTIONS.items():
+            message = message.replace(name, option)
+        raise click.ClickException(message) from error
 
 
 def require_maps(detector: TransformalyDetector, method: str | None) -> None:
@@ -120,6 +141,7 @@ def summarize(described: dict[str, Any]) -> str:
         "threshold": f"{described['threshold']:.6g} (a lower score is an anomaly)",
         "false alarms": certificate.describe_rate() if is_recorded else "not recorded",
         "calibration": certificate.describe_calibration() if is_recorded else "not recorded",
+        "updates": "; ".join(map(_describe_update, described["updates"] or [])) or "none",
         "parameters": ", ".join(f"{name}={parameters.get(name)!r}" for name in changed)
         or "all default",
         "versions": written,
@@ -127,3 +149,11 @@ def summarize(described: dict[str, Any]) -> str:
     }
     # A file may come from anyone; its text must not steer the terminal.
     return "\n".join(f"{name + ':':<16}{printable(value)}" for name, value in lines.items())
+
+
+def _describe_update(entry: dict[str, Any]) -> str:
+    calibrate = f", {entry['n_calibrating']} of them calibrate" if entry["n_calibrating"] else ""
+    return (
+        f"{entry['date'][:10]} {entry['n_images']} images by {entry['what']}{calibrate} "
+        f"({entry['digest'][:12]})"
+    )

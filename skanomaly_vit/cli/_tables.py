@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from skanomaly_vit.cli._terminal import uninterrupted
 
-COLUMNS = ("path", "score", "decision", "flag")
+COLUMNS = ("path", "score", "decision", "flag", "p_value")
 
 FORMATS = ("csv", "jsonl", "parquet")
 
@@ -22,13 +22,21 @@ FORMATS = ("csv", "jsonl", "parquet")
 _GROUP_ROWS = 10_000
 
 
+#: Digits of a number in csv, which people read; other formats keep all.
+_DIGITS = 6
+
+
 class Row(NamedTuple):
-    """Result of an image: its score, ``score - offset_``, and a flag if that is negative."""
+    """Result of an image: its score, ``score - offset_``, and a flag if that is negative.
+
+    `p_value` is None if the model has no calibration images.
+    """
 
     path: str
     score: float
     decision: float
     flag: bool
+    p_value: float | None
 
 
 class Table(ABC):
@@ -80,8 +88,15 @@ class CsvTable(Table):
         self._add_rows([COLUMNS])
 
     def add(self, rows: Sequence[Row]) -> None:
-        self._add_rows(
-            [row._replace(path=as_text(row.path)) for row in rows] if self._safe else rows
+        self._add_rows([self._readable(row) for row in rows])
+
+    def _readable(self, row: Row) -> Row:
+        return Row(
+            as_text(row.path) if self._safe else row.path,
+            _rounded(row.score),
+            _rounded(row.decision),
+            row.flag,
+            None if row.p_value is None else _rounded(row.p_value),
         )
 
     def _add_rows(self, rows: Sequence[Sequence[Any]]) -> None:
@@ -90,6 +105,11 @@ class CsvTable(Table):
         writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         writer.writerows(rows)
         self._write(text.getvalue(), "surrogateescape")
+
+
+def _rounded(number: float) -> float:
+    """A number with fewer digits: not decimals, so that a decision keeps its sign."""
+    return float(f"{number:.{_DIGITS}g}")
 
 
 #: First characters by which a spreadsheet takes a text for a formula (OWASP, "CSV Injection").
@@ -126,7 +146,8 @@ class ParquetTable(Table):
         import pyarrow
         import pyarrow.parquet
 
-        types = (pyarrow.string(), pyarrow.float64(), pyarrow.float64(), pyarrow.bool_())
+        text, number, flag = pyarrow.string(), pyarrow.float64(), pyarrow.bool_()
+        types = (text, number, number, flag, number)
         self._schema = pyarrow.schema(list(zip(COLUMNS, types, strict=True)))
         self._writer = pyarrow.parquet.ParquetWriter(stream, self._schema)
         self._rows: list[Row] = []
@@ -152,6 +173,45 @@ class ParquetTable(Table):
         # Arrow's strings are UTF-8: escape other bytes, as in JSON.
         texts = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
         self._writer.write_table(pyarrow.table([texts, *numbers], schema=self._schema))
+
+
+class FlaggedTable(Table):
+    """Passes the rows of anomalies on to another table."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self._table.add([row for row in rows if row.flag])
+
+    def close(self) -> None:
+        self._table.close()
+
+
+class TopTable(Table):
+    """Passes the most abnormal rows on to another table when it closes, the lowest score first.
+
+    Parameters
+    ----------
+    table : Table
+    n : int
+        Number of rows to pass on; no more are held.
+    """
+
+    def __init__(self, table: Table, n: int) -> None:
+        self._table = table
+        self._n = n
+        self._rows: list[Row] = []
+
+    def add(self, rows: Sequence[Row]) -> None:
+        # A stable sort: of equal scores, the earlier one stays.
+        self._rows = sorted([*self._rows, *rows], key=lambda row: row.score)[: self._n]
+
+    def close(self) -> None:
+        try:
+            self._table.add(self._rows)
+        finally:
+            self._table.close()
 
 
 def open_table(stream: BinaryIO, kind: str, *, safe: bool = False) -> Table:

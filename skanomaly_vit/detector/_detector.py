@@ -67,6 +67,7 @@ from skanomaly_vit.detector._partial_fit import (
 from skanomaly_vit.detector._recipes import RECIPES, describe_recipe, readout_of, resolve
 from skanomaly_vit.detector._saving import load_detector, save_detector
 from skanomaly_vit.detector._seen_errors import ErrorFactors
+from skanomaly_vit.detector._update_log import log_entry
 from skanomaly_vit.distillation import BlockDistillation
 from skanomaly_vit.distillation._by_name import STUDENT_CONSTRAINT, STUDENTS
 from skanomaly_vit.distillation._checkpoints import Checkpoints, check_checkpoint_dir
@@ -295,6 +296,7 @@ class TransformalyDetector(
 
     _fit_summary: FitSummary | None
     _calibration_ids: np.ndarray | None  # of the unit of each calibration image, if known
+    _updates: list[dict[str, Any]]  # what was added since `fit`, for the model card
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
@@ -575,6 +577,7 @@ class TransformalyDetector(
         self._set_calibration(scores, ids)
         self._fit_summary = summary
         self._is_cross_calibrated = self._is_cross_calibrated and not replace
+        self._log("calibrate", units, len(units.units))
         return self
 
     def _known_calibration(self, replace: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -916,6 +919,7 @@ class TransformalyDetector(
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
         self._normal_patches = normal_patches
         self._is_cross_calibrated = len(further_folds) > 0
+        self._updates = []
         checkpoints.discard()
 
     def _fit_densities(
@@ -993,6 +997,11 @@ class TransformalyDetector(
         self._set_densities(fitted, false_alarms)
         self.distillation_, self._normal_patches = distillation, normal_patches
         self.n_samples_fit_ += len(source)
+        self._log("partial_fit", units, held_out.sum())
+
+    def _log(self, what: str, units: Units, n_calibrating: int) -> None:
+        # A new list: a copy of the detector keeps the old one.
+        self._updates = [*self._updates, log_entry(what, units.contents, n_calibrating)]
 
     def _updating_passes(self, source: ImageSource) -> CachedPasses:
         """Passes that keep tokens, since students may see images before they are scored."""

@@ -23,6 +23,7 @@ from skanomaly_vit.density._saving import build_density, describe_density, read_
 from skanomaly_vit.detector._fit_summary import read_summary, write_summary
 from skanomaly_vit.detector._old_formats import upgrade
 from skanomaly_vit.detector._recipes import describe_recipe, resolve
+from skanomaly_vit.detector._update_log import read_updates, write_updates
 from skanomaly_vit.distillation._saving import (
     build_student,
     describe_student,
@@ -120,6 +121,7 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
         record.write(n_features_in=int(detector.n_features_in_))
     if hasattr(detector, "feature_names_in_"):
         record.write(feature_names_in=[str(name) for name in detector.feature_names_in_])
+    write_updates(record, detector._updates)
     card = make_card(detector, record.values)
     write(target, {"card": card, "detector": record.values}, record.tensors)
 
@@ -206,6 +208,7 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     density = _read_densities(record, n_features)
     fusion = _read_fusion(record, density)
     detector._fit_summary = read_summary(record, n_features)
+    detector._updates = read_updates(record)
     n_samples, n_held_out = record.read_int("n_samples_fit", 1), record.read_int("n_held_out")
     held_out = record.read_array("validation_indices", n_held_out, dtype=np.int64)
     if ((held_out < 0) | (held_out >= n_samples)).any():

@@ -6,6 +6,7 @@ matplotlib only when they draw: ``pip install matplotlib``, or the extra ``skano
 """
 
 from skanomaly_vit.display._blocks import BlockDiscrepancyDisplay
+from skanomaly_vit.display._evaluation import EvaluationDisplay
 from skanomaly_vit.display._gallery import GalleryDisplay
 from skanomaly_vit.display._maps import AnomalyMapDisplay
 from skanomaly_vit.display._scores import ScoreDisplay
@@ -14,6 +15,7 @@ from skanomaly_vit.display._training import TrainingDisplay
 __all__ = [
     "AnomalyMapDisplay",
     "BlockDiscrepancyDisplay",
+    "EvaluationDisplay",
     "GalleryDisplay",
     "ScoreDisplay",
     "TrainingDisplay",

@@ -32,6 +32,7 @@ _CONTENT: dict[str, type | tuple[type, ...]] = {
     "blocks": list,
     "student": (str, type(None)),
     "history": list,
+    "updates": (list, type(None)),
     "parameters": dict,
     "changed_parameters": list,
 }
@@ -64,6 +65,7 @@ def make_card(detector: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         "blocks": distillation.get("block_indices", []),
         "student": distillation.get("fitted_student", {}).get("class"),
         "history": distillation.get("history", []),
+        "updates": values.get("updates", []),
         "parameters": parameters,
         "changed_parameters": [
             name for name, value in parameters.items() if value != defaults[name]
@@ -92,8 +94,11 @@ def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``false_alarm_bound_confidence`` (see `skanomaly_vit.calibration.threshold_bound`; these
         five are None in older files), ``spaces``,
         ``densities``, ``blocks``, ``student``, ``history`` (losses; null after a student has
-        stopped), ``parameters`` and ``changed_parameters`` (names of those that differ from
-        their defaults).
+        stopped), ``updates`` (what was added since the fit: a list of objects with ``date``,
+        ``what`` (``"partial_fit"``, ``"calibrate"``, or ``"defects"`` that were put beside the
+        model), ``n_images``, ``n_calibrating`` and ``digest``, the SHA-256 of their contents in any
+        order; None in older files), ``parameters`` and ``changed_parameters`` (names of those that
+        differ from their defaults).
 
     Raises
     ------

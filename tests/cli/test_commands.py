@@ -33,6 +33,7 @@ from skanomaly_vit._images.prefetching import Reader
 from skanomaly_vit.calibration import threshold_bound
 from skanomaly_vit.cli import main
 from skanomaly_vit.cli._map_files import TargetNames
+from skanomaly_vit.cli._options import ORDER
 from skanomaly_vit.cli._tables import Row, open_table
 from skanomaly_vit.cli._terminal import uninterrupted
 from skanomaly_vit.onnx import OnnxDetector
@@ -182,9 +183,13 @@ def test_scores_are_those_of_the_detector(model, detector, normal, paths, tmp_pa
     assert done.exit_code == 0, done.output
     rows = read_csv(done.stdout)
     assert [row["path"] for row in rows] == paths
-    scores, decisions = detector.score_samples(paths), detector.decision_function(paths)
-    np.testing.assert_array_equal([float(row["score"]) for row in rows], scores)
-    np.testing.assert_array_equal([float(row["decision"]) for row in rows], decisions)
+    for name, wanted in (
+        ("score", detector.score_samples(paths)),
+        ("decision", detector.decision_function(paths)),
+        ("p_value", detector.p_values(paths)),
+    ):
+        np.testing.assert_allclose([float(row[name]) for row in rows], wanted, rtol=5e-6)
+        assert all(len(row[name].lstrip("-0.").replace(".", "")) <= 6 for row in rows)
     flags = [row["flag"] == "True" for row in rows]
     np.testing.assert_array_equal(flags, detector.predict(paths) == -1)
     assert 0 < sum(flags) < len(flags)
@@ -199,6 +204,50 @@ def test_batches_change_no_row(size, model, normal, paths):
     np.testing.assert_allclose(
         [float(row["score"]) for row in rows], [float(row["score"]) for row in whole], rtol=1e-3
     )
+
+
+def test_jsonl_has_all_digits(model, detector, normal, paths):
+    rows = map(json.loads, run("score", model, normal, "--format", "jsonl").stdout.splitlines())
+    found = [(row["score"], row["decision"], row["p_value"]) for row in rows]
+    wanted = (detector.score_samples, detector.decision_function, detector.p_values)
+    np.testing.assert_array_equal(np.transpose(found), [of(paths) for of in wanted])
+
+
+def test_a_model_without_calibration_images_gives_no_p_values(detector, paths, tmp_path):
+    clone(detector).set_params(validation_fraction=0).fit(paths).save(tmp_path / "m")
+    done = run("score", tmp_path / "m", paths[0])
+    assert [row["p_value"] for row in read_csv(done.stdout)] == [""]
+    done = run("score", tmp_path / "m", paths[0], "--format", "jsonl")
+    assert json.loads(done.stdout)["p_value"] is None
+    output = tmp_path / "s.parquet"
+    assert run("score", tmp_path / "m", paths[0], "-o", output).exit_code == 0
+    assert pyarrow.parquet.read_table(output)["p_value"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_can_hold_the_most_abnormal_or_the_flagged_alone(
+    kind, model, detector, normal, paths, tmp_path
+):
+    noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    odd = [str(save(image, tmp_path / f"{i}.png")) for i, image in enumerate(noise)]
+    scores = detector.score_samples([*paths, *odd])
+    in_order = np.array([*paths, *odd])[np.argsort(scores, kind="stable")].tolist()
+    flagged = [p for p, score in zip([*paths, *odd], scores, strict=True) if
+               score < detector.offset_]  # fmt: skip
+    assert 2 <= len(flagged) < 10
+
+    def score(*options):
+        output = tmp_path / f"s.{kind}"
+        done = run("score", model, normal, *odd, "-o", output, "--batch-size", 2, *options)
+        assert done.exit_code == 0, done.output
+        if kind == "csv":
+            return [row["path"] for row in read_csv(output.read_text())]
+        return pyarrow.parquet.read_table(output)["path"].to_pylist()
+
+    assert score("--top", 3) == in_order[:3]
+    assert score("--top", 100) == in_order
+    assert score("--only-flagged") == flagged
+    assert score("--only-flagged", "--top", 10) == in_order[: len(flagged)]
 
 
 def test_unreadable_images_have_no_row_and_the_others_have(model, paths, broken, tmp_path):
@@ -247,7 +296,7 @@ def test_names_come_out_right(kind, model, paths, tmp_path):
         text = output.read_text("utf-8", "surrogateescape")
         with open(output, encoding="utf-8", errors="surrogateescape", newline="") as stream:
             rows = list(csv.DictReader(stream))
-        assert text.startswith('"path","score","decision","flag"\n')
+        assert text.startswith('"path","score","decision","flag","p_value"\n')
         found = [os.fsencode(row["path"]) for row in rows]
     elif kind == "jsonl":
         rows = [json.loads(line) for line in output.read_bytes().split(b"\n")[:-1]]
@@ -258,14 +307,14 @@ def test_names_come_out_right(kind, model, paths, tmp_path):
         given = [os.fsdecode(p).encode("utf-8", "backslashreplace").decode() for p in given]
     assert found == given
     assert len({str(row["score"]) for row in rows}) == 1
-    assert set(rows[0]) == {"path", "score", "decision", "flag"}
+    assert set(rows[0]) == {"path", "score", "decision", "flag", "p_value"}
 
 
 def test_infinite_scores_are_valid_json(tmp_path):
     path = tmp_path / "a.jsonl"
     with open(path, "wb") as stream, open_table(stream, "jsonl") as table:
-        table.add([Row("a", -np.inf, -np.inf, True)])
-    wanted = {"path": "a", "score": None, "decision": None, "flag": True}
+        table.add([Row("a", -np.inf, -np.inf, True, None)])
+    wanted = {"path": "a", "score": None, "decision": None, "flag": True, "p_value": None}
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == wanted
 
 
@@ -273,7 +322,7 @@ def test_a_parquet_file_has_its_rows_in_few_groups(tmp_path):
     path = tmp_path / "a.parquet"
     with open(path, "wb") as stream, open_table(stream, "parquet") as table:
         for start in range(0, 25_000, 100):
-            table.add([Row(str(i), i, i, False) for i in range(start, start + 100)])
+            table.add([Row(str(i), i, i, False, 0.5) for i in range(start, start + 100)])
     assert pyarrow.parquet.ParquetFile(path).num_row_groups == 3
     column = pyarrow.parquet.read_table(path)["score"].to_pylist()
     assert column == list(range(25_000))
@@ -281,7 +330,7 @@ def test_a_parquet_file_has_its_rows_in_few_groups(tmp_path):
 
 def test_no_paths_on_standard_input_give_a_header(model):
     done = run("score", model, "-", stdin="")
-    assert (done.exit_code, done.stdout) == (0, '"path","score","decision","flag"\n')
+    assert (done.exit_code, done.stdout) == (0, '"path","score","decision","flag","p_value"\n')
 
 
 def test_paths_with_null_bytes_need_the_option(model, paths):
@@ -405,6 +454,7 @@ def test_a_folder_without_images_is_refused(command, model, tmp_path, monkeypatc
         (("score", "MODEL", "IMAGE", "-o", "/"), "'/' is a folder"),
         (("score", "MODEL", "IMAGE", "--format", "parquet"), "parquet is for files"),
         (("score", "MODEL", "IMAGE", "--batch-size", "0"), "x>=1"),
+        (("score", "MODEL", "IMAGE", "--top", "0"), "x>=1"),
         (("map", "MODEL", "IMAGE", "-o", "IMAGE"), "is a file"),
         (("fit", "IMAGE"), "Missing option '-o'"),
         (("fit", "IMAGE", "IMAGE", "-o", "m"), "needs 3 images at the very least"),
@@ -485,11 +535,16 @@ COMMANDS = {
     "report": ["IMAGE", "-o", "OUT.html"],
     "export": ["-o", "OUT.onnx"],
     "info": [],
+    "evaluate": ["--normal", "FOLDER", "--anomaly", "FOLDER"],
+    "inspect": ["IMAGE"],
+    "update": ["--fine", "FOLDER", "-o", "OUT"],
+    "threshold": ["--false-alarms", "0.2", "-o", "OUT"],
+    "drift": ["FOLDER"],
 }
 
 
 def run_on(command, model, image, folder, *options):
-    named = {"IMAGE": image, "OUT": folder / "o"}
+    named = {"IMAGE": image, "FOLDER": os.path.dirname(image), "OUT": folder / "o"}
     named |= {f"OUT{suffix}": folder / f"o{suffix}" for suffix in (".html", ".onnx")}
     return run(command, model, *(named.get(arg, arg) for arg in COMMANDS[command]), *options)
 
@@ -877,12 +932,21 @@ def test_an_export_that_cannot_be_is_code_1_or_3(model, detector, broken, tmp_pa
     assert not target.exists()
 
 
-@pytest.mark.parametrize("command", ["fit", "score", "map", "report", "export", "info"])
+@pytest.mark.parametrize("command", main.commands)
 def test_help_has_an_example(command):
     done = run(command, "--help")
     assert done.exit_code == 0
     assert f"    skanomaly {command} " in done.stdout
-    assert (command == "fit") != ("runs no code" in " ".join(done.stdout.split()))
+    # A command that reads a model says so, unless it has more to say of its exit codes.
+    without = ("fit", "audit", "update")
+    assert (command in without) != ("runs no code" in " ".join(done.stdout.split()))
+
+
+def test_the_help_lists_commands_in_the_order_of_work():
+    listed = [line.split()[0] for line in run("--help").stdout.splitlines() if
+              line.startswith("  ") and line.split()[0] in main.commands]  # fmt: skip
+    assert listed == list(ORDER)
+    assert set(ORDER) == set(main.commands)
 
 
 # Real processes

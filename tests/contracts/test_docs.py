@@ -153,7 +153,7 @@ def test_python_code_compiles(path):
 @named(PAGES)
 def test_commands_take_the_options_that_they_are_given(path):
     for code in blocks(path, "sh") + blocks(path, "console"):
-        for line in re.findall(r"\bskanomaly ((?:fit|score|map|report|info)\b[^|>#;\n]*)", code):
+        for line in re.findall(rf"\bskanomaly ((?:{'|'.join(main.commands)})\b[^|>#;\n]*)", code):
             name, *arguments = line.split()
             command = main.commands[name]
             known = {option for parameter in command.params for option in parameter.opts}

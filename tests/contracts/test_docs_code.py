@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from pathlib import Path
@@ -96,9 +97,11 @@ def names(folder, fitted_on_parts, monkeypatch):
     new = sorted(map(str, folder.glob("parts/new/*.png")))
     yield {
         "TransformalyDetector": TransformalyDetector,
-        "detector": fitted_on_parts,
+        # A copy: what a page adds to it is not known to the detector of another page.
+        "detector": copy.copy(fitted_on_parts),
         "normal": normal,
         "new_normal": [ImageOps.mirror(Image.open(path)) for path in normal[:6]],
+        "defects": [ImageOps.mirror(Image.open(path)) for path in new[6:]],
         "images": [*normal[:18], *new[6:]],
         "labels": ["fine"] * 18 + ["crack"] * N_ODD,
         "lots": np.arange(N_NORMAL) // 4,

@@ -873,3 +873,33 @@ def drawn(n):
         grey = 50 + (130 if i < n // 2 else 80) * disc + noise
         images.append(np.stack([grey, grey - i % 8, grey + i % 5], axis=-1))
     return np.stack(images).astype(np.uint8)
+
+
+# Updates
+
+
+def test_a_card_logs_what_was_added_since_the_fit(tmp_path):
+    detector = fit(density="gaussian")
+    detector.save(tmp_path / "m")
+    assert model_card(tmp_path / "m")["updates"] == []
+    detector.partial_fit(NEW[:4]).calibrate(drawn(3)).save(tmp_path / "m")
+    loaded = TransformalyDetector.load(tmp_path / "m")
+    loaded.partial_fit(NEW[4:6]).save(tmp_path / "n")
+    log = model_card(tmp_path / "n")["updates"]
+    assert [each["what"] for each in log] == ["partial_fit", "calibrate", "partial_fit"]
+    assert [each["n_images"] for each in log] == [4, 3, 2]
+    assert log[1]["n_calibrating"] == 3
+    assert log[:2] == model_card(tmp_path / "m")["updates"]
+    detector.fit(IMAGES).save(tmp_path / "m")
+    assert model_card(tmp_path / "m")["updates"] == []
+
+
+@pytest.mark.parametrize(
+    "entry", [{}, {"date": 1}, {"date": "a", "what": "b", "n_images": "c", "n_calibrating": 0,
+                                "digest": "d"}],
+)  # fmt: skip
+def test_a_log_that_is_none_is_refused(entry, model, tmp_path):
+    shutil.copy(model, tmp_path / "m")
+    forge(tmp_path / "m", lambda values, _: values["detector"].update(updates=[entry]))
+    with pytest.raises(ModelFileError, match="updates has the entry"):
+        TransformalyDetector.load(tmp_path / "m")

@@ -27,6 +27,7 @@ from skanomaly_vit import CompactFeatures, TransformalyDetector
 from skanomaly_vit.display import (
     AnomalyMapDisplay,
     BlockDiscrepancyDisplay,
+    EvaluationDisplay,
     GalleryDisplay,
     ScoreDisplay,
     TrainingDisplay,
@@ -39,6 +40,7 @@ mpl.use("Agg")
 DISPLAYS = (
     AnomalyMapDisplay,
     BlockDiscrepancyDisplay,
+    EvaluationDisplay,
     GalleryDisplay,
     ScoreDisplay,
     TrainingDisplay,
@@ -102,6 +104,9 @@ DRAWN = {
     "one map": lambda: AnomalyMapDisplay.from_predictions(IMAGES[:1], MAPS[:1], contour=3),
     "scores": lambda: ScoreDisplay.from_predictions(
         SCORES, -2, y=[1, 1, 1, -1, 1, 1, 1, 1, 1], normal_scores=SCORES + 1
+    ),
+    "evaluation": lambda: EvaluationDisplay.from_predictions(
+        SCORES, KINDS, offset=0.5, anomaly_label=ODD
     ),
     "long tail": lambda: ScoreDisplay.from_predictions([-1e4, -3.0, -2, -1], -50),
     "lines": lambda: BlockDiscrepancyDisplay.from_predictions(NORMAL[:6] * 3, reference=NORMAL),
@@ -800,3 +805,47 @@ def test_a_gallery_that_cannot_be_drawn_is_refused(options, message):
     if "scores" not in message:
         with pytest.raises(ValueError, match=message):
             GalleryDisplay.from_estimator(Untouchable(), IMAGES, **options)
+
+
+# --- evaluation
+
+
+KINDS = ["good", "good", "crack", "crack", "stain", "good", "crack", "good", "stain"]
+ODD = ["crack", "stain"]
+
+
+def test_each_kind_has_a_row_with_a_point_for_each_image():
+    display = EvaluationDisplay.from_predictions(SCORES, KINDS, offset=0.5, anomaly_label=ODD)
+    assert {k: sorted(v) for k, v in display.scores.items()} == {
+        "normal": [-5, 0, 1, 4], "crack": [-60, -1, 3], "stain": [2, 5]
+    }  # fmt: skip
+    assert display.flagged_ == {"normal": 2, "crack": 2, "stain": 0}
+    texts = [tick.get_text() for tick in display.ax_.get_yticklabels()]
+    assert texts == ["normal\n2 of 4 flagged", "crack\n2 of 3 found", "stain\n0 of 2 found"]
+    points = np.concatenate([each.get_offsets() for each in display.ax_.collections])
+    assert sorted(points[:, 0]) == sorted(SCORES)
+    rows = {x: round(y) for x, y in points}
+    assert (rows[4], rows[-60], rows[5]) == (0, 1, 2)
+    filled = [each.get_offsets()[:, 0] for each in display.ax_.collections if len(
+        each.get_facecolor())]  # fmt: skip
+    assert sorted(np.concatenate(filled)) == [-60, -5, -1, 0]
+
+
+def test_kinds_beside_labels_and_no_threshold():
+    y = [1, 1, -1, -1, -1, 1, -1, 1, -1]
+    display = EvaluationDisplay.from_predictions(SCORES, y)
+    assert list(display.scores) == ["normal", "anomaly"]
+    assert display.flagged_ == {}
+    assert display.ax_.get_yticklabels()[1].get_text() == "anomaly\n5 images"
+    kinds = ["-", "-", "normal", 3, 3, "-", 3, "-", 3]
+    display = EvaluationDisplay.from_predictions(SCORES, y, kinds=kinds)
+    assert list(display.scores) == ["normal", "3", "normal (defect)"]
+    with pytest.raises(ValueError, match="kinds holds 1 labels for 9 images"):
+        EvaluationDisplay.from_predictions(SCORES, y, kinds=["a"])
+
+
+def test_an_evaluation_of_a_detector_has_its_threshold(detector):
+    y = np.repeat([1, -1], [6, 3])
+    display = EvaluationDisplay.from_estimator(detector, IMAGES, y)
+    assert display.offset == detector.offset_
+    np.testing.assert_array_equal(display.scores["normal"], detector.score_samples(IMAGES)[:6])
