@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -218,16 +219,58 @@ def false_alarm_bound(
     return Bunch(threshold=lowest, estimate=k / (n + 1), bound=beta.isf(local, k, n + 1 - k))
 
 
+#: Simulated sets of scores behind the bounds of all thresholds.
+_N_SETS = 20_000
+
+#: Simulated sets that tell roughly where the local level lies, and the width of that guess.
+_N_PILOT, _SPREAD = 1000, 4.0
+
+
 @functools.lru_cache(maxsize=16)
 def _local_level(n: int, confidence: float) -> float:
     """Level of each bound, so that n of them hold together."""
+    rank = math.floor((1 - confidence) * (_N_SETS - 1))  # of that level among the smallest ones
+    low, high = _bracket(n, confidence)
+    below, above = _limits(low, n), _limits(high, n)
+    n_below, between = 0, []
+    for sets in _simulated(n):
+        is_below = (sets > below).any(axis=1)
+        is_between = ~is_below & (sets > above).any(axis=1)
+        n_below += int(is_below.sum())
+        between.append(_smallest_levels(sets[is_between]))
+    found = np.sort(np.concatenate(between))
+    if not 0 <= rank - n_below < len(found):  # the guess missed it
+        found, n_below = np.sort(np.concatenate([*map(_smallest_levels, _simulated(n))])), 0
+    return float(found[rank - n_below])
+
+
+def _bracket(n: int, confidence: float) -> tuple[float, float]:
+    """Two levels that hold the local level between them, but for rare bad luck."""
+    pilot = np.sort(_smallest_levels(next(_simulated(n))[:_N_PILOT]))
+    m, share = len(pilot), 1 - confidence
+    slack = _SPREAD * math.sqrt(share * (1 - share) / m)
+    low, high = math.floor((share - slack) * m), math.ceil((share + slack) * m)
+    return float(pilot[low]) if low >= 0 else 0.0, float(pilot[high]) if high < m else 1.0
+
+
+def _limits(level: float, n: int) -> np.ndarray:
+    """What each ascending uniform score exceeds with this probability."""
     k = np.arange(1, n + 1)
+    return np.asarray(beta.isf(level, k, n + 1 - k))
+
+
+def _smallest_levels(sets: np.ndarray) -> np.ndarray:
+    """Smallest probability of a score of each set (m, n) to lie so high."""
+    n = sets.shape[1]
+    k = np.arange(1, n + 1)
+    return np.asarray(beta.sf(sets, k, n + 1 - k).min(axis=1))
+
+
+def _simulated(n: int) -> Iterator[np.ndarray]:
+    """Sets of n ascending uniform scores, in parts that fit into memory."""
     rng = np.random.default_rng(0)
-    smallest = [
-        beta.sf(np.sort(rng.random((size, n)), axis=1), k, n + 1 - k).min(axis=1)
-        for size in _chunks(20_000, max(1, 2**20 // n))
-    ]
-    return float(np.quantile(np.concatenate(smallest), 1 - confidence, method="lower"))
+    for size in _chunks(_N_SETS, max(1, 2**20 // n)):
+        yield np.sort(rng.random((size, n)), axis=1)
 
 
 def _chunks(total: int, size: int) -> list[int]:

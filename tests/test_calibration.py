@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import blobs
-from scipy.stats import binomtest, ks_2samp
+from scipy.stats import beta, binomtest, ks_2samp
 from sklearn import config_context
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skanomaly_vit import TransformalyDetector
+from skanomaly_vit import TransformalyDetector, calibration
 from skanomaly_vit.calibration import (
     benjamini_hochberg,
     conformal_p_values,
@@ -495,6 +495,20 @@ def test_all_bounds_hold_together(n):
     assert binomtest(sum(held), 1000, 0.95, alternative="less").pvalue > 1e-3
     assert np.mean(held) < 0.985  # nor is it much wider than it has to be
     assert (curve.bound > curve.estimate).all()
+
+
+def test_bounds_are_those_of_the_simulated_sets(monkeypatch):
+    """A guess of where the local level lies saves time, and changes nothing if it is wrong."""
+    n = 20
+    k = np.arange(1, n + 1)
+    sets = np.sort(np.random.default_rng(0).random((20_000, n)), axis=1)
+    local = np.quantile(beta.sf(sets, k, n + 1 - k).min(axis=1), 0.1, method="lower")
+    expected = beta.isf(local, k, n + 1 - k)
+    for spread in (4.0, 0.0):
+        calibration._local_level.cache_clear()
+        monkeypatch.setattr(calibration, "_SPREAD", spread)
+        curve = false_alarm_bound(np.arange(n), confidence=0.9)
+        np.testing.assert_allclose(curve.bound, expected, rtol=1e-12)
 
 
 def test_bounds_of_groups_are_those_of_their_lowest_scores():
