@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,11 +35,14 @@ class Picture:
         ``data:image/...;base64,...``, or a path relative to the page.
     width, height : int
         Size in pixels.
+    digest : str
+        Of its content.
     """
 
     uri: str
     width: int
     height: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,18 @@ class Encoded:
     width: int
     height: int
 
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()[:32]
+
     def embed(self) -> Picture:
         """The picture in a data URI."""
         text = base64.b64encode(self.content).decode("ascii")
-        return Picture(f"data:image/{self.kind};base64,{text}", self.width, self.height)
+        return self.at(f"data:image/{self.kind};base64,{text}")
+
+    def at(self, uri: str) -> Picture:
+        """The picture under a URI."""
+        return Picture(uri, self.width, self.height, self.digest)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def _identify(rows: list[ImageRow]) -> str:
     """Name of the images of a page, under which a browser keeps their marks."""
     digest = hashlib.sha256()
     for row in sorted(rows, key=lambda row: row.path):
-        digest.update(f"{row.path}\0{row.copies.thumbnail.uri}\0".encode(errors="surrogatepass"))
+        text = f"{row.path}\0{row.copies.thumbnail.digest}\0"
+        digest.update(text.encode(errors="surrogatepass"))
     return digest.hexdigest()[:24]
 
 

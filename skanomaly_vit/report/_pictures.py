@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -99,12 +98,10 @@ class FolderAlbum(Album):
             )
 
     def add(self, encoded: Encoded) -> Picture:
-        digest = hashlib.sha256(encoded.content).hexdigest()[:32]
-        name = f"{digest}.{encoded.kind}"
+        name = f"{encoded.digest}.{encoded.kind}"
         (self._folder / name).write_bytes(encoded.content)
         self._names.add(name)
-        uri = quote(os.fsencode(f"{self._folder.name}/{name}"))
-        return Picture(uri, encoded.width, encoded.height)
+        return encoded.at(quote(os.fsencode(f"{self._folder.name}/{name}")))
 
     def __enter__(self) -> FolderAlbum:
         self._folder.mkdir(exist_ok=True)

@@ -208,8 +208,12 @@ def test_shows_a_page_of_many_images_at_a_time_and_prints_all(visit, rng):
     assert tab.text_content("#page") == "Page 3 of 3"
     tab.get_by_role("button", name="Next page").click(force=True)  # as there is none
     assert len(names_shown(tab)) == 20
+    tab.emulate_media(media="print")
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert len({*names_shown(tab)}) == 120
+    assert tab.is_visible("#count")
+    assert not tab.is_visible("#filter-name")
+    tab.emulate_media(media="screen")
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     assert len(names_shown(tab)) == 20
     tab.get_by_label("Images a page").select_option("100")
@@ -263,10 +267,11 @@ def test_enlarges_images_one_after_the_other(visit, calibrated, mixed):
     )
     viewer.get_by_role("button", name="Next").focus()
     tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
     tab.keyboard.press("Escape")
     assert not viewer.is_visible()
     focused = tab.evaluate("document.activeElement.getAttribute('aria-label')")
-    assert focused == f"Enlarge {order[1]}"
+    assert focused == f"Enlarge {order[2]}"
 
 
 def test_says_which_images_have_no_large_copy_and_no_map(visit):
@@ -304,6 +309,7 @@ def test_keys_mark_and_a_note_takes_letters(visit):
     tab.keyboard.press("Escape")
     row = tab.locator("#images tbody tr").first
     assert row.locator("[aria-pressed=true]").all_text_contents() == ["defect"]
+    assert row.get_by_text("fed off").is_visible()
 
 
 # Marks

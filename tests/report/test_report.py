@@ -377,6 +377,7 @@ def test_paths_of_marks_are_below_the_folder_whatever_the_names(detector, images
 
 def test_a_page_of_the_same_images_has_the_same_marks(detector, images, target):
     first = write(detector, images, path=target).data["id"]
+    assert write(detector, images, path=target, folder=True).data["id"] == first
     detector.mean_ += 50
     assert write(detector, images[::-1], path=target, names=first_names(images)).data["id"] == first
     assert write(detector, images[1:], path=target).data["id"] != first

@@ -77,7 +77,7 @@ const makeRow = (image) => {
   fillRow(row, image);
   list.rows.set(image, row);
   drawVerdict(row.querySelector(".flagged span"), image);
-  drawMarking(row.querySelector(".marking"), image);
+  drawRowMark(row, image);
   return row;
 };
 
@@ -142,7 +142,12 @@ const followThreshold = () => {
 
 // Rows stay where they are, whatever the filter: a row that vanished could not be corrected.
 const followMarks = () => {
-  for (const [image, row] of list.rows) drawMarking(row.querySelector(".marking"), image);
+  for (const [image, row] of list.rows) drawRowMark(row, image);
+};
+
+const drawRowMark = (row, image) => {
+  drawMarking(row.querySelector(".marking"), image);
+  row.querySelector(".said").textContent = markOf(image).note;
 };
 
 const connectMarking = (group, current) => {
