@@ -6,8 +6,6 @@ const calibration = data.calibration;
 
 const anomalyLabels = new Set(data.labels.filter((label) => label.isAnomaly).map((l) => l.name));
 
-const isLabelled = data.labels.length > 0;
-
 const fold = (text) => text.normalize("NFC").toLocaleLowerCase();
 
 const images = data.images.map((image, index) => {

@@ -192,7 +192,8 @@ const printAll = () => {
   drawPage(0, MOST_PRINTED);
   const left = list.shown.length - MOST_PRINTED;
   byId("not-printed").hidden = left <= 0;
-  byId("not-printed").textContent = `${left} more images are not printed; filter the list to print others.`;
+  byId("not-printed").textContent =
+    `${left} more images are not printed; filter the list to print others.`;
 };
 
 const startList = () => {

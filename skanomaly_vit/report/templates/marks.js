@@ -122,12 +122,14 @@ const describeLoading = (name, loaded, rows, byPath) => {
 
 const describeMarks = () => {
   const { isKept, isSaved, message } = marksState;
-  const counts = MARKS.map((mark) => `${marked().filter((i) => markOf(i).mark === mark).length} ${mark}`);
+  const count = (mark) => marked().filter((image) => markOf(image).mark === mark).length;
+  const counts = MARKS.map((mark) => `${count(mark)} ${mark}`).join(", ");
   const where = isKept
     ? "This browser keeps them on this computer."
     : "This browser does not keep them: save them before you close the page.";
   const saved = isSaved ? "" : " Not saved as a file yet.";
-  return [message, marks.size ? `${counts.join(", ")}. ${where}${saved}` : "No marks."].join(" ").trim();
+  const state = marks.size ? `${counts}. ${where}${saved}` : "No marks.";
+  return message ? `${message} ${state}` : state;
 };
 
 const drawMarks = () => {

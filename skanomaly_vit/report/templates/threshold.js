@@ -61,7 +61,8 @@ const setLive = (key, value, note) => {
 
 const drawCounts = () => {
   const flagged = images.filter(isFlagged);
-  setLive("flagged", withCommas(flagged.length), `${percent(flagged.length / images.length)} of all`);
+  const share = percent(flagged.length / images.length);
+  setLive("flagged", withCommas(flagged.length), `${share} of all`);
   setLive("threshold", briefly(decision.threshold, 4), thresholdNote());
   drawFound("found", (image) => anomalyLabels.has(image.label), flagged);
   drawFound("false", (image) => !anomalyLabels.has(image.label), flagged);
@@ -86,8 +87,9 @@ const drawExpected = () => {
 const describeBound = () => {
   if (!calibration.bounds) return "of normal images, on average";
   const whose = calibration.byGroup ? "new groups" : "normal images";
-  const share = `${briefly(100 * calibration.confidence, 3)} %`;
-  return `at most ${percent(rateBound(decision.threshold))} of ${whose}, in ${share} of deployments`;
+  const bound = percent(rateBound(decision.threshold));
+  const confidence = `${briefly(100 * calibration.confidence, 3)} %`;
+  return `at most ${bound} of ${whose}, in ${confidence} of deployments`;
 };
 
 const drawKinds = () => {
@@ -114,7 +116,8 @@ const drawLine = () => {
 
 const describeThreshold = () => {
   const flagged = images.filter(isFlagged).length;
-  const counts = `Threshold ${briefly(decision.threshold, 4)}: ${flagged} of ${images.length} flagged`;
+  const threshold = briefly(decision.threshold, 4);
+  const counts = `Threshold ${threshold}: ${flagged} of ${images.length} flagged`;
   if (!calibration) return counts;
   return `${counts}, ${percent(expectedRate(decision.threshold))} false alarms expected`;
 };
@@ -132,7 +135,14 @@ const drawThreshold = () => {
 };
 
 // An arrow key moves to the next threshold that flags one image more or less.
-const STEPS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -20, PageUp: 20 };
+const STEPS = {
+  ArrowLeft: -1,
+  ArrowDown: -1,
+  ArrowRight: 1,
+  ArrowUp: 1,
+  PageDown: -20,
+  PageUp: 20,
+};
 
 const stepThreshold = (event) => {
   const ends = { Home: 0, End: candidates.length - 1 };
