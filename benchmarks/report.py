@@ -1,9 +1,10 @@
-"""Measure the size of a report, and the seconds to write it and to open it in a browser.
+"""Measure the size of a report, the seconds to write and to open it, and how fluid it is.
 
 The images are solar cells of `elpv-dataset`, each a file of its own. If the arguments ask for more
 than it has, cells are turned and mirrored. A browser opens the report from the disk several times,
 each time in a new context. It measures the time from the start of the navigation to the end of the
-load event, and to the first picture on the screen.
+load event, to the first picture on the screen, and to the end of the script, which has then drawn
+the list; and the time of actions in the open page, until the browser has painted their result.
 """
 
 from __future__ import annotations
@@ -24,13 +25,35 @@ from skanomaly_vit import TransformalyDetector
 from skanomaly_vit.datasets import load_elpv
 from skanomaly_vit.report import write_report
 
-N_TRAIN = 60
+N_TRAIN = 100
 SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+SCREEN: Any = {"width": 1280, "height": 900}
 #: Times that the browser measured, in milliseconds.
 TIMES = """() => {
     const [navigation] = performance.getEntriesByType("navigation");
     const [paint] = performance.getEntriesByName("first-contentful-paint");
-    return {load: navigation.loadEventEnd, paint: paint ? paint.startTime : NaN};
+    return {load: navigation.loadEventEnd, paint: paint ? paint.startTime : NaN,
+        interactive: navigation.domInteractive};
+}"""
+#: Actions in an open page.
+ACTIONS = {
+    "move the threshold": "setThreshold(candidates[Math.floor(candidates.length / 3)])",
+    "show flagged images": "byId('filter-verdict').value = 'flagged'; refilter()",
+    "move it meanwhile": "setThreshold(candidates[Math.floor(candidates.length / 2)])",
+    "search a name": "byId('filter-verdict').value = '';"
+    "byId('filter-name').value = '42'; refilter()",
+    "sort by name": "byId('filter-name').value = ''; sortBy('name')",
+    "turn the page": "turnPage(1)",
+    "mark an image": "toggleMark(images[7], 'fine')",
+    "enlarge an image": "openViewer(images[9], images)",
+    "go to the next": "step(1)",
+}
+#: Milliseconds of an action and of painting it.
+TIMED = """async action => {
+    const start = performance.now();
+    (0, eval)(action);
+    await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+    return performance.now() - start;
 }"""
 
 
@@ -47,13 +70,13 @@ def main() -> None:
         paths, y = make_images(cells, rest, args.images, Path(folder))
         target = args.output or Path(folder, "report.html")
         start = perf_counter()
-        write_report(detector, paths, y, target, title="Solar cells")
+        write_report(detector, paths, y, target, title="Solar cells", folder=args.folder)
         written = perf_counter() - start
-        print(f"{args.images} images: {target.stat().st_size / 1e6:.1f} MB in {written:.1f} s")
+        print(f"{args.images} images: {size_of(target)} in {written:.1f} s")
         times = open_often(target, args.repeats)
-    for name in ("paint", "load"):
+    for name in times[0]:
         values = sorted(each[name] / 1000 for each in times)
-        print(f"{name}: median {statistics.median(values):.2f} s, highest {values[-1]:.2f} s")
+        print(f"{name}: median {statistics.median(values):.3f} s, highest {values[-1]:.3f} s")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -64,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size", type=positive, default=112, help="pixels that the detector sees; default: 112"
     )
+    parser.add_argument("--folder", action="store_true", help="pictures in files beside the page")
     parser.add_argument("--repeats", type=positive, default=5, help="default: 5")
     parser.add_argument("--output", type=Path, help="keep the report under this path")
     return parser
@@ -82,6 +106,15 @@ def make_images(cells: Any, chosen: np.ndarray, n: int, folder: Path) -> tuple[l
     return paths, labels
 
 
+def size_of(target: Path) -> str:
+    page = f"{target.stat().st_size / 1e6:.1f} MB"
+    files = list(target.with_name(f"{target.stem}_files").glob("*"))
+    if not files:
+        return page
+    total = sum(file.stat().st_size for file in files)
+    return f"{page} and {len(files)} files of {total / 1e6:.1f} MB"
+
+
 def open_often(target: Path, repeats: int) -> list[dict[str, float]]:
     from playwright.sync_api import sync_playwright
 
@@ -92,11 +125,12 @@ def open_often(target: Path, repeats: int) -> list[dict[str, float]]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=SWITCHES)
         for _ in range(repeats):
-            context = browser.new_context(viewport={"width": 1280, "height": 900})
+            context = browser.new_context(viewport=SCREEN, bypass_csp=True)  # for eval
             tab = context.new_page()
             tab.goto(target.resolve().as_uri())
             tab.wait_for_function("performance.timing.loadEventEnd > 0")
             times.append(tab.evaluate(TIMES))
+            times[-1] |= {name: tab.evaluate(TIMED, action) for name, action in ACTIONS.items()}
             context.close()
         browser.close()
     return times

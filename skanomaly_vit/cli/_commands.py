@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from contextlib import ExitStack, closing
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,6 +45,7 @@ from skanomaly_vit.cli._options import (
 )
 from skanomaly_vit.cli._outputs import open_output
 from skanomaly_vit.cli._p_values import p_values_or_none
+from skanomaly_vit.cli._reporting import report_command
 from skanomaly_vit.cli._steps import (
     describe,
     finish,
@@ -377,45 +377,7 @@ def _map(
     finish(unreadable, f"{n_done} images mapped")
 
 
-@main.command(
-    "report",
-    short_help="Write an HTML report.",
-    epilog=epilog("skanomaly report parts.skanomaly parts/new -o report.html", note=HARMLESS),
-)
-@model_argument
-@images_argument
-@click.option(
-    "-o", "--output", required=True, metavar="FILE", callback=check_output, help="An .html file."
-)
-@null_option
-@device_option
-@jobs_option
-@batch_size_option
-@max_pixels_option
-def _report(model: str, images: tuple[str, ...], output: str, null: bool, **options: Any) -> None:
-    """Write an HTML report on IMAGES: files, folders, or - for paths on standard input.
-
-    The report is one file to look at and hand on, with scores, pictures and maps; it needs no
-    network. The command reports unreadable images on standard error and leaves them out.
-    """
-    if not output.lower().endswith((".html", ".htm")):
-        raise click.UsageError(f"{output!r} does not end in .html, as a report must.")
-    require("report", "a report")
-    render = import_module("skanomaly_vit.report").write_report
-    unreadable = Unreadable()
-    paths = list_inputs(images, unreadable, null)
-    detector = load_for_files(model, **options)
-    from skanomaly_vit.cli._scoring import select_readable
-
-    readable = select_readable(list(paths), detector, unreadable)
-    if not readable:
-        finish(unreadable, "no report was written")
-        raise click.UsageError("there are no images to report on")
-    try:
-        render(detector, readable, path=output)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    finish(unreadable, f"{len(readable)} images in {output}")
+main.add_command(report_command)
 
 
 @main.command(

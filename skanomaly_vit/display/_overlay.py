@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,22 +22,59 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 _QUALITY = 82  # of JPEG
 
+_STEPS = 64  # colors of an encoded map
+
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded picture.
+    """A picture that a page shows.
 
     Parameters
     ----------
     uri : str
-        ``data:image/...;base64,...``.
+        ``data:image/...;base64,...``, or a path relative to the page.
     width, height : int
         Size in pixels.
+    digest : str
+        Of its content.
     """
 
     uri: str
     width: int
     height: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture as the content of a file.
+
+    Parameters
+    ----------
+    kind : str
+        ``"jpeg"`` or ``"png"``.
+    content : bytes
+    width, height : int
+        Size in pixels.
+    """
+
+    kind: str
+    content: bytes
+    width: int
+    height: int
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()[:32]
+
+    def embed(self) -> Picture:
+        """The picture in a data URI."""
+        text = base64.b64encode(self.content).decode("ascii")
+        return self.at(f"data:image/{self.kind};base64,{text}")
+
+    def at(self, uri: str) -> Picture:
+        """The picture under a URI."""
+        return Picture(uri, self.width, self.height, self.digest)
 
 
 @dataclass(frozen=True)
@@ -66,11 +104,24 @@ def shrink_map(values: Array, longest: int) -> Array:
     return np.asarray(image.resize(fitting(image.size, longest), Image.Resampling.BOX))
 
 
-def encode(image: Image.Image) -> Picture:
+def encode(image: Image.Image) -> Encoded:
     """Encode an image as a JPEG."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=_QUALITY, optimize=True)
-    return Picture(data_uri("jpeg", stream.getvalue()), *image.size)
+    return Encoded("jpeg", stream.getvalue(), *image.size)
+
+
+def encode_map(values: Array, scale: Scale) -> Encoded:
+    """Encode a map (h, w) as a PNG to lay over its image: low values are transparent."""
+    share = np.clip((values - scale.low) / (scale.high - scale.low), 0, 1)  # [h, w]
+    steps = np.linspace(0, 1, _STEPS)
+    image = Image.fromarray(np.rint(share * (_STEPS - 1)).astype(np.uint8))
+    image.putpalette(np.rint(255 * _color(steps[None])).astype(np.uint8).tobytes())
+    stream = io.BytesIO()
+    image.save(
+        stream, "PNG", optimize=True, transparency=np.rint(255 * steps).astype(np.uint8).tobytes()
+    )
+    return Encoded("png", stream.getvalue(), *image.size)
 
 
 def overlay(image: Image.Image, values: Array, scale: Scale) -> Image.Image:
@@ -81,15 +132,14 @@ def overlay(image: Image.Image, values: Array, scale: Scale) -> Image.Image:
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
-def data_uri(kind: str, content: bytes) -> str:
-    """Encode a picture as a data URI."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def colorbar() -> Picture:
+def colorbar() -> Encoded:
     """Draw the color scale of the maps, from low to high."""
     shares = np.linspace(0, 1, 256)[None]
     return encode(Image.fromarray(np.rint(255 * _color(shares)).astype(np.uint8)).resize((256, 8)))
+
+
+def _as_bytes(shares: Array) -> bytes:
+    return np.rint(255 * shares).astype(np.uint8).tobytes()
 
 
 def _color(shares: Array) -> Array:

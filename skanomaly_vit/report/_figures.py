@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from skanomaly_vit._utils.compat import _safe_indexing
 from skanomaly_vit._utils.composition import find_attribute
 from skanomaly_vit._utils.detectors import fpr_at_95_tpr
+from skanomaly_vit.report._calibration import CONFIDENCE, Calibration
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -23,11 +24,26 @@ _PROBE = 4  # images that reveal the threshold of a detector without offset_
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number with its name and a note."""
+    """A number with its name and a note; `key` names one that follows the threshold."""
 
     name: str
     value: str
     note: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Images of one label."""
+
+    label: str
+    is_anomaly: bool
+    n_images: int
+    n_flagged: int
+
+    @property
+    def share(self) -> str:
+        return _percent(self.n_flagged / self.n_images)
 
 
 def check_detector(det: Any) -> None:
@@ -84,21 +100,28 @@ def _threshold(det: Any, X: Any, scores: Array) -> float:
     return float(np.median(offsets))
 
 
-def summarize(scores: Array, offset: float, is_anomaly: Array | None) -> list[Statistic]:
+def summarize(
+    scores: Array, offset: float, is_anomaly: Array | None, calibration: Calibration | None
+) -> list[Statistic]:
     is_flagged = scores < offset
     n, n_flagged = len(scores), int(is_flagged.sum())
     statistics = [
         Statistic("Images", f"{n:,}"),
-        Statistic("Flagged", f"{n_flagged:,}", f"{_percent(n_flagged / n)} of all"),
-        Statistic("Threshold", f"{offset:.4g}", "flagged below it"),
+        Statistic("Flagged", f"{n_flagged:,}", f"{_percent(n_flagged / n)} of all", "flagged"),
+        Statistic("Threshold", f"{offset:.4g}", "flagged below it", "threshold"),
     ]
+    if calibration is not None:
+        statistics.append(_expect(offset, calibration))
     if is_anomaly is None:
         return statistics
-    for name, kind in (("Anomalies flagged", is_anomaly), ("Normal flagged", ~is_anomaly)):
+    for name, key, kind in (
+        ("Anomalies flagged", "found", is_anomaly),
+        ("Normal flagged", "false", ~is_anomaly),
+    ):
         if kind.any():
             found = int((is_flagged & kind).sum())
             of = f"of {kind.sum():,} by label, {_percent(found / kind.sum())}"
-            statistics.append(Statistic(name, f"{found:,}", of))
+            statistics.append(Statistic(name, f"{found:,}", of, key))
     if is_anomaly.any() and not is_anomaly.all():
         area = roc_auc_score(is_anomaly, -scores)
         precision = average_precision_score(is_anomaly, -scores)
@@ -109,6 +132,35 @@ def summarize(scores: Array, offset: float, is_anomaly: Array | None) -> list[St
             Statistic("FPR at 95 % TPR", fpr, "0 = perfect"),
         ]
     return statistics
+
+
+def _expect(offset: float, calibration: Calibration) -> Statistic:
+    """Expected share of false alarms of a threshold, and its bound."""
+    n_below = int(np.searchsorted(calibration.scores, offset, side="left"))
+    note = "of normal images, on average"
+    if calibration.limits is not None and calibration.bounds is not None:
+        k = int(np.searchsorted(calibration.limits, offset, side="left"))
+        bound = calibration.bounds[k] if k < len(calibration.bounds) else 1.0
+        whose = "normal images" if calibration.groups is None else "new groups"
+        note = f"at most {_percent(bound)} of {whose}, in {100 * CONFIDENCE:g} % of deployments"
+    return Statistic(
+        "False alarms expected", _percent(calibration.rates[n_below]), note, "expected"
+    )
+
+
+def count_kinds(
+    scores: Array, offset: float, labels: list[str], is_anomaly: Array | None
+) -> list[Kind]:
+    """Images and flagged ones of each label, anomalies first."""
+    if is_anomaly is None:
+        return []
+    names, is_flagged = np.array(labels, dtype=object), scores < offset
+    kinds = []
+    for label in sorted(set(labels)):
+        of = names == label
+        anomalous = bool(is_anomaly[of][0])
+        kinds.append(Kind(label, anomalous, int(of.sum()), int(is_flagged[of].sum())))
+    return sorted(kinds, key=lambda kind: not kind.is_anomaly)
 
 
 def certify(det: Any) -> list[Statistic]:
@@ -132,9 +184,14 @@ def has_maps(det: Any) -> bool:
     return hasattr(det, "anomaly_map") and find_attribute(det, "_normal_patches", True) is not None
 
 
-def remark(det: Any, is_anomaly: Array | None) -> list[str]:
-    """Notes on labels of one kind and on missing maps."""
+def remark(det: Any, is_anomaly: Array | None, calibration: Calibration | None) -> list[str]:
+    """Notes on labels of one kind, and on missing maps and calibration scores."""
     notes = []
+    if calibration is None:
+        notes.append(
+            f"{type(det).__name__} has no scores of held-out normal images, so there are no "
+            "p-values, and nobody knows how many false alarms to expect."
+        )
     if is_anomaly is not None and (is_anomaly.all() or not is_anomaly.any()):
         kind = "anomalies" if is_anomaly.all() else "normal images"
         notes.append(f"By their labels all are {kind}, so there is no AUROC.")

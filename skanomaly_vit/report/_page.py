@@ -1,151 +1,84 @@
-"""HTML page of a report, self-contained."""
+"""Content of a report."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-
-import numpy as np
 
 from skanomaly_vit._utils.provenance import Parameter
 from skanomaly_vit.display._overlay import Picture, Scale
-from skanomaly_vit.report._figures import Statistic
-
-_PACKAGES = ("jinja2", "matplotlib")
-
-_TEMPLATE, _STYLE, _SCRIPT = "report.html.j2", "report.css", "report.js"
+from skanomaly_vit.report._calibration import Calibration
+from skanomaly_vit.report._figures import Kind, Statistic
+from skanomaly_vit.report._histogram import Histogram
+from skanomaly_vit.report._pictures import Copies, Enlarged
 
 
 @dataclass(frozen=True)
 class ImageRow:
-    """An image in the table.
+    """An image in the list.
 
     Parameters
     ----------
-    rank : int
-        1 for the most abnormal image.
-    name : str
-        Printable name.
-    score, decision : float
-        Higher = more normal; negative = anomaly.
+    name, path : str
+        Printable name; path below the common folder, as the file system has it.
+    score : float
+        Higher = more normal.
+    p_value : float or None
+        Small = abnormal; None without calibration scores.
     is_flagged : bool
-        Whether the decision is negative.
+        Whether the score is below the threshold of the detector.
     label : str
         Known label, or empty.
-    thumbnail : Picture
-        Small copy.
+    copies : Copies
     """
 
     rank: int
     name: str
+    path: str
     score: float
-    decision: float
+    p_value: float | None
     is_flagged: bool
     label: str
-    thumbnail: Picture
+    copies: Copies
 
 
 @dataclass(frozen=True)
 class Card:
-    """A large image.
-
-    Parameters
-    ----------
-    row : ImageRow
-        Row of the image in the table.
-    image : Picture
-        The image itself.
-    overlay : Picture or None
-        The image under its anomaly map.
-    highest : float or None
-        Highest value of the map.
-    """
+    """A large image and its row."""
 
     row: ImageRow
-    image: Picture
-    overlay: Picture | None
-    highest: float | None
+    copy: Enlarged
 
 
 @dataclass(frozen=True)
 class Page:
-    """Content of a report; `histograms` maps (width, theme) to a data URI."""
+    """Content of a report."""
 
     title: str
     created: datetime
     statistics: list[Statistic]
+    kinds: list[Kind]
     guarantees: list[Statistic]
     notes: list[str]
-    histograms: dict[tuple[str, str], str]
-    histogram_text: str
+    histogram: Histogram
     most_abnormal: list[Card]
     least_certain: list[Card]
     scale: Scale | None
     colorbar: Picture | None
     rows: list[ImageRow]
-    labels: list[str]
-    labels_of_anomalies: list[str]
+    calibration: Calibration | None
     offset: float
     detector: str
-    folder: str
+    root: str
+    has_files: bool
     parameters: list[Parameter]
     versions: dict[str, str]
     fingerprint: str | None
 
+    @property
+    def labels_of_anomalies(self) -> list[str]:
+        return [kind.label for kind in self.kinds if kind.is_anomaly]
 
-def require_packages() -> None:
-    """Raise an ImportError that says what to install if a package is missing."""
-    from importlib import import_module
-
-    for package in _PACKAGES:
-        try:
-            import_module(package)
-        except ImportError as error:
-            raise ImportError(
-                f"write_report needs {package}: pip install 'skanomaly-vit[report]'", name=package
-            ) from error
-
-
-def render(page: Page) -> bytes:
-    """Render a page as HTML in UTF-8."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("skanomaly_vit.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    digits = _digits([row.score for row in page.rows])
-    environment.filters["number"] = lambda value: f"{value:.{digits}f}"
-    style, script = (_source(environment, name) for name in (_STYLE, _SCRIPT))
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
-        f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-    )
-    html = environment.get_template(_TEMPLATE).render(
-        page=page, policy=policy, style=Markup(style), script=Markup(script)
-    )
-    return html.encode("utf-8")
-
-
-def _source(environment: Any, name: str) -> str:
-    text, _, _ = environment.loader.get_source(environment, name)
-    # Browsers turn all line ends into "\n" before they hash.
-    return "\n".join(text.splitlines())
-
-
-def _hash(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-    return f"'sha256-{digest}'"
-
-
-def _digits(scores: list[float]) -> int:
-    """Decimals that show three significant digits of the scores' spread."""
-    spread = float(np.std(scores))
-    return int(np.clip(2 - np.floor(np.log10(spread)), 1, 6)) if spread > 0 else 3
+    @property
+    def n_flagged(self) -> int:
+        return sum(row.is_flagged for row in self.rows)

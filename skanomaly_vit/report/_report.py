@@ -2,57 +2,43 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import joblib
 import numpy as np
 
-from skanomaly_vit._images.pixels import shrink
-from skanomaly_vit._images.source import ImageSource, open_images, reading_options
-from skanomaly_vit._utils.compat import _safe_indexing
+from skanomaly_vit._images.source import open_images, reading_options
 from skanomaly_vit._utils.composition import find_attribute
 from skanomaly_vit._utils.files import check_target, write_atomically
 from skanomaly_vit._utils.labels import AUTO, as_labels, is_auto, which_are_anomalies
 from skanomaly_vit._utils.provenance import parameters_of, printable, versions
-from skanomaly_vit.display._overlay import (
-    Picture,
-    Scale,
-    colorbar,
-    data_uri,
-    encode,
-    overlay,
-    shrink_map,
-)
-from skanomaly_vit.display._scores import ScoreDisplay
+from skanomaly_vit.display._overlay import colorbar
+from skanomaly_vit.report._calibration import Calibration, find_calibration
 from skanomaly_vit.report._figures import (
     certify,
     check_detector,
-    has_maps,
+    count_kinds,
     remark,
     score,
     summarize,
 )
-from skanomaly_vit.report._page import Card, ImageRow, Page, render, require_packages
+from skanomaly_vit.report._histogram import draw_histogram
+from skanomaly_vit.report._names import Names, name_images
+from skanomaly_vit.report._page import Card, ImageRow, Page
+from skanomaly_vit.report._pictures import (
+    Album,
+    Copies,
+    FolderAlbum,
+    copy_images,
+    enlarge,
+)
+from skanomaly_vit.report._rendering import render, require_packages
 
 Array: TypeAlias = np.ndarray[Any, Any]
-
-_THUMBNAIL = 96  # pixels of the longest side, in the table
-
-_LARGE = 360  # pixels of the longest side, beside maps
-
-_HISTOGRAMS = {"wide": (9.4, 3.0), "narrow": (4.2, 3.4)}  # inches
-
-_THEMES = {"light": ("#1c232c", "#ffffff"), "dark": ("#e4e7ec", "#14181d")}  # ink and ground
-
-_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-
-_BINS = 40
 
 
 def write_report(
@@ -65,13 +51,15 @@ def write_report(
     title: str | None = None,
     anomaly_label: Any = AUTO,
     n_maps: int = 12,
+    folder: bool = False,
     callback: Callable[[int, int], object] | None = None,
 ) -> Path:
     """Score images and write the results into one self-contained HTML file.
 
-    The file holds a summary, a histogram of the scores, the most abnormal and the least certain
-    images with their anomaly maps, a table of all images that sorts and filters, and the settings
-    of the detector. It opens from a disk, without a network.
+    The page opens from a disk, without a network. It shows the scores with a threshold to move,
+    the expected share of false alarms, the most abnormal and the least certain images with their
+    anomaly maps, a list of all images to sort, filter, enlarge and mark, and the settings of the
+    detector. It saves marks (``fine``, ``defect``, a note) as a csv file.
 
     Parameters
     ----------
@@ -82,7 +70,8 @@ def write_report(
     X : images
         The n images, of any form that `det` takes.
     y : array-like of shape (n,) or None, default=None
-        Label of each image. With labels the report shows metrics such as AUROC.
+        Label of each image. With labels the report shows metrics such as AUROC, and how many
+        images of each label are flagged.
     path : str or path-like, default="report.html"
         The file to write, in an existing folder. `write_report` replaces an older file.
     names : array-like of shape (n,) or None, default=None
@@ -93,7 +82,10 @@ def write_report(
     anomaly_label : label, list of labels or "auto", default="auto"
         Labels of anomalies in `y`; ``"auto"`` is -1 among +1 and -1.
     n_maps : int, default=12
-        Number of large images among the most abnormal, and among the least certain.
+        Number of large images with maps among the most abnormal, and among the least certain.
+    folder : bool, default=False
+        Whether pictures are files in a folder beside `path` (``report_files`` beside
+        ``report.html``), with a large copy of every image. The page then needs that folder.
     callback : callable or None, default=None
         Called as ``callback(done, total)`` after each step of the work, for a progress bar.
 
@@ -107,7 +99,8 @@ def write_report(
     ImportError
         If Jinja2 or matplotlib is missing: ``pip install 'skanomaly-vit[report]'``.
     OSError
-        If `path` is a directory, or its folder is missing or not writable.
+        If `path` is a directory, or its folder is missing or not writable, or a file has the name
+        of the folder of pictures.
     ValueError
         If an image is unreadable, `y` or `names` differs from `X` in length, a score is not
         finite, or `det` has no threshold. `write_report` then writes no file.
@@ -119,8 +112,11 @@ def write_report(
 
     Notes
     -----
-    All images pass through the detector once; large images pass once more, for their maps. An
-    image of a solar cell takes 3 kB of the file; a large one with its map takes 20 kB more.
+    All images pass through the detector once; large images pass once more, for their maps.
+
+    The browser keeps marks, if it may, under the content of the images: a report on the same images
+    shows them again, whatever the detector. In ``marks.csv`` (header ``path,mark,note``) a path is
+    relative to the common folder of all images, which the page names.
 
     Examples
     --------
@@ -141,40 +137,43 @@ def write_report(
         raise ValueError(f"n_maps={n_maps!r} is not an integer of at least 0")
     source = open_images(X, **reading_options(det))
     is_anomaly, labels = _read_labels(y, anomaly_label, len(source))
-    shown_names, folder = _name_images(names, source)
+    named = name_images(names, source)
     n_shown = min(int(n_maps), len(source))
     steps = _Steps(2 * len(source) + 2 * n_shown, callback)
-    # Before scoring, as it finds unreadable images.
-    thumbnails = _make_thumbnails(source, getattr(det, "n_jobs", None), steps)
-    scores, offset = score(det, X, len(source), steps.advance)
-    decision = scores - offset
-    rows = _make_rows(shown_names, scores, decision, labels, thumbnails)
-    uncertain = np.argsort(np.abs(decision), kind="stable")
-    shown = [*list(rows)[:n_shown], *uncertain[:n_shown].tolist()]
-    cards, scale = _draw_cards(det, X, source, shown, rows, steps)
-    page = Page(
-        title=printable("Anomaly report" if title is None else str(title)),
-        created=datetime.now().astimezone(),
-        statistics=summarize(scores, offset, is_anomaly),
-        guarantees=certify(det),
-        notes=remark(det, is_anomaly),
-        histograms=_draw_histograms(ScoreDisplay(scores, offset=offset, is_anomaly=is_anomaly)),
-        histogram_text=_describe_histogram(scores, offset),
-        most_abnormal=cards[:n_shown],
-        least_certain=cards[n_shown:],
-        scale=scale,
-        colorbar=None if scale is None else colorbar(),
-        rows=list(rows.values()),
-        labels=sorted(set(labels) - {""}),
-        labels_of_anomalies=_distinct(labels, is_anomaly),
-        offset=offset,
-        detector=type(det).__name__,
-        folder=folder,
-        parameters=parameters_of(det),
-        versions=versions(),
-        fingerprint=find_attribute(det, "backbone_fingerprint_"),
-    )
-    write_atomically(render(page), target)
+    with FolderAlbum(target) if folder else Album() as album:
+        # Before scoring, as it finds unreadable images.
+        copies = copy_images(source, album, getattr(det, "n_jobs", None), steps.advance)
+        scores, offset = score(det, X, len(source), steps.advance)
+        calibration = find_calibration(det)
+        rows = _make_rows(named, scores, offset, labels, copies, calibration)
+        uncertain = np.argsort(np.abs(scores - offset), kind="stable")
+        shown = [*list(rows)[:n_shown], *uncertain[:n_shown].tolist()]
+        enlarged, scale = enlarge(det, X, source, shown, album, steps.advance)
+        cards = [Card(rows[i], enlarged[i]) for i in shown]
+        known = None if calibration is None else calibration.scores
+        page = Page(
+            title=printable("Anomaly report" if title is None else str(title)),
+            created=datetime.now().astimezone(),
+            statistics=summarize(scores, offset, is_anomaly, calibration),
+            kinds=count_kinds(scores, offset, labels, is_anomaly),
+            guarantees=certify(det),
+            notes=remark(det, is_anomaly, calibration),
+            histogram=draw_histogram(scores, offset, is_anomaly, known),
+            most_abnormal=cards[:n_shown],
+            least_certain=cards[n_shown:],
+            scale=scale,
+            colorbar=None if scale is None else colorbar().embed(),
+            rows=list(rows.values()),
+            calibration=calibration,
+            offset=offset,
+            detector=type(det).__name__,
+            root=printable(named.root),
+            has_files=folder,
+            parameters=parameters_of(det),
+            versions=versions(),
+            fingerprint=find_attribute(det, "backbone_fingerprint_"),
+        )
+        write_atomically(render(page), target)
     return target
 
 
@@ -190,9 +189,6 @@ class _Steps:
             self._callback(self._done, self._total)
 
 
-# Arguments
-
-
 def _read_labels(y: Any, anomaly_label: Any, n: int) -> tuple[Array | None, list[str]]:
     """Mask of the anomalies, and the shown label of each image."""
     if y is None:
@@ -206,142 +202,26 @@ def _read_labels(y: Any, anomaly_label: Any, n: int) -> tuple[Array | None, list
     return is_anomaly, [printable(str(value)) for value in values]
 
 
-def _distinct(labels: list[str], is_anomaly: Array | None) -> list[str]:
-    """Distinct labels of the anomalies."""
-    if is_anomaly is None:
-        return []
-    return sorted({label for label, anomalous in zip(labels, is_anomaly, strict=True) if anomalous})
-
-
-def _name_images(names: Any, source: ImageSource) -> tuple[list[str], str]:
-    """Shown name of each image, and the common folder of all images."""
-    if names is not None:
-        given = names.tolist() if hasattr(names, "tolist") else list(names)
-        if isinstance(names, str) or len(given) != len(source):
-            found = f"is the text {names!r}" if isinstance(names, str) else f"holds {len(given)}"
-            raise ValueError(f"names {found}, X holds {len(source)} images; pass one for each")
-        return [printable(_as_text(name)) for name in given], ""
-    paths = [source.path(i) for i in range(len(source))]
-    folder = _common_folder([path for path in paths if path is not None])
-    shown = [
-        f"image {i}" if path is None else os.path.relpath(path, folder) if folder else path
-        for i, path in enumerate(paths)
-    ]
-    return [printable(name) for name in shown], printable(folder)
-
-
-def _as_text(name: Any) -> str:
-    return os.fsdecode(name) if isinstance(name, bytes | os.PathLike) else str(name)
-
-
-def _common_folder(paths: Sequence[str]) -> str:
-    """Common folder of all paths; empty if there is none."""
-    try:
-        return os.path.commonpath([os.path.dirname(path) for path in paths])
-    except ValueError:  # no paths, relative ones among absolute ones, or several drives
-        return ""
-
-
 def _make_rows(
-    names: list[str], scores: Array, decision: Array, labels: list[str], thumbnails: list[Picture]
+    named: Names,
+    scores: Array,
+    offset: float,
+    labels: list[str],
+    copies: list[Copies],
+    calibration: Calibration | None,
 ) -> dict[int, ImageRow]:
     """Row of each image, under its index in `X`, the most abnormal image first."""
+    p_values = None if calibration is None else calibration.p_values(scores)
     return {
         int(i): ImageRow(
             rank=rank,
-            name=names[i],
+            name=named.shown[i],
+            path=named.paths[i],
             score=float(scores[i]),
-            decision=float(decision[i]),
-            is_flagged=bool(decision[i] < 0),
+            p_value=None if p_values is None else float(p_values[i]),
+            is_flagged=bool(scores[i] < offset),
             label=labels[i],
-            thumbnail=thumbnails[i],
+            copies=copies[i],
         )
         for rank, i in enumerate(np.argsort(scores, kind="stable"), 1)
     }
-
-
-# Pictures
-
-
-def _make_thumbnails(source: ImageSource, n_jobs: int | None, steps: _Steps) -> list[Picture]:
-    def make(position: int) -> Picture:
-        return encode(shrink(source[position], _THUMBNAIL))
-
-    parallel = joblib.Parallel(n_jobs, prefer="threads", return_as="generator")
-    made = []
-    for thumbnail in parallel(joblib.delayed(make)(i) for i in range(len(source))):
-        made.append(thumbnail)
-        steps.advance()
-    return made
-
-
-def _draw_cards(
-    det: Any,
-    X: Any,
-    source: ImageSource,
-    shown: list[int],
-    rows: dict[int, ImageRow],
-    steps: _Steps,
-) -> tuple[list[Card], Scale | None]:
-    """Large images, and the color scale of their maps."""
-    images, maps, highest = {}, {}, {}
-    for i in shown:
-        if i not in images:
-            pixels = source[i]
-            images[i] = shrink(pixels, _LARGE)
-            if has_maps(det):
-                full = _map_of(det, X, i, pixels.shape[:2])
-                # One small map at a time: maps of large images would fill the memory.
-                maps[i], highest[i] = shrink_map(full, _LARGE), float(full.max())
-        steps.advance()
-    scale = Scale.of(list(maps.values())) if maps else None
-    pictures = {i: encode(image) for i, image in images.items()}
-    overlays = {i: encode(overlay(images[i], maps[i], scale)) for i in maps if scale}
-    return [Card(rows[i], pictures[i], overlays.get(i), highest.get(i)) for i in shown], scale
-
-
-def _map_of(det: Any, X: Any, i: int, shape: tuple[int, ...]) -> Array:
-    values = np.asarray(det.anomaly_map(_safe_indexing(X, [i]))[0])
-    if values.shape != shape or not np.isfinite(values).all():
-        problem = "values that are not finite" if values.shape == shape else "another size"
-        raise ValueError(
-            f"{type(det).__name__}.anomaly_map gave a map of shape {values.shape} for sample {i} "
-            f"of shape {shape}: {problem}"
-        )
-    return values
-
-
-def _draw_histograms(display: ScoreDisplay) -> dict[tuple[str, str], str]:
-    return {
-        (width, theme): _draw_histogram(display, inches, ink, ground)
-        for width, inches in _HISTOGRAMS.items()
-        for theme, (ink, ground) in _THEMES.items()
-    }
-
-
-def _draw_histogram(
-    display: ScoreDisplay, inches: tuple[float, float], ink: str, ground: str
-) -> str:
-    """Draw the scores as an SVG in a data URI."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # Text stays text; the same scores give the same file.
-    settings: Any = {"font.size": 9.0, "svg.fonttype": "none", "svg.hashsalt": "histogram"}
-    settings |= {"axes.spines.top": False, "axes.spines.right": False}
-    settings |= dict.fromkeys(_INKED, ink)
-    settings |= dict.fromkeys(("axes.facecolor", "figure.facecolor", "legend.edgecolor"), ground)
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=inches, layout="constrained")
-        display.plot(figure.add_subplot(), bins=_BINS, stat="count")
-        stream = io.BytesIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return data_uri("svg+xml", stream.getvalue())
-
-
-def _describe_histogram(scores: Array, offset: float) -> str:
-    n_flagged = int((scores < offset).sum())
-    return (
-        f"Histogram of the scores of {len(scores)} images, from {scores.min():.4g} to "
-        f"{scores.max():.4g}. {n_flagged} lie below the threshold of {offset:.4g}."
-    )

@@ -15,6 +15,7 @@ import sys
 import termios
 import threading
 import types
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -771,21 +772,103 @@ def test_target_names_are_unique_and_inside(tmp_path, monkeypatch):
     assert all(os.path.normpath(name).startswith("out" + os.sep) for name in found)
 
 
-def test_a_report_is_handed_the_readable_images(model, paths, broken, tmp_path, monkeypatch):
-    def write_report(det, X, y=None, path=None):
-        with open(path, "w") as stream:
-            json.dump([type(det).__name__, X, y], stream)
+@pytest.fixture
+def reported(monkeypatch):
+    """What a report is asked to show; its file holds the word done."""
 
+    def write_report(det, X, *, path, **options):
+        asked.append({"X": X} | options)
+        Path(path).write_text("done")
+
+    asked = []
     monkeypatch.setitem(
         sys.modules, "skanomaly_vit.report", types.SimpleNamespace(write_report=write_report)
     )
+    return asked
+
+
+def test_a_report_is_handed_the_readable_images(model, paths, broken, tmp_path, reported):
     output = tmp_path / "report.html"
     done = run("report", model, *paths[:2], broken, paths[2], "-o", output)
     assert done.exit_code == 2
-    assert json.loads(output.read_text()) == ["TransformalyDetector", paths[:3], None]
+    assert reported == [{"X": paths[:3], "title": None, "n_maps": 12, "folder": False}]
     output.unlink()
     assert run("report", model, broken, "-o", output).exit_code == 2
     assert not output.exists()
+
+
+@pytest.fixture
+def table(tmp_path, normal, paths):
+    """A function that writes a table of the first three images, and of one that is not asked."""
+
+    def table(*columns):
+        rows = [
+            [os.path.relpath(path, normal), *cells]
+            for path, *cells in zip(paths, *columns[1:], strict=False)
+        ]
+        with open(tmp_path / "table.csv", "w", newline="") as file:
+            csv.writer(file).writerows([["path", *columns[0]], *rows])
+        return tmp_path / "table.csv"
+
+    return table
+
+
+def test_a_report_takes_labels_names_and_all_that_python_takes(
+    model, normal, paths, table, tmp_path, reported
+):
+    output = tmp_path / "report.html"
+    labels = table(
+        ["label", "kind"], ["fine", "defect", "anomaly", "normal"], ["", "crack", "", ""]
+    )
+    options = ["--root", normal, "--title", "Parts", "--n-maps", "3", "--folder"]
+    done = run("report", model, *paths[:3], "-o", output, "--labels", labels, *options)
+    assert done.exit_code == 0, done.stderr
+    expected = {"title": "Parts", "n_maps": 3, "folder": True}
+    known = {"y": ["normal", "crack", "anomaly"], "anomaly_label": ["anomaly", "crack"]}
+    assert reported.pop() == {"X": paths[:3]} | expected | known
+    names = table(["name"], ["A", "b, c", "=3", "d"])
+    done = run("report", model, *paths[:3], "-o", output, "--names", names, *options)
+    assert done.exit_code == 0, done.stderr
+    assert reported.pop() == {"X": paths[:3]} | expected | {"names": ["A", "b, c", "=3"]}
+
+
+@pytest.mark.parametrize(
+    ("option", "columns", "message"),
+    [
+        ("--labels", (["label"], ["fine", "bad"]), "label is 'bad', which is none of normal, fine"),
+        ("--labels", (["label"], ["fine", "fine"]), "has no label for 1 of 3 images, first"),
+        ("--labels", (["kind"], ["fine"]), "has no column label; its header is 'path,kind'"),
+        (
+            "--labels",
+            (["label", "kind"], ["anomaly"], ["normal"]),
+            "row 2 ('{first}'): an anomaly is of the kind 'normal'",
+        ),
+        ("--names", (["name"], ["a", "", "c"]), "has no name for 1 of 3 images, first"),
+        ("--names", (["title"], ["a"]), "has no column name"),
+    ],
+)
+def test_a_report_needs_a_label_or_name_of_each_image(
+    option, columns, message, model, normal, paths, table, tmp_path, reported
+):
+    arguments = ["-o", tmp_path / "report.html", option, table(*columns), "--root", normal]
+    done = run("report", model, *paths[:3], *arguments)
+    assert done.exit_code == 1
+    assert message.format(first=paths[0]) in " ".join(done.stderr.split())
+    assert reported == []
+
+
+def test_the_tables_of_a_report_begin_from_their_own_folder(
+    model, normal, paths, table, tmp_path, reported
+):
+    arguments = ["report", model, paths[0], "-o", tmp_path / "report.html"]
+    done = run(*arguments, "--root", normal)
+    assert (done.exit_code, reported) == (1, [])
+    assert "--root is for --labels and --names" in done.stderr
+    beside = normal / "table.csv"
+    beside.write_bytes(table(["name"], ["first"]).read_bytes())
+    assert run(*arguments, "--names", beside).exit_code == 0
+    beside.unlink()
+    assert reported[0]["names"] == ["first"]
 
 
 def test_info_says_what_a_model_is(model, detector):

@@ -7,137 +7,25 @@ import hashlib
 import io
 import os
 import re
-import shutil
 import sys
-from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.base import BaseEstimator, OutlierMixin
+from reports import HOSTILE, Brightness, Page
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
 from skanomaly_vit import KNNDensity, ViTFeatures
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit.calibration import conformal_p_values, false_alarm_bound
 from skanomaly_vit.evaluation import NeighborDistance
 from skanomaly_vit.report import write_report
-
-HOSTILE = [
-    "<script>window.hacked = 1</script>.png",
-    '"><img src=x onerror="window.hacked = 1">.png',
-    "' onmouseover='window.hacked = 1' x='",
-    "</style></title></table><h1>gone</h1>",
-    "{{ 7 * 7 }}{% raw %}&lt;&amp;",
-    "two\nlines\tand\0null",
-    "gnp.\u202eexe\u200f\u2066",
-    "no utf-8: \udcff",
-    "javascript:window.hacked=1",
-    "\u05e9\u05dc\u05d5\u05dd 12 \u0645\u0631\u062d\u0628\u0627",
-]
-
-
-class Brightness(OutlierMixin, BaseEstimator):
-    """Scores and maps by the distance to the mean brightness of the training images."""
-
-    def __init__(self, *, contamination=0.1, unused=None):
-        self.contamination = contamination
-        self.unused = unused
-
-    def fit(self, X, y=None):
-        means = self._means(X)
-        self.mean_ = means.mean()
-        self.offset_ = float(np.quantile(-np.abs(means - self.mean_), self.contamination))
-        self.mapped_ = []
-        return self
-
-    @staticmethod
-    def _means(X):
-        source = open_images(X)
-        return np.array([source[i].mean() for i in range(len(source))])
-
-    def score_samples(self, X):
-        return -np.abs(self._means(X) - self.mean_)
-
-    def decision_function(self, X):
-        return self.score_samples(X) - self.offset_
-
-    def anomaly_map(self, X):
-        source = open_images(X)
-        self.mapped_.append(len(source))
-        return [np.abs(source[i].mean(-1) - self.mean_) / 10 for i in range(len(source))]
-
-
-class Page(HTMLParser):
-    """Content of a report: tags, texts, and the cells of its tables."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.html, self.tags, self.texts, self.tables = html, [], [], []
-        self._open = []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("tbody", "tr", "td", "th"):
-            self._open.append(tag)
-        if tag == "tbody":
-            self.tables.append([])
-        elif tag == "tr" and "tbody" in self._open:
-            self.tables[-1].append([])
-        elif tag in ("td", "th") and "tbody" in self._open:
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag):
-        if tag in self._open:
-            self._open.remove(tag)
-
-    def handle_data(self, data):
-        self.texts.append(data)
-        if "tbody" in self._open and ("td" in self._open or "th" in self._open):
-            self.tables[-1][-1][-1] += data.strip("\n")
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
-
-    def all(self, tag):
-        return [attrs for each, attrs in self.tags if each == tag]
-
-    @property
-    def rows(self):
-        """Attributes of the rows of the table of images."""
-        return [attrs for attrs in self.all("tr") if "data-score" in attrs]
-
-    @property
-    def statistics(self):
-        """Name -> value of the summary."""
-        found = re.findall(r"<dt>([^<]*)</dt>\s*<dd><strong>([^<]*)</strong>", self.html)
-        return dict(found)
-
-
-@pytest.fixture
-def detector(images):
-    return Brightness().fit(images)
-
-
-@pytest.fixture
-def mixed(images, odd_images):
-    return [*images, *odd_images]
-
-
-@pytest.fixture
-def y(images, odd_images):
-    return np.repeat([1, -1], [len(images), len(odd_images)])
-
-
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "report.html"
+from skanomaly_vit.report._histogram import Axis
 
 
 def write(*args, path, **options):
@@ -149,13 +37,16 @@ def test_says_the_scores_and_flags_of_a_real_detector(fitted, mixed, y, target):
     page = write(fitted, mixed, y, path=target, n_maps=3)
     scores, flags = fitted.score_samples(mixed), fitted.predict(mixed) == -1
     order = np.argsort(scores)
-    np.testing.assert_allclose([float(row["data-score"]) for row in page.rows], scores[order])
-    decision = [float(row["data-decision"]) for row in page.rows]
-    np.testing.assert_allclose(decision, fitted.decision_function(mixed)[order], atol=1e-9)
-    assert [row["data-flag"] == "1" for row in page.rows] == flags[order].tolist()
-    assert [row["data-name"] for row in page.rows] == [f"image {i}" for i in order]
-    labels = np.where(y == 1, "normal", "anomaly")[order]
-    assert [row["data-label"] for row in page.rows] == labels.tolist()
+    assert [image["score"] for image in page.images] == scores[order].tolist()
+    assert page.data["threshold"] == fitted.offset_
+    assert [image["path"] for image in page.images] == [f"image {i}" for i in order]
+    labels = np.where(y == 1, "normal", "anomaly")[order].tolist()
+    assert [image["label"] for image in page.images] == labels
+    words = np.where(flags, "flagged", "passed")[order].tolist()
+    assert [row[-2:] for row in page.rows] == [list(row) for row in zip(words, labels, strict=True)]
+    p_values = [f"{p:.2g}" for p in fitted.p_values(mixed)[order]]
+    assert [row[3] for row in page.rows] == p_values
+    assert [image["p"] for image in page.images] == fitted.p_values(mixed)[order].tolist()
     assert page.statistics["Images"] == "26"
     assert page.statistics["Flagged"] == str(flags.sum())
     assert page.statistics["Anomalies flagged"] == str(flags[y == -1].sum())
@@ -192,9 +83,9 @@ def test_labels_of_one_kind_give_no_auroc_and_it_says_so(detector, images, targe
 def test_takes_labels_of_any_kind(detector, mixed, y, target):
     labels = np.where(y == 1, "good", "<crack>")
     page = write(detector, mixed, labels, path=target, anomaly_label="<crack>")
-    assert {row["data-label"] for row in page.rows} == {"good", "<crack>"}
-    values = [attrs["value"] for attrs in page.all("option")]
-    assert values == ["", "1", "0", "", "=<crack>", "=good"]
+    assert {image["label"] for image in page.images} == {"good", "<crack>"}
+    values = [attrs["value"] for attrs in page.all("option") if "=" in attrs.get("value", "")]
+    assert values == ["=<crack>", "=good"]
     assert "Anomalies are those labelled <crack> ." in page.text
     assert page.statistics["Anomalies flagged"] == "6"
 
@@ -206,11 +97,11 @@ def test_needs_nothing_but_itself(detector, mixed, y, target):
     for tag, attrs in page.tags:
         assert "style" not in attrs
         assert not [name for name in attrs if name.startswith("on")]
-        for name in ("src", "srcset"):
-            assert attrs.get(name, "data:image/").startswith("data:image/")
+        assert attrs.get("src", "data:image/").startswith("data:image/")
         assert attrs.get("href", "#").startswith("#")
-        if tag == "img":
-            assert attrs["alt"]
+        if tag == "img":  # without a source it waits for the script
+            assert attrs["alt"] or "src" not in attrs
+    assert "://" not in page.html
     anchors = {attrs["href"][1:] for attrs in page.all("a")}
     assert anchors <= {attrs.get("id") for _, attrs in page.tags}
 
@@ -220,6 +111,8 @@ def test_runs_only_the_script_and_the_style_that_it_was_written_with(detector, m
     (policy,) = [a["content"] for a in page.all("meta") if "Content-Security" in str(a)]
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert "unsafe" not in policy
+    scripts = [attrs for attrs in page.all("script") if attrs.get("type") != "application/json"]
+    assert len(scripts) == len(page.all("style")) == 1
     for tag in ("style", "script"):
         (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page.html, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
@@ -235,21 +128,23 @@ def test_pictures_are_small_and_as_large_as_they_say(detector, target):
     shapes = [(500, 900, 3), (40, 30), (700, 700, 1), (1, 300, 3)]
     X = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
     page = write(detector, X, path=target, n_maps=4)
-    pictures = [attrs for attrs in page.all("img") if "jpeg" in attrs["src"] and attrs["alt"]]
-    assert len(pictures) == 4 + 2 * (4 * 2 + 1)
+    large = [attrs for attrs in page.all("img") if "src" in attrs]
+    assert len(large) == 2 * 4 * 2 + 2
+    assert {attrs["loading"] for attrs in large} == {"lazy"}
+    pictures = [(attrs["src"], int(attrs["width"]), int(attrs["height"])) for attrs in large]
+    pictures += [image["thumbnail"] for image in page.images]
     sizes = set()
-    for attrs in pictures:
-        size = int(attrs["width"]), int(attrs["height"])
-        assert decode(attrs["src"]).size == size
-        assert attrs["loading"] == "lazy"
-        sizes.add(size)
+    for uri, *size in pictures:
+        assert [*decode(uri).size] == size
+        sizes.add(tuple(size))
     assert {(96, 53), (30, 40), (96, 96), (96, 1), (360, 200), (360, 360), (300, 1)} <= sizes
+    assert {(120, 67), (120, 120)} <= sizes  # maps
 
 
 def test_the_same_picture_of_any_type_gives_the_same_thumbnail(detector, images, target):
     kinds = [images[:1], images[:1].astype(np.uint16) * 257, images[:1] / 255.0]
     pages = [write(detector, [*kind], path=target, n_maps=0) for kind in kinds]
-    sources = {page.all("img")[-1]["src"] for page in pages}
+    sources = {page.images[0]["thumbnail"][0] for page in pages}
     assert len(sources) == 1
 
 
@@ -257,21 +152,58 @@ def test_a_map_is_bright_where_an_image_is_abnormal(detector, target):
     image = np.full((64, 64, 3), int(detector.mean_), np.uint8)
     image[:32, :32] = 255
     page = write(detector, [image, image], path=target, n_maps=1)
-    (overlay, *_) = [a for a in page.all("img") if a["alt"].startswith("Anomaly map of image 0")]
-    gray = np.asarray(decode(overlay["src"]).convert("L"), dtype=float)
-    assert gray[4:28, 4:28].mean() > 2 * gray[36:60, 36:60].mean()
-    assert f"highest value {(255 - detector.mean_) / 10:.1f}" in overlay["alt"]
+    (layer, *_) = [a for a in page.all("img") if a["alt"].startswith("Anomaly map of image 0")]
+    pixels = np.asarray(decode(layer["src"]).convert("RGBA"), dtype=float)
+    abnormal, normal = pixels[4:28, 4:28], pixels[36:60, 36:60]
+    assert abnormal[..., :3].mean() > 2 * normal[..., :3].mean()
+    assert abnormal[..., 3].min() == 255
+    assert normal[..., 3].max() == 0  # the image shows through
+    assert f"highest value {(255 - detector.mean_) / 10:.1f}" in layer["alt"]
 
 
-def test_the_histogram_is_a_score_display_in_two_widths_and_themes(detector, mixed, y, target):
+def test_a_histogram_stacks_the_images_of_each_kind(detector, mixed, y, target):
     page = write(detector, mixed, y, path=target, n_maps=0)
-    sources = [*(a["srcset"] for a in page.all("source")), page.all("img")[0]["src"]]
-    drawings = [base64.b64decode(uri.partition(",")[2]).decode() for uri in sources]
-    flagged = f"{np.mean(detector.decision_function(mixed[:20]) < 0):.1%} flagged"
-    assert all(f"new, normal: 20, {flagged}" in drawing for drawing in drawings)
-    assert ["#14181d" in drawing for drawing in drawings] == [True, False, True, False]
-    again = write(detector, mixed, y, path=target, n_maps=0)
-    assert again.all("img")[0]["src"] == sources[-1]
+    bars = [attrs for attrs in page.all("rect") if "bar" in attrs.get("class", "") and "y" in attrs]
+    places = {}
+    for kind in ("normal", "anomaly"):
+        lefts = [float(bar["x"][:-1]) for bar in bars if bar["class"] == f"bar {kind}"]
+        places[kind] = np.array(lefts)
+    share = axis_of(page)
+    for kind, label in (("normal", 1), ("anomaly", -1)):
+        wanted = 100 * share(detector.score_samples(np.array(mixed)[y == label]))
+        width = 100 / 60
+        inside = (places[kind][:, None] <= wanted + 1e-2) & (wanted < places[kind][:, None] + width)
+        assert inside.any(axis=0).all()
+        assert inside.any(axis=1).all()
+    (line,) = [attrs for attrs in page.all("line") if attrs.get("id") == "threshold-line"]
+    assert float(line["x1"][:-1]) == pytest.approx(100 * share(detector.offset_), abs=0.1)
+
+
+def axis_of(page):
+    """Scores to shares of the axis, as the script of a page computes them."""
+    axis = page.data["axis"]
+    span = axis["high"] - axis["low"]
+    return lambda scores: (
+        (np.arcsinh((scores - axis["center"]) / axis["width"]) - axis["low"]) / span
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "ticks"),
+    [
+        (np.arange(11.0), [0, 2, 4, 6, 8, 10]),
+        (np.arange(11.0) / 1000 - 0.004, [-0.004, -0.002, 0, 0.002, 0.004, 0.006]),
+        (np.full(3, 7.0), [6, 6.5, 7, 7.5, 8]),
+        ([*np.arange(11.0), -1e6], [-500_000, -100_000, -10_000, -1000, -200, -10, 5]),
+    ],
+)
+def test_an_axis_has_round_ticks_and_bends_for_far_scores(scores, ticks):
+    axis = Axis.of(np.asarray(scores))
+    assert axis.ticks() == ticks
+    places = axis.places(np.sort(scores))
+    assert (places > 0).all()
+    assert (places < 1).all()
+    np.testing.assert_allclose(axis.scores(places), np.sort(scores), atol=1e-9)
 
 
 def test_maps_are_made_of_the_shown_images_only(detector, mixed, target):
@@ -303,7 +235,7 @@ def test_a_pipeline_has_a_report_without_maps(tiny, mixed, y, target):
     assert not [a for a in page.all("img") if a["alt"].startswith("Anomaly map")]
     assert page.statistics["Flagged"] == str((model.predict(mixed) == -1).sum())
     assert model[0].backbone_fingerprint_ in page.text
-    changed, everything = page.tables[1:]
+    changed, everything = page.tables[-2:]
     assert ["isolationforest__random_state", "0", "None"] in changed
     assert ["isolationforest__n_estimators", "100"] in everything
 
@@ -311,7 +243,7 @@ def test_a_pipeline_has_a_report_without_maps(tiny, mixed, y, target):
 def test_says_which_parameters_differ_from_the_defaults(images, target):
     model = Brightness(contamination=0.2, unused=KNNDensity(n_neighbors=7)).fit(images)
     page = write(model, images, path=target)
-    changed, everything = page.tables[1:]
+    changed, everything = page.tables[-2:]
     assert changed == [
         ["contamination", "0.2", "0.1"],
         ["unused", "KNNDensity", "None"],
@@ -346,7 +278,7 @@ def test_takes_images_of_any_form(make_detector, images, target, tmp_path, form)
         X = [Image.fromarray(image) for image in images]
     page = write(model.fit(X), X, path=target, n_maps=1)
     scores = np.sort(model.score_samples(X))
-    np.testing.assert_allclose([float(row["data-score"]) for row in page.rows], scores)
+    np.testing.assert_allclose([image["score"] for image in page.images], scores)
 
 
 # Names
@@ -358,8 +290,7 @@ def test_names_are_paths_below_the_folder_of_all(detector, images, tmp_path, tar
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     page = write(detector, paths, path=target)
-    names = {row["data-name"] for row in page.rows}
-    assert names == {os.path.join("a", "1.png"), os.path.join("a", "2.png"), "b/c/1.png"}
+    assert {*page.names} == {os.path.join("a", "1.png"), os.path.join("a", "2.png"), "b/c/1.png"}
     assert str(tmp_path / "in") in page.text
 
 
@@ -373,14 +304,14 @@ def test_hostile_names_and_titles_are_text(detector, images, target):
     plain = write(detector, X, path=target, title="a", names=["a"] * n)
     page = write(detector, X, path=target, title="".join(HOSTILE), names=HOSTILE)
     assert harmless(page) == harmless(plain)
-    assert {row["data-name"] for row in page.rows} == {
+    assert {*page.names} == {
         *HOSTILE[:5],
         "two\\nlines\\tand\\x00null",
         "gnp.\\u202eexe\\u200f\\u2066",
         "no utf-8: \\udcff",
         *HOSTILE[8:],
     }
-    assert {row[2] for row in page.tables[0]} == {row["data-name"] for row in page.rows}
+    assert [row[1] for row in page.rows] == page.names
 
 
 @pytest.fixture
@@ -404,8 +335,8 @@ def test_any_name_is_text(detector, images, target, plain, names):
         for name in names
     ]
     order = np.argsort(detector.score_samples(images), kind="stable")
-    assert [row["data-name"] for row in page.rows] == [escaped[i] for i in order]
-    assert [row[2] for row in page.tables[0]] == [escaped[i] for i in order]
+    assert page.names == [escaped[i] for i in order]
+    assert [row[1] for row in page.rows] == page.names
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are not bytes elsewhere")
@@ -418,9 +349,152 @@ def test_files_of_any_name_are_text(detector, images, target, tmp_path):
         with open(path, "wb") as file:
             Image.fromarray(image).save(file, "PNG")
     page = write(detector, paths, path=target)
-    shown = {row["data-name"] for row in page.rows}
+    shown = {*page.names}
     assert shown == {os.fsdecode(n) for n in names[:2]} | {"\\udcff\\udcfe.png", "a\\nb.png"}
-    assert len(page.all("script")) == 1
+    assert len(page.all("script")) == 2
+    assert {image["path"] for image in page.images} == {os.fsdecode(name) for name in names}
+
+
+def test_paths_of_marks_are_below_the_folder_whatever_the_names(detector, images, tmp_path, target):
+    paths = [tmp_path / name for name in ("a.png", "b/=c.png")]
+    for path, image in zip(paths, images[:2], strict=True):
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    page = write(detector, paths, path=target, names=["first", "second"])
+    assert {image["path"]: image["name"] for image in page.images} == {
+        "a.png": "first",
+        os.path.join("b", "=c.png"): "second",
+    }
+    assert {image["folder"] for image in page.images} == {"", "b"}
+    assert page.data["root"] == str(tmp_path)
+    assert f"paths are relative to {tmp_path}" in page.text
+    given = write(detector, images[:1], path=target, names=["shelf/7"])
+    assert given.images[0] | {"thumbnail": 0} == {
+        "path": "shelf/7", "folder": "shelf", "thumbnail": 0, "score": given.images[0]["score"]
+    }  # fmt: skip
+    assert given.data["root"] == ""
+
+
+def test_a_page_of_the_same_images_has_the_same_marks(detector, images, target):
+    first = write(detector, images, path=target).data["id"]
+    assert write(detector, images, path=target, folder=True).data["id"] == first
+    detector.mean_ += 50
+    assert write(detector, images[::-1], path=target, names=first_names(images)).data["id"] == first
+    assert write(detector, images[1:], path=target).data["id"] != first
+    assert write(detector, images ^ 1, path=target).data["id"] != first
+
+
+def first_names(images):
+    return [f"image {i}" for i in range(len(images))][::-1]
+
+
+# Calibration
+
+
+def test_says_how_many_false_alarms_every_threshold_is_expected_to_give(calibrated, images, target):
+    known = calibrated.calibration_scores_
+    page = write(calibrated, images, path=target)
+    found, curve = page.data["calibration"], false_alarm_bound(known)
+    assert found["scores"] == sorted(known)
+    rates = conformal_p_values(known, [-np.inf, *sorted(known)])
+    np.testing.assert_allclose(found["rates"], rates, atol=1e-6)
+    np.testing.assert_allclose(found["rates"][:-1], curve.estimate, atol=1e-6)
+    np.testing.assert_allclose(found["bounds"], curve.bound, atol=1e-6)
+    assert found["limits"] == curve.threshold.tolist()
+    assert (found["units"], found["byGroup"], found["confidence"]) == (40, False, 0.95)
+    n_below = int((known < calibrated.offset_).sum())
+    assert page.statistics["False alarms expected"] == f"{100 * curve.estimate[n_below]:.1f}\xa0%"
+    assert f"at most {100 * curve.bound[n_below]:.1f}\xa0% of normal images" in page.html
+    p_values = conformal_p_values(known, calibrated.score_samples(images))
+    assert [image["p"] for image in page.images] == sorted(p_values.tolist())
+
+
+def test_groups_are_the_units_of_rates_and_bounds(calibrated, images, target):
+    known, groups = calibrated.calibration_scores_, np.arange(40) % 8
+    calibrated.calibrate(known, groups)
+    page = write(calibrated, images, path=target)
+    found = page.data["calibration"]
+    curve = false_alarm_bound(known, groups=groups)
+    assert (found["units"], found["byGroup"]) == (8, True)
+    expected = conformal_p_values(known, [-np.inf, *sorted(known)], groups=groups)
+    np.testing.assert_allclose(found["rates"], expected, atol=1e-6)
+    assert found["limits"] == curve.threshold.tolist()
+    assert "of new groups, in 95 % of deployments" in page.text
+
+
+def test_scores_of_several_models_bound_nothing(make_detector, images, target):
+    page = write(make_detector(calibration="cross").fit(images), images, path=target, n_maps=0)
+    assert page.data["calibration"]["bounds"] is None
+    assert "of normal images, on average" in page.text
+
+
+def test_without_held_out_images_there_are_no_p_values_and_it_says_so(detector, images, target):
+    page = write(detector, images, path=target)
+    assert page.data["calibration"] is None
+    assert "p" not in page.images[0]
+    assert "Brightness has no scores of held-out normal images" in page.text
+    assert "p-value</th>" not in page.html
+
+
+def test_counts_the_flagged_images_of_each_label(detector, mixed, y, target):
+    labels = np.where(y == 1, "good", "crack").astype(object)
+    labels[-2:] = "dent"
+    page = write(detector, mixed, labels, path=target, anomaly_label=["crack", "dent"])
+    flagged = detector.score_samples(mixed) < detector.offset_
+    rows = [[cell.strip() for cell in row[:3]] for row in page.tables[0]]
+    assert rows == [
+        [name, str((labels == label).sum()), str(flagged[labels == label].sum())]
+        for name, label in (("crack", "crack"), ("dent", "dent"), ("good normal", "good"))
+    ]
+
+
+# Pictures beside the page
+
+
+def test_a_folder_holds_the_pictures_of_a_page(detector, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    target = tmp_path / "a b.html"
+    page = write(detector, images, path=target, n_maps=2, folder=True)
+    files = {*(tmp_path / "a b_files").iterdir()}
+    uris = [image[kind] for image in page.images for kind in ("thumbnail", "large")]
+    uris += [(a["src"], a["width"], a["height"]) for a in page.all("img") if "src" in a]
+    named = {uri for uri, *_ in uris if not uri.startswith("data:")}
+    assert {tmp_path / unquote(uri) for uri in named} == files
+    for uri, *size in uris[:40]:
+        with Image.open(unquote(uri)) as image:
+            assert [*image.size] == size
+    (policy,) = [a["content"] for a in page.all("meta") if "Content-Security" in str(a)]
+    assert "img-src data: 'self' file:;" in policy
+
+
+def test_a_newer_report_takes_the_older_ones_pictures_away(detector, images, tmp_path, target):
+    write(detector, images, path=target, folder=True)
+    folder = tmp_path / "report_files"
+    (folder / "mine.txt").write_text("kept")
+    write(detector, images[:2], path=target, n_maps=0, folder=True)
+    kinds = sorted(file.suffix for file in folder.iterdir())
+    assert kinds == [".jpeg", ".jpeg", ".txt"]  # images of 32 pixels: large and small are one
+
+
+def test_a_report_that_fails_takes_its_pictures_away(images, tmp_path, target):
+    class Broken(Brightness):
+        def score_samples(self, X):
+            return np.full(len(X), np.nan)
+
+    with pytest.raises(ValueError, match="not finite"):
+        write_report(Broken().fit(images), images, path=target, folder=True)
+    assert [*tmp_path.iterdir()] == []
+    write(Brightness().fit(images), images[:3], path=target, folder=True)
+    before = {*(tmp_path / "report_files").iterdir()}
+    with pytest.raises(ValueError, match="not finite"):
+        write_report(Broken().fit(images), images, path=target, folder=True)
+    assert {*(tmp_path / "report_files").iterdir()} == before
+
+
+def test_refuses_a_file_where_the_folder_belongs(images, tmp_path, target):
+    (tmp_path / "report_files").write_text("a file")
+    with pytest.raises(FileExistsError, match="report_files' is a file, and the pictures of"):
+        write_report(Untouchable().fit(images), images, path=target, folder=True)
 
 
 # Invalid arguments raise before anything is written
@@ -560,144 +634,3 @@ def test_a_callback_sees_all_steps(detector, mixed, target):
     done, total = zip(*steps, strict=True)
     assert list(done) == sorted(done)
     assert set(total) == {done[-1]} == {2 * 26 + 8}
-
-
-# In a browser
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SWITCHES = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on the PATH")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser, detector, mixed, y, target):
-    """Open a report; complaints of the browser and its requests fail the test."""
-    contexts, complaints, requests = [], [], []
-
-    def visit(*, names=None, title=None, **options):
-        write_report(detector, mixed, y, target, names=names, title=title, n_maps=4)
-        contexts.append(browser.new_context(**options))
-        tab = contexts[-1].new_page()
-        tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("dialog", lambda dialog: complaints.append(dialog.message))
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.goto(target.as_uri())
-        return tab
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert requests
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-
-
-def column(tab, name):
-    """Values of one column in the visible rows."""
-    script = f"rows => rows.filter(r => !r.hidden).map(r => r.dataset.{name})"
-    return tab.eval_on_selector_all("#images tbody tr", script)
-
-
-def test_sorts_by_any_column(visit, detector, mixed):
-    tab = visit(names=[f"cell {i}" for i in range(26)])
-    scores = [*map(float, column(tab, "score"))]
-    assert scores == sorted(scores)
-    tab.click("button[data-key=score]")
-    assert [*map(float, column(tab, "score"))] == scores
-    tab.click("button[data-key=score]")
-    assert [*map(float, column(tab, "score"))] == scores[::-1]
-    sorts = "cells => cells.map(c => [c.textContent, c.getAttribute('aria-sort')])"
-    state = dict(tab.eval_on_selector_all("#images thead th", sorts))
-    assert [text for text, value in state.items() if value] == ["Score"]
-    assert state["Score"] == "descending"
-    tab.focus("button[data-key=name]")
-    tab.keyboard.press("Enter")
-    assert column(tab, "name") == [f"cell {i}" for i in range(26)]  # 2 before 10
-    tab.click("button[data-key=label]")
-    labels = column(tab, "label")
-    assert labels == sorted(labels)
-    tab.click("button[data-key=flag]")
-    assert column(tab, "flag") == sorted(column(tab, "flag"))
-
-
-def test_filters_by_name_score_flag_and_label(visit):
-    tab = visit(names=[f"Cell {i}" for i in range(26)])
-    tab.fill("#filter-name", "cELL 1")
-    assert set(column(tab, "name")) == {f"Cell {i}" for i in [1, *range(10, 20)]}
-    assert tab.text_content("#count") == "11 of 26 images"
-    tab.click("#reset")
-    scores = sorted(map(float, column(tab, "score")))
-    tab.fill("#filter-low", str(scores[3]))
-    tab.fill("#filter-high", str(scores[8]))
-    assert [*map(float, column(tab, "score"))] == scores[3:9]
-    tab.click("#reset")
-    tab.select_option("#filter-flag", "1")
-    assert set(column(tab, "flag")) == {"1"}
-    tab.select_option("#filter-label", "=normal")
-    assert set(zip(column(tab, "flag"), column(tab, "label"), strict=True)) == {("1", "normal")}
-    tab.fill("#filter-name", "nothing is called so")
-    assert column(tab, "name") == []
-    assert tab.is_visible("#none")
-    tab.keyboard.press("Enter")  # there is no form to send
-    tab.click("#reset")
-    assert len(column(tab, "name")) == 26
-    assert not tab.is_visible("#none")
-
-
-def test_hostile_names_stay_text_in_a_browser(visit):
-    names = (HOSTILE * 3)[:26]
-    tab = visit(names=names, title=HOSTILE[0])
-    assert tab.title() == HOSTILE[0]
-    assert tab.evaluate("window.hacked") is None
-    assert tab.locator("h1").all_text_contents() == [HOSTILE[0]]
-    assert tab.locator("script").count() == 1
-    cells = tab.locator("#images tbody th").all_text_contents()
-    assert set(HOSTILE[:5]) <= set(cells)
-    assert len(cells) == 26
-    tab.fill("#filter-name", "<script>")
-    assert set(column(tab, "name")) == {HOSTILE[0]}
-
-
-def test_all_pictures_can_be_seen(visit):
-    tab = visit()
-    broken = """async images => {
-        for (const image of images) {
-            image.loading = "eager";
-            await image.decode();
-        }
-        return images.filter(image => !image.naturalWidth).length;
-    }"""
-    assert tab.eval_on_selector_all("img", broken) == 0
-    assert tab.locator("img").count() > 26
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_fits_a_narrow_screen(visit, scheme):
-    tab = visit(
-        names=["x" * 300] * 26,
-        title="y" * 300,
-        viewport={"width": 400, "height": 800},
-        color_scheme=scheme,
-    )
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 400
-
-
-def test_can_be_read_without_scripts(visit):
-    tab = visit(java_script_enabled=False)
-    assert tab.locator("#images tbody tr").count() == 26
-    assert tab.is_visible("noscript p")
-    assert not tab.is_visible("#filters")
