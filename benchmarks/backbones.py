@@ -89,7 +89,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     axes.set(
         xlabel="images a second, relative to the embedded network at 112 px",
         ylabel="AUROC in percent, magnetic tiles",
-        xlim=(0.04, 2),
+        xlim=(0.03, 2),
         ylim=(86, 90),
     )
     axes.spines[["top", "right"]].set_visible(False)

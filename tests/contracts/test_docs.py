@@ -156,6 +156,8 @@ def test_commands_take_the_options_that_they_are_given(path):
         for line in re.findall(rf"\bskanomaly ((?:{'|'.join(main.commands)})\b[^|>#;\n]*)", code):
             name, *arguments = line.split()
             command = main.commands[name]
+            if arguments and arguments[0] in getattr(command, "commands", {}):
+                command = command.commands[arguments[0]]
             known = {option for parameter in command.params for option in parameter.opts}
             given = {argument for argument in arguments if re.match("--?[a-z]", argument)}
             assert given <= known, line
