@@ -26,6 +26,7 @@ from skanomaly_vit.display._style import (
     own_or_new_axes,
     require_matplotlib,
     titles_of,
+    titles_of_source,
 )
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class BlockDiscrepancyDisplay:
         reference_group : label or None, default=None
             The normal group, if `X_normal` is None.
         titles : iterable of str or None, default=None
-            Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
+            Title of each image. ``None`` is the name of its file, else ``"image 0"``...
         **options : dict
             Options of `plot`: `ax` and `kind`; others raise a TypeError.
 
@@ -148,7 +149,7 @@ class BlockDiscrepancyDisplay:
         _check_kind(**options)
         distillation = _distillation_of(estimator)
         source = open_shown(X, distillation)
-        titles = titles_of(titles, len(source))
+        titles = titles_of_source(titles, source)
         labels = _checked_groups(groups, len(source))
         if X_normal is None:
             _reference_rows(labels, reference_group)
@@ -192,7 +193,7 @@ class BlockDiscrepancyDisplay:
         reference_group : label or None, default=None
             The normal group, if `reference` is None.
         titles : iterable of str or None, default=None
-            Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
+            Title of each image. ``None`` is the name of its file, else ``"image 0"``...
         **options : dict
             Options of `plot`: `ax` and `kind`; others raise a TypeError.
 

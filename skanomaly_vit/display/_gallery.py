@@ -22,7 +22,7 @@ from skanomaly_vit.display._style import (
     own_or_new_axes,
     require_matplotlib,
     show_image,
-    titles_of,
+    titles_of_source,
 )
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class GalleryDisplay:
             Number of images to show, at least 2: the most normal, the most abnormal, and images
             at evenly spaced ranks between.
         titles : iterable of str or None, default=None
-            Title of each of `X`. ``None`` shows scores alone.
+            Title of each of `X`. ``None`` is the name of its file, if there are files.
         **options : dict
             Options of `plot`: `ax` and `n_columns`; others raise a TypeError.
 
@@ -139,7 +139,7 @@ class GalleryDisplay:
         require_normality(estimator)
         _check_counts(n_images=n_images, **options)
         source = open_shown(X, estimator)
-        names = None if titles is None else titles_of(titles, len(source))
+        names = _titles(titles, source)
         return cls.from_predictions(
             source,
             normality(estimator, X),
@@ -175,7 +175,7 @@ class GalleryDisplay:
             Number of images to show, at least 2: the most normal, the most abnormal, and images
             at evenly spaced ranks between.
         titles : iterable of str or None, default=None
-            Title of each of `images`. ``None`` shows scores alone.
+            Title of each of `images`. ``None`` is the name of its file, if there are files.
         **options : dict
             Options of `plot`: `ax` and `n_columns`; others raise a TypeError.
 
@@ -197,7 +197,7 @@ class GalleryDisplay:
         source = open_shown(images)
         scores = finite_vector(scores, "scores", len(source))
         shown = _spaced_ranks(scores, n_images)
-        names = None if titles is None else titles_of(titles, len(source))
+        names = _titles(titles, source)
         display = cls(
             _thumbnails(source, shown),
             scores[shown],
@@ -269,6 +269,13 @@ class GalleryDisplay:
         if self.offset is not None:
             title += f"\nwide frame: flagged, score below {self.offset:.4g}"
         return title
+
+
+def _titles(titles: Iterable[Any] | None, source: ImageSource) -> list[str] | None:
+    """Titles of images; None for images that are no files and have none."""
+    if titles is None and all(source.path(index) is None for index in range(len(source))):
+        return None
+    return titles_of_source(titles, source)
 
 
 def _check_counts(*, n_images: int = 24, n_columns: int = 6, **_: Any) -> None:

@@ -12,7 +12,6 @@ from skanomaly_vit._images.pixels import as_uint8
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit.display._style import (
     BLACK,
-    DIMMED,
     OPACITY,
     SEQUENTIAL,
     TITLE_PAD,
@@ -23,6 +22,7 @@ from skanomaly_vit.display._style import (
     require_matplotlib,
     show_image,
     titles_of,
+    titles_of_source,
 )
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class AnomalyMapDisplay:
             True defects of each image, drawn as outlines: an array (height, width) that is 0
             elsewhere, an image, a path of an image, or None.
         titles : iterable of str or None, default=None
-            Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
+            Title of each image. ``None`` is the name of its file, else ``"image 0"``...
         **options : dict
             Options of `plot`: `ax`, `vmax` and `contour`; others raise a TypeError.
 
@@ -152,7 +152,7 @@ class AnomalyMapDisplay:
             )
         source = open_shown(X, estimator)
         _check_number(len(source))
-        titles = titles_of(titles, len(source))
+        titles = titles_of_source(titles, source)
         maps = estimator.anomaly_map(X, method=method)
         return cls.from_predictions(source, maps, masks=masks, titles=titles, **options)
 
@@ -179,7 +179,7 @@ class AnomalyMapDisplay:
             True defects of each image, drawn as outlines: an array (height, width) that is 0
             elsewhere, an image, a path of an image, or None.
         titles : iterable of str or None, default=None
-            Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
+            Title of each image. ``None`` is the name of its file, else ``"image 0"``...
         **options : dict
             Options of `plot`: `ax`, `vmax` and `contour`; others raise a TypeError.
 
@@ -198,7 +198,7 @@ class AnomalyMapDisplay:
         check_call(cls, "from_predictions", options)
         source = open_shown(images)
         _check_number(len(source))
-        names = titles_of(titles, len(source))
+        names = titles_of_source(titles, source)
         opened = [as_uint8(source[index]) for index in range(len(source))]
         display = cls(
             opened,
@@ -334,7 +334,7 @@ def _draw_row(
 ) -> Any:
     show_image(row[0], image)
     row[0].set_title(title, fontsize=10)
-    show_image(row[1], image.mean(axis=2), cmap="gray", vmin=0, vmax=255 / DIMMED)
+    show_image(row[1], image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
     alpha = OPACITY * np.clip(values / top, 0, 1)
     overlay = show_image(row[1], values, cmap=SEQUENTIAL, vmin=0, vmax=top, alpha=alpha)
     row[1].set_title(f"map, up to {values.max():.1f}", fontsize=10)

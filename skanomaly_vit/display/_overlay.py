@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from skanomaly_vit._images.pixels import fitting
-from skanomaly_vit.display._style import DIMMED, OPACITY, SEQUENTIAL
+from skanomaly_vit.display._style import OPACITY, SEQUENTIAL
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -127,7 +127,7 @@ def encode_map(values: Array, scale: Scale) -> Encoded:
 def overlay(image: Image.Image, values: Array, scale: Scale) -> Image.Image:
     """Lay a map (h, w) over an image of the same size; low values show the image."""
     share = np.clip((values - scale.low) / (scale.high - scale.low), 0, 1)[..., None]  # [h, w, 1]
-    gray = DIMMED * (np.asarray(image) @ _LUMA)[..., None]  # [h, w, 1]
+    gray = (np.asarray(image) @ _LUMA)[..., None]  # [h, w, 1]
     mixed = gray + OPACITY * share * (255 * _color(share[..., 0]) - gray)  # [h, w, 3]
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ _NO_HEIGHT = 1e-3
 _LEGEND_ROW = 0.1  # height of a row, as a share of the axes
 
 _CHARACTER = 0.085  # width in inches
+
+_LONGEST_NAME = 24  # characters
 
 
 def require_matplotlib(caller: str) -> None:
@@ -159,6 +162,22 @@ def titles_of(titles: Iterable[Any] | None, n_images: int) -> list[str]:
     return given
 
 
+def titles_of_source(titles: Iterable[Any] | None, source: ImageSource) -> list[str]:
+    """Titles of opened images: `titles`, by default the names of their files, or indices."""
+    if titles is not None:
+        return titles_of(titles, len(source))
+    paths = [source.path(index) for index in range(len(source))]
+    return [
+        f"image {index}" if path is None else _shortened(os.path.basename(path))
+        for index, path in enumerate(paths)
+    ]
+
+
+def _shortened(name: str) -> str:
+    """A name that fits above a small picture; its end tells files of a series apart."""
+    return name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"
+
+
 def block_names_of(names: Iterable[Any] | None, n_blocks: int) -> list[str]:
     """Names of the blocks: `names`, by default their numbers among those with a student."""
     if names is None:
@@ -181,12 +200,9 @@ def cycled(styles: Sequence[str], index: int) -> str:
     return styles[index % len(styles)]
 
 
-#: Colormap of matplotlib. Its brightness rises evenly, for gray print and color-blind readers. Over
-#: a gray image it stands out more than cividis or viridis.
-SEQUENTIAL = "inferno"
+#: Colormap of matplotlib, from yellow to red. Its brightness falls evenly, for gray print and
+#: color-blind readers, and it stands out from a gray image, be that bright or dark.
+SEQUENTIAL = "autumn_r"
 
 #: Opacity of the highest value of an anomaly map; lower values show more of the image.
-OPACITY = 0.85
-
-#: Brightness of an image under its map, so that bright pixels do not look abnormal.
-DIMMED = 0.6
+OPACITY = 0.75

@@ -751,8 +751,8 @@ def test_maps_of_equal_names_do_not_meet(mapping, model, broken, tmp_path, monke
     assert (raw.shape, raw.dtype, raw.max()) == ((40, 30), np.float32, 20)
     picture = np.asarray(Image.open("maps/a/1.png.png"))
     assert picture.shape == (40, 30, 3)
-    assert (picture[0] == 60).all()  # what is normal stays grey, dimmed
-    assert (picture[20] != 60).any()
+    assert (picture[0] == 100).all()  # what is normal stays as it is
+    assert (picture[20] != 100).any()
     assert set(mapping) == {None}
 
 

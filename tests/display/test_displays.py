@@ -849,3 +849,18 @@ def test_an_evaluation_of_a_detector_has_its_threshold(detector):
     display = EvaluationDisplay.from_estimator(detector, IMAGES, y)
     assert display.offset == detector.offset_
     np.testing.assert_array_equal(display.scores["normal"], detector.score_samples(IMAGES)[:6])
+
+
+def test_pictures_of_files_are_named_after_them(tmp_path):
+    names = ["a.png", "a-long-name-of-a-camera-and-a-lot-0001.png"]
+    for name in names:
+        Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / name)
+    paths = [tmp_path / name for name in names]
+    gallery = GalleryDisplay.from_predictions(paths, [2.0, 1.0])
+    assert gallery.titles == ["a.png", "...ra-and-a-lot-0001.png"]
+    assert max(map(len, gallery.titles)) == 24
+    maps = AnomalyMapDisplay.from_predictions(paths, np.zeros((2, 20, 30)))
+    assert maps.titles == gallery.titles
+    assert AnomalyMapDisplay.from_predictions(paths, maps.maps, titles="xy").titles == ["x", "y"]
+    arrays = [np.zeros((20, 30, 3), np.uint8)] * 2
+    assert GalleryDisplay.from_predictions(arrays, [2.0, 1.0]).titles is None
