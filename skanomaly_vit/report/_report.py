@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from datetime import datetime
 from numbers import Integral
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -37,6 +36,7 @@ from skanomaly_vit.report._pictures import (
     enlarge,
 )
 from skanomaly_vit.report._rendering import render, require_packages
+from skanomaly_vit.report._written import Report
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -53,7 +53,7 @@ def write_report(
     n_maps: int = 12,
     folder: bool = False,
     callback: Callable[[int, int], object] | None = None,
-) -> Path:
+) -> Report:
     """Score images and write the results into one self-contained HTML file.
 
     The page opens from a disk, without a network. It shows the scores with a threshold to move,
@@ -91,8 +91,9 @@ def write_report(
 
     Returns
     -------
-    path : pathlib.Path
-        The written file.
+    report : Report
+        The written file, as its ``path``. It shows itself in a notebook, and has ``open()`` and
+        ``save(path)``.
 
     Raises
     ------
@@ -127,7 +128,7 @@ def write_report(
     >>> normal = np.random.default_rng(0).integers(100, 156, (12, 32, 32, 3), dtype=np.uint8)
     >>> det = TransformalyDetector(image_size=56, n_blocks=2, random_state=0).fit(normal)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_report(det, normal, path=f"{folder}/report.html", n_maps=0).name
+    ...     write_report(det, normal, path=f"{folder}/report.html", n_maps=0).path.name
     'report.html'
     """
     require_packages()
@@ -174,7 +175,7 @@ def write_report(
             fingerprint=find_attribute(det, "backbone_fingerprint_"),
         )
         write_atomically(render(page), target)
-    return target
+    return Report(target)
 
 
 class _Steps:
