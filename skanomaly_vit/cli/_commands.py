@@ -201,7 +201,7 @@ def _how_to_go_on(detector: TransformalyDetector) -> str:
     "--output",
     metavar="FILE",
     callback=check_output,
-    help="A .csv, .jsonl or .parquet file.  [default: csv on standard output]",
+    help="A .csv, .jsonl, .parquet or .xlsx file.  [default: csv on standard output]",
 )
 @click.option(
     "--format",

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from skanomaly_vit._images.listing import has_image_suffix
-from skanomaly_vit.cli._tables import FORMATS, format_of
+from skanomaly_vit.cli._tables import FORMATS, WHOLE, format_of
 from skanomaly_vit.cli._terminal import Terminated, terminable
 
 #: Exit codes.
@@ -108,15 +108,20 @@ def check_format(output: str | None, kind: str | None) -> str:
             f"{output!r} does not end in {', '.join(f'.{kind}' for kind in FORMATS)}; rename it, "
             "or choose a format with --format."
         )
-    if kind == "parquet":
+    if kind in WHOLE:
         if output is None:
-            raise click.UsageError("parquet is for files: add -o FILE, or choose csv or jsonl.")
-        require("parquet", "a Parquet file", "csv and jsonl do without it")
+            raise click.UsageError(f"{kind} is for files: add -o FILE, or choose csv or jsonl.")
+        extra, purpose = _OF_FORMAT[kind]
+        require(extra, purpose, "csv and jsonl do without it")
     return kind
 
 
+#: Extra that a format needs, and what it is needed for.
+_OF_FORMAT = {"parquet": ("parquet", "a Parquet file"), "xlsx": ("excel", "a file of Excel")}
+
 #: Packages that a command needs from each extra.
 _EXTRAS = {
+    "excel": ("openpyxl",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "parquet": ("pyarrow",),
     "plot": ("matplotlib",),

@@ -13,19 +13,20 @@ from typing import BinaryIO
 import click
 
 from skanomaly_vit._utils.files import replacing
+from skanomaly_vit.cli._tables import WHOLE
 from skanomaly_vit.cli._terminal import tell
 
 
 def open_output(output: str | None, kind: str, stack: ExitStack) -> BinaryIO:
     """Open the stream of a table: a file, closed with the stack, or standard output.
 
-    A text grows under its name, and no second command may write it meanwhile. A Parquet file takes
-    its name when it is complete, after Ctrl-C too; nobody can read it before.
+    A text grows under its name, and no second command may write it meanwhile. A Parquet file, or
+    one of Excel, takes its name when it is complete, after Ctrl-C too; nobody can read it before.
     """
     if output is None:
         return sys.stdout.buffer
     target = os.path.realpath(output)  # a link stays a link
-    if kind == "parquet" and (os.path.isfile(target) or not os.path.exists(target)):
+    if kind in WHOLE and (os.path.isfile(target) or not os.path.exists(target)):
         return stack.enter_context(replacing(Path(target), despite=(KeyboardInterrupt,)))
     return stack.enter_context(_open_alone(target))
 

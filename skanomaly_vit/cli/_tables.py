@@ -1,4 +1,4 @@
-"""Tables of scores, written a batch at a time: csv, jsonl or parquet."""
+"""Tables of scores, written a batch at a time: csv, jsonl, parquet or xlsx."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from skanomaly_vit.cli._terminal import uninterrupted
 
 COLUMNS = ("path", "score", "decision", "flag", "p_value")
 
-FORMATS = ("csv", "jsonl", "parquet")
+FORMATS = ("csv", "jsonl", "parquet", "xlsx")
+
+#: Formats that nobody can read before the file is complete.
+WHOLE = ("parquet", "xlsx")
 
 # Rows per group of a Parquet file: few groups read fast, and one of this size takes a few MB.
 _GROUP_ROWS = 10_000
@@ -175,6 +178,49 @@ class ParquetTable(Table):
         self._writer.write_table(pyarrow.table([texts, *numbers], schema=self._schema))
 
 
+class ExcelTable(Table):
+    """A sheet of Excel with a header that stays in view; readable once closed."""
+
+    #: Rows that a sheet holds below the header.
+    MAX_ROWS = 2**20 - 1
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__(stream)
+        import openpyxl
+
+        self._book = openpyxl.Workbook(write_only=True)
+        self._sheet = self._book.create_sheet("scores")
+        self._sheet.freeze_panes = "A2"
+        self._sheet.column_dimensions["A"].width = 60
+        self._sheet.append(COLUMNS)
+        self._n_rows = 0
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self._n_rows += len(rows)
+        if self._n_rows > self.MAX_ROWS:
+            raise OSError(f"a sheet of Excel holds {self.MAX_ROWS} rows; write csv or parquet")
+        for row in rows:
+            values = _without_infinities(row)
+            self._sheet.append([self._text(values.pop("path")), *values.values()])
+
+    def _text(self, path: str) -> Any:
+        """A cell that is a text, even if it looks like a formula."""
+        from openpyxl.cell import WriteOnlyCell
+
+        cell = WriteOnlyCell(self._sheet, _printable(path))
+        cell.data_type = "s"
+        return cell
+
+    def close(self) -> None:
+        self._book.save(self._stream)
+
+
+def _printable(path: str) -> str:
+    """A path with escapes for what a sheet cannot hold: control characters, bytes of no UTF-8."""
+    text = path.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class FlaggedTable(Table):
     """Passes the rows of anomalies on to another table."""
 
@@ -218,7 +264,9 @@ def open_table(stream: BinaryIO, kind: str, *, safe: bool = False) -> Table:
     """Start a table of one of `FORMATS`; `safe` is for csv."""
     if kind == "csv":
         return CsvTable(stream, safe=safe)
-    return JsonLinesTable(stream) if kind == "jsonl" else ParquetTable(stream)
+    if kind == "jsonl":
+        return JsonLinesTable(stream)
+    return ParquetTable(stream) if kind == "parquet" else ExcelTable(stream)
 
 
 def format_of(path: str) -> str | None:

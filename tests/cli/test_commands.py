@@ -18,6 +18,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+import openpyxl
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
@@ -35,7 +36,7 @@ from skanomaly_vit.calibration import threshold_bound
 from skanomaly_vit.cli import main
 from skanomaly_vit.cli._map_files import TargetNames
 from skanomaly_vit.cli._options import ORDER
-from skanomaly_vit.cli._tables import Row, open_table
+from skanomaly_vit.cli._tables import ExcelTable, Row, open_table
 from skanomaly_vit.cli._terminal import uninterrupted
 from skanomaly_vit.onnx import OnnxDetector
 
@@ -284,7 +285,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "xlsx"])
 def test_names_come_out_right(kind, model, paths, tmp_path):
     named = [os.path.join(os.fsencode(tmp_path), name) for name in NAMES]
     for name in named:
@@ -302,6 +303,13 @@ def test_names_come_out_right(kind, model, paths, tmp_path):
     elif kind == "jsonl":
         rows = [json.loads(line) for line in output.read_bytes().split(b"\n")[:-1]]
         found = [os.fsencode(row["path"]) for row in rows]
+    elif kind == "xlsx":
+        header, *cells = openpyxl.load_workbook(output)["scores"].iter_rows()
+        assert {row[0].data_type for row in cells} == {"s"}  # "=..." is no formula
+        rows = [{h.value: c.value for h, c in zip(header, row, strict=True)} for row in cells]
+        found = [row["path"] for row in rows]
+        given = [os.fsdecode(p).encode("utf-8", "backslashreplace").decode() for p in given]
+        given = [p.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") for p in given]
     else:
         rows = pyarrow.parquet.read_table(output).to_pylist()
         found = [row["path"] for row in rows]
@@ -309,6 +317,17 @@ def test_names_come_out_right(kind, model, paths, tmp_path):
     assert found == given
     assert len({str(row["score"]) for row in rows}) == 1
     assert set(rows[0]) == {"path", "score", "decision", "flag", "p_value"}
+
+
+def test_a_sheet_holds_a_million_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(ExcelTable, "MAX_ROWS", 2)
+    rows = [Row("=1+1", -np.inf, -1.0, True, None)] * 2
+    with open(tmp_path / "a.xlsx", "wb") as stream, open_table(stream, "xlsx") as table:
+        table.add(rows)
+        with pytest.raises(OSError, match="a sheet of Excel holds 2 rows"):
+            table.add(rows[:1])
+    found = list(openpyxl.load_workbook(tmp_path / "a.xlsx").active.values)
+    assert found[1:] == [("=1+1", None, -1, True, None)] * 2
 
 
 def test_infinite_scores_are_valid_json(tmp_path):
