@@ -53,7 +53,11 @@ def score_frame(detector: Scorer, frame: Any, column: str) -> Any:
     if type(frame).__module__.partition(".")[0] == "pyarrow" and hasattr(frame, "schema"):
         _check_columns(detector, frame.schema.names, column)
         return _score_batches(detector, frame, column)
-    raise TypeError(f"frame is of type {type(frame).__name__}; pass {_ACCEPTED}")
+    found = f"{type(frame).__module__}.{type(frame).__qualname__}"
+    raise TypeError(
+        f"frame is of type {found}; pass {_ACCEPTED}. docs/how_to/distributed.md says how Spark and "
+        "Ray score their tables."
+    )
 
 
 def _check_columns(detector: Scorer, columns: Sequence[str], column: str) -> None:
