@@ -66,7 +66,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "write_computation_times": False,
     "min_reported_time": 1,
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "example_order.TeachingOrder",
 }
 
 # Copied without the prompts, and without what a command prints.

@@ -144,3 +144,6 @@ draw_cells(bottom, order[:n_cells], "Most abnormal")
 picture = Path("solar_cells.png").resolve()
 figure.savefig(picture, dpi=100)
 print(f"picture          {picture}")
+command = Path(sys.executable).parent / "skanomaly"
+print("next             your own images, from the shell, with the environment of this example:")
+print(f"                 {command} fit parts/good -o parts.skanomaly")

@@ -55,8 +55,8 @@ def score_frame(detector: Scorer, frame: Any, column: str) -> Any:
         return _score_batches(detector, frame, column)
     found = f"{type(frame).__module__}.{type(frame).__qualname__}"
     raise TypeError(
-        f"frame is of type {found}; pass {_ACCEPTED}. docs/how_to/distributed.md says how Spark and "
-        "Ray score their tables."
+        f"frame is of type {found}; pass {_ACCEPTED}. docs/how_to/distributed.md says how Spark "
+        "and Ray score their tables."
     )
 
 

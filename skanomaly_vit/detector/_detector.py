@@ -873,7 +873,9 @@ class TransformalyDetector(
         choosing, calibrating = shares
         teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_network(teacher_seed).reading(readout_of(values))
-        log(self.verbose, "backbone on %s: %s", teacher.device, teacher.preprocessing)
+        rows, columns = teacher.preprocessing.image_size
+        log(self.verbose, "The backbone runs on %s and sees images of %d x %d pixels.",
+            teacher.device, columns, rows)  # fmt: skip
         layout = layout_of(teacher)
         distillation: BlockDistillation | None = None
         if student is not None:
@@ -921,6 +923,8 @@ class TransformalyDetector(
         self._is_cross_calibrated = len(further_folds) > 0
         self._updates = []
         checkpoints.discard()
+        log(self.verbose, "Fitted on %d images. The threshold, %.4g, flags %s.",
+            len(source), self.offset_, self._certificate().describe_rate())  # fmt: skip
 
     def _fit_densities(
         self,

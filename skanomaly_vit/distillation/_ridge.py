@@ -287,7 +287,8 @@ def fit_ridge_students(
     save()
     trained = {index: solve_student(index, sums, alpha) for index, sums in total.items()}
     mean = sum(record.train_loss[0] for record in trained.values()) / len(trained)
-    log(verbose, "ridge students: mean loss %.4g, %.1f s", mean, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    log(verbose, "Solved the ridge students in %.1f s; their mean loss is %.4g.", seconds, mean)
     return trained
 
 
