@@ -1,13 +1,15 @@
 """Draw the chart of docs/explanation/benchmarks.md, and print its table, from the CSV files here.
 
 One row a data set, one mark a method: its mean AUROC over classes or kinds of defects, and over the
-seeds that the default was measured with. A method that lacks one of these runs has no mark there.
+seeds that the default was measured with. A method that was run with some of these seeds only has a
+hollow mark, and * in the table; one that lacks classes has none.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -60,45 +62,54 @@ def rows_of_data_sets() -> dict[str, pd.DataFrame]:
     }
 
 
-def mean_auroc(rows: pd.DataFrame, names: list[str], seeds: set[int]) -> float | None:
-    """Mean over the runs of a method with these seeds; None if it lacks one of the default's."""
+class Mean(NamedTuple):
+    """Mean AUROC in percent, and whether it covers all seeds of the default."""
+
+    value: float
+    is_complete: bool
+
+
+def mean_auroc(rows: pd.DataFrame, names: list[str], seeds: set[int]) -> Mean | None:
+    """Mean over the runs of a method; None without any seed that has all classes or kinds."""
     run = [column for column in (*RUN, "dataset") if column in rows]
-    own, default = (
-        rows[rows["method"].isin(of_method) & rows["seed"].isin(seeds)].groupby([*run, "seed"])
-        for of_method in (names, ["transformaly"])
-    )
-    if own.ngroups < default.ngroups:
+    own = rows[rows["method"].isin(names) & rows["seed"].isin(seeds)]
+    n_wanted = rows[rows["method"] == "transformaly"].groupby(run).ngroups
+    by_seed = own.groupby("seed")
+    complete = {seed for seed, of_seed in by_seed if of_seed.groupby(run).ngroups == n_wanted}
+    if not complete:
         return None
-    return 100 * own["auroc"].mean().mean()
+    return Mean(100 * own[own["seed"].isin(complete)]["auroc"].mean(), complete == seeds)
 
 
-def means_of(rows: pd.DataFrame) -> dict[str, float | None]:
+def means_of(rows: pd.DataFrame) -> dict[str, Mean | None]:
     seeds = set(rows.loc[rows["method"] == "transformaly", "seed"])
     return {name: mean_auroc(rows, names, seeds) for name, (names, *_) in METHODS.items()}
 
 
-def print_table(means: dict[str, dict[str, float | None]]) -> None:
+def print_table(means: dict[str, dict[str, Mean | None]]) -> None:
     print("| AUROC in percent | " + " | ".join(METHODS) + " |")
     print("|---" * (len(METHODS) + 1) + "|")
     for data_set, found in means.items():
-        best = max(value for value in found.values() if value is not None)
-        cells = [
-            "" if value is None else f"**{value:.1f}**" if value == best else f"{value:.1f}"
-            for value in found.values()
-        ]
+        best = max(mean.value for mean in found.values() if mean is not None)
+        cells = ["" if mean is None else cell(mean, best) for mean in found.values()]
         print(f"| {data_set} | " + " | ".join(cells) + " |")
 
 
-def draw(means: dict[str, dict[str, float | None]], path: Path) -> None:
+def cell(mean: Mean, best: float) -> str:
+    text = f"**{mean.value:.1f}**" if mean.value == best else f"{mean.value:.1f}"
+    return text if mean.is_complete else f"{text} *"
+
+
+def draw(means: dict[str, dict[str, Mean | None]], path: Path) -> None:
     # Text stays text, and the file does not change unless a figure does.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "chart", "font.size": 10})
     figure, axes = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
     for place, found in enumerate(means.values()):
-        values = [value for value in found.values() if value is not None]
+        values = [mean.value for mean in found.values() if mean is not None]
         axes.plot([min(values), max(values)], [place] * 2, color="0.8", linewidth=2, zorder=1)
-        for name, value in found.items():
-            if value is not None:
-                mark(axes, name, value, place)
+        for name, mean in found.items():
+            if mean is not None:
+                mark(axes, name, mean, place)
     axes.set_yticks(range(len(means)), means)
     axes.invert_yaxis()
     axes.set_xlabel("AUROC in percent, higher is better")
@@ -114,14 +125,15 @@ def draw(means: dict[str, dict[str, float | None]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def mark(axes: plt.Axes, name: str, value: float, place: int) -> None:
+def mark(axes: plt.Axes, name: str, mean: Mean, place: int) -> None:
     _, colour, marker = METHODS[name]
     is_ours = name == "this package"
-    axes.scatter(value, place, s=90 if is_ours else 42, color=colour, marker=marker, label=name,
+    axes.scatter(mean.value, place, s=90 if is_ours else 42, edgecolors=colour, marker=marker,
+                 facecolors=colour if mean.is_complete else "white", label=name,
                  zorder=3 if is_ours else 2)  # fmt: skip
     if is_ours:
-        axes.annotate(f"{value:.1f}", (value, place), xytext=(0, 8), textcoords="offset points",
-                      ha="center", color=colour, fontweight="bold")  # fmt: skip
+        axes.annotate(f"{mean.value:.1f}", (mean.value, place), xytext=(0, 8), ha="center",
+                      textcoords="offset points", color=colour, fontweight="bold")  # fmt: skip
 
 
 if __name__ == "__main__":
