@@ -21,18 +21,19 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-# Normal scores that move down or up by so many standard deviations, or spread, or draw together.
-_SHIFTS = np.array([-0.4, -0.8, -1.6, 0.4, 0.8, 1.6, 0.0, 0.0])
-_SPREADS = np.array([1.0] * 6 + [1.6, 0.6])
+# Normal scores that move down or up by so many standard deviations, spread, or draw together.
+_SHIFTS = np.array([-0.4, -0.8, -1.6, -0.5, 0.4, 0.8, 1.6, 0.5, 0.0, 0.0])
+_SPREADS = np.array([1.0, 1.0, 1.0, 0.7, 1.0, 1.0, 1.0, 0.7, 1.6, 0.6])
 
 # Shares of images in the lowest cells that are bet on: this far from the highest one to 1.
 _EXCESSES = np.array([0.1, 0.3, 0.8])
 
-#: Rates at which capital moves from bet to bet; one line of capital for each.
+#: Rates at which capital moves from bet to bet, and the share of capital that does at each.
 _JUMPS = np.array([1e-2, 1e-3, 1e-4, 1e-5, 1e-6])[:, None]
+_SHARES = np.array([0.35, 0.3, 0.2, 0.1, 0.05])[:, None]
 
 #: In which way the scores of a line have moved if a bet has won.
-DIRECTIONS = ["lower"] * 3 + ["higher"] * 3 + ["different"] * 2 + ["lower"] * 3
+DIRECTIONS = ["lower"] * 4 + ["higher"] * 4 + ["different"] * 2 + ["lower"] * 3
 
 _TOO_LARGE = 1e200
 
@@ -53,7 +54,7 @@ class Bets:
         n_bets = len(DIRECTIONS) - (len(_EXCESSES) if highest is None else 0)
         # The first share is not bet at all.
         self._prior = np.append(0.5, np.full(n_bets, 0.5 / n_bets))
-        self._capital = capital / len(_JUMPS) * np.tile(self._prior, (len(_JUMPS), 1))
+        self._capital = capital * _SHARES * self._prior
         self._log_scale = 0.0
         self._gains = np.zeros(n_bets)  # log of what each bet won since `starts`
         self._starts = np.zeros(n_bets, dtype=int)

@@ -183,6 +183,12 @@ def test_the_rate_counts_flagged_images_of_two_windows():
     assert status.rate_low < status.rate < status.rate_high
 
 
+def test_images_at_the_target_are_flagged_by_scores_and_by_p_values():
+    by_scores, by_p_values = LineMonitor(np.arange(19.0)), LineMonitor(n_calibration=19)
+    assert by_scores.update([-1, 0.5, 3.5, 9.5]).rate == 0.25
+    assert by_p_values.update(p_values=np.array([1, 2, 5, 11]) / 20).rate == 0.25
+
+
 def test_the_interval_holds_at_all_times_for_the_mean_rate():
     n_missed, n_lines = 0, 200
     times = [1, 2, 5, 10, 20, 50, 100, 200, 400]
