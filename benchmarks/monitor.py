@@ -6,10 +6,10 @@ every 100 images, and a simple jumper (Vovk et al. 2021) that takes p-values aga
 set for independent.
 
 With ``--cells`` it fits a detector to solar cells, scores the other functional cells as they are
-and darker, and makes lines of these scores: a calibration set, 100 to 149 cells as they are, then darker
-ones, all drawn anew for each line and none twice. A line without a change has brightness 1. `drift_test`
-looks at every 50 cells, at the level of the monitor for all looks together (``drift_test, all
-looks``), or at that level in each of them.
+and darker, and makes lines of these scores: a calibration set, 100 to 149 cells as they are, then
+darker ones, all drawn anew for each line and none twice. A line without a change has brightness 1.
+`drift_test` looks at every 50 cells, at the level of the monitor for all looks together
+(``drift_test, all looks``), or at that level in each of them.
 
 `--fdr` measures `OnlineFDR` on simulated lines with anomalies.
 """

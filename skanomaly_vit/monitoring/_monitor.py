@@ -29,8 +29,8 @@ class LineMonitor:
     ----------
     calibration_scores : array-like of shape (n,) or None, default=None
         Scores of normal images that the detector has not learned from, such as
-        ``detector.calibration_scores_``. Higher = more normal. Without them the monitor takes
-        p-values.
+        ``detector.calibration_scores_``; one for each lot, and for copies of an image. Higher =
+        more normal. Without them the monitor takes p-values.
     n_calibration : int or None, default=None
         With p-values: the number of calibration scores that they were computed with. ``None``
         counts `calibration_scores`.
@@ -91,8 +91,8 @@ class LineMonitor:
     odds, and their product is a martingale. The price: a change is compared with what n images
     tell, and after many images the new line is what is known. More than 1,000 places are merged.
 
-    **Evidence.** The bets are on small, large, extreme and medium scores, and on a larger share
-    of the lowest ones. Capital moves between them as in the simple jumper [1]_, at rates of 1e-2
+    **Evidence.** The bets are on scores that move down or up, spread or draw together, and on a
+    larger share of the lowest ones. Capital moves between them as in the simple jumper [1]_, at rates of 1e-2
     to 1e-6, so that late changes are found as well. It starts at 0.9 if some images are left out:
     a tenth of `level` covers calibration sets that hold too few low scores.
 
@@ -332,12 +332,12 @@ class LineMonitor:
         return self._groups[str(group)]
 
     def drop(self, group: Hashable) -> LineMonitor:
-        """Forget a group, such as a lot that has ended; each keeps about 20 kB.
+        """Forget a group, such as a lot that has ended.
 
         Parameters
         ----------
         group : str or int
-            One of `groups_`. If it comes again, it begins anew.
+            One of `groups_`. If it comes again, it begins anew, with a promise of its own.
 
         Returns
         -------
@@ -389,8 +389,8 @@ class LineMonitor:
         Returns
         -------
         state : dict
-            What `from_dict` takes. At most some 40 kB of text for the line and 30 kB for each
-            group, however many images there were.
+            What `from_dict` takes. As text at most some 60 kB, and 15 kB for each group, however
+            many images there were.
         """
         return {
             "kind": type(self).__name__, "format": 1,
