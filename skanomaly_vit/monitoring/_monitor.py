@@ -92,9 +92,9 @@ class LineMonitor:
     tell, and after many images the new line is what is known. More than 1,000 places are merged.
 
     **Evidence.** The bets are on scores that move down or up, spread or draw together, and on a
-    larger share of the lowest ones. Capital moves between them as in the simple jumper [1]_, at rates of 1e-2
-    to 1e-6, so that late changes are found as well. It starts at 0.9 if some images are left out:
-    a tenth of `level` covers calibration sets that hold too few low scores.
+    larger share of the lowest ones. Capital moves between them as in the simple jumper [1]_, at
+    rates of 1e-2 to 1e-6, so that late changes are found as well. It starts at 0.9 if some images
+    are left out: a tenth of `level` covers calibration sets that hold too few low scores.
 
     **Since.** The first image of the run over which the most successful bet has won most: the
     most likely change point if one bet was right since then (Page's CUSUM). It is fixed at the
