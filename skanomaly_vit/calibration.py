@@ -21,6 +21,7 @@ from skanomaly_vit.exceptions import CalibrationWarning
 
 __all__ = [
     "benjamini_hochberg",
+    "certified_p_values",
     "conformal_p_values",
     "conformal_threshold",
     "drift_test",
@@ -81,6 +82,58 @@ def conformal_p_values(calibration_scores: Any, scores: Any, *, groups: Any = No
     known, weight, n_units = _units(calibration_scores, groups)
     rank = np.searchsorted(known, _scores(scores), side="right")
     return (1 + weight[rank]) / (n_units + 1)
+
+
+def certified_p_values(
+    calibration_scores: Any, scores: Any, *, confidence: float = 0.95, groups: Any = None
+) -> np.ndarray:
+    """P-values that hold for the one calibration set that there is, with a confidence [1]_.
+
+    Those of `conformal_p_values` hold on average over calibration sets: all p-values of one set
+    are too small together, or too large. Methods that combine many p-values over time need these.
+
+    Parameters
+    ----------
+    calibration_scores : array-like of shape (n,)
+        As in `conformal_p_values`.
+    scores : array-like of shape (m,)
+        Scores of new images.
+    confidence : float, default=0.95
+        In (0, 1): share of calibration sets for which the p-values are right.
+    groups : array-like of shape (n,) or None, default=None
+        As in `conformal_p_values`.
+
+    Returns
+    -------
+    p_values : ndarray of shape (m,), float64
+        In (0, 1]; small = abnormal. In a share `confidence` of calibration sets, p-values of normal
+        images that are drawn independently are independent, and P(p <= a) <= a for every a. The
+        smallest one is that of the first bound of `false_alarm_bound`, about 7 / n at 95 %.
+
+    Raises
+    ------
+    ValueError
+        If `confidence` is out of range, or as `conformal_p_values` does.
+
+    See Also
+    --------
+    conformal_p_values : Smaller ones, right on average.
+    false_alarm_bound : The bounds that these p-values are.
+
+    References
+    ----------
+    .. [1] S. Bates, E. Candes, L. Lei, Y. Romano and M. Sesia, "Testing for Outliers with
+       Conformal p-values", Annals of Statistics 51, 2023, section 3.
+
+    Examples
+    --------
+    >>> from skanomaly_vit.calibration import certified_p_values
+    >>> certified_p_values(range(1000), [-1, 50, 500, 1000]).round(3)
+    array([0.007, 0.076, 0.549, 1.   ])
+    """
+    curve = false_alarm_bound(calibration_scores, confidence=confidence, groups=groups)
+    rank = np.searchsorted(curve.threshold, _scores(scores), side="right")
+    return np.append(curve.bound, 1.0)[rank]
 
 
 def conformal_threshold(

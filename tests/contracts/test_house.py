@@ -25,6 +25,7 @@ PLACES = [
     (3, "_caching", "kept between fits: DiskCache, and what `memory` stores in it"),
     (3, "distributed", "who does the work: joblib's workers, the ranks of torchrun"),
     (3, "persistence", "model files: a checked container, records, cards"),
+    (3, "monitoring", "a line over time, from scores alone: changes, rates, false discoveries"),
     (4, "_backbone", "the frozen teacher: passes over it, and the students' errors beside it"),
     (4, "density", "a density scorer a file, and how each is saved"),
     (4, "display", "six pictures, in scikit-learn's way"),
@@ -146,7 +147,8 @@ def run(code: str) -> str:
     "light",
     ["from skanomaly_vit import GaussianDensity", "import skanomaly_vit.persistence",
      "import skanomaly_vit.onnx", "import skanomaly_vit.calibration, skanomaly_vit.exceptions",
-     "import skanomaly_vit.display", "import skanomaly_vit.datasets"],
+     "import skanomaly_vit.display", "import skanomaly_vit.datasets",
+     "import skanomaly_vit.monitoring"],
 )  # fmt: skip
 def test_light_imports_import_neither_torch_nor_timm(light):
     code = (

@@ -28,12 +28,14 @@ from skanomaly_vit.display import (
     AnomalyMapDisplay,
     BlockDiscrepancyDisplay,
     EvaluationDisplay,
+    EvidenceDisplay,
     GalleryDisplay,
     ScoreDisplay,
     TrainingDisplay,
 )
 from skanomaly_vit.display._overlay import Scale, overlay
 from skanomaly_vit.display._style import SEQUENTIAL
+from skanomaly_vit.monitoring import LineMonitor
 
 mpl.use("Agg")
 
@@ -41,10 +43,12 @@ DISPLAYS = (
     AnomalyMapDisplay,
     BlockDiscrepancyDisplay,
     EvaluationDisplay,
+    EvidenceDisplay,
     GalleryDisplay,
     ScoreDisplay,
     TrainingDisplay,
 )
+MAKERS = ("from_estimator", "from_predictions", "from_history", "from_monitor")
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (9, 24, 32, 3), dtype=np.uint8)
 MAPS = RNG.normal(2, 4, (9, 24, 32)).astype(np.float32)
@@ -97,6 +101,14 @@ def line_of(ax, label):
     return next(line for line in ax.get_lines() if line.get_label() == label)
 
 
+def changed_line(shift=2.0):
+    """A monitor of a line whose scores move after 300 images."""
+    monitor = LineMonitor(RNG.normal(size=200))
+    monitor.update(RNG.normal(size=300), groups=["left", "right"] * 150)
+    monitor.update(RNG.normal(-shift, 1, size=60))
+    return monitor
+
+
 # --- all of them
 
 DRAWN = {
@@ -127,6 +139,8 @@ DRAWN = {
     "many students": lambda: TrainingDisplay.from_history(
         [{"train_loss": np.arange(1, 25) / epoch} for epoch in (1, 2, 3)]
     ),
+    "evidence": lambda: EvidenceDisplay.from_monitor(changed_line()),
+    "evidence of a quiet line": lambda: EvidenceDisplay.from_monitor(changed_line(0)),
     "gallery": lambda: GalleryDisplay.from_predictions(IMAGES, SCORES * 1e5, offset=-2e5),
     "small gallery": lambda: GalleryDisplay.from_predictions(
         IMAGES, SCORES, offset=-2, n_images=3, titles=[f"part{i:04}.png" for i in range(9)]
@@ -184,7 +198,7 @@ def count_required(function):
 @pytest.mark.parametrize("display", DISPLAYS)
 def test_without_matplotlib_each_says_how_to_get_it_before_any_work(display, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for make in ("from_estimator", "from_predictions", "from_history"):
+    for make in MAKERS:
         if hasattr(display, make):
             # None of these could be worked on.
             function = getattr(display, make)
@@ -195,7 +209,7 @@ def test_without_matplotlib_each_says_how_to_get_it_before_any_work(display, mon
 
 @pytest.mark.parametrize("display", DISPLAYS)
 def test_an_unknown_option_is_refused_before_any_work(display):
-    for make in ("from_estimator", "from_predictions", "from_history"):
+    for make in MAKERS:
         if hasattr(display, make):
             function = getattr(display, make)
             arguments = [None] * count_required(function)
@@ -864,3 +878,35 @@ def test_pictures_of_files_are_named_after_them(tmp_path):
     assert AnomalyMapDisplay.from_predictions(paths, maps.maps, titles="xy").titles == ["x", "y"]
     arrays = [np.zeros((20, 30, 3), np.uint8)] * 2
     assert GalleryDisplay.from_predictions(arrays, [2.0, 1.0]).titles is None
+
+
+# --- evidence
+
+
+def test_the_evidence_is_drawn_up_to_the_alarm_and_beyond():
+    monitor = changed_line()
+    display = EvidenceDisplay.from_monitor(monitor)
+    status = monitor.status()
+    evidence = line_of(display.ax_, "evidence")
+    np.testing.assert_array_equal(evidence.get_xdata(), np.arange(360))
+    assert evidence.get_ydata()[-1] == status.log10_evidence
+    alarm, level, since = display.ax_.get_lines()[3], *display.ax_.get_lines()[1:3]
+    assert list(level.get_ydata()) == [2.0, 2.0]
+    assert list(alarm.get_xdata()) == [status.alarm_at]
+    assert list(since.get_xdata()) == [status.since, status.since]
+    assert "at most 1 % if nothing has changed" in legend_texts(display.ax_)[1]
+
+
+def test_the_evidence_of_a_group_is_its_own():
+    monitor = changed_line()
+    display = EvidenceDisplay.from_monitor(monitor, "left")
+    np.testing.assert_array_equal(display.images, np.arange(0, 300, 2))
+    assert display.since is display.alarm_at is None
+    assert len(legend_texts(display.ax_)) == 2
+    with pytest.raises(ValueError, match="no group 'top'"):
+        EvidenceDisplay.from_monitor(monitor, "top")
+
+
+def test_evidence_takes_an_image():
+    with pytest.raises(ValueError, match="no image since its calibration"):
+        EvidenceDisplay.from_monitor(LineMonitor(range(99)))
