@@ -139,21 +139,20 @@ class _Endpoints:
     ) -> list[Answer | BaseException]:
         """Receive the images of a request, and wait for the answer or the error of each."""
         worker, limits = self._service.worker, self._service.limits
+        is_received = False
         try:
             # Before the body is received: the places bound the memory, too.
             with worker.reserve():
                 contents = split(await receive(request, limits))
+                is_received = True
                 with worker.reserve(len(contents) - 1):
                     return await self._wait(contents, with_map)
         except FullError:
-            await drop(request, limits)
+            if not is_received:
+                await drop(request.stream(), limits)
             raise HTTPException(503, _BUSY, _RETRY) from None
         except StoppingError:
             raise HTTPException(503, _STOPPING, _RETRY) from None
-        except HTTPException as error:
-            if error.status_code == 413:
-                await drop(request, limits)
-            raise
 
     async def _wait(self, contents: list[bytes], with_map: bool) -> list[Answer | BaseException]:
         answers = [await self._look(content, with_map) for content in contents]

@@ -6,9 +6,11 @@ import asyncio
 import base64
 import binascii
 import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from skanomaly_vit._serving.service import Limits
 
@@ -18,43 +20,47 @@ _DROPPED = 2**26
 
 
 async def receive(request: Request, limits: Limits) -> bytes:
-    """Receive a body, and raise if it is too large, or comes too slowly."""
+    """Receive a body, and raise if it is too large, comes too slowly, or ends early."""
+    chunks = request.stream()
     try:
         async with asyncio.timeout(limits.body_timeout):
-            return await _receive(request, limits.max_body)
+            content = await _receive(request, chunks, limits.max_body)
     except TimeoutError:
         raise HTTPException(
             408, f"The request was not complete after {limits.body_timeout:g} seconds."
         ) from None
+    except ClientDisconnect:
+        raise HTTPException(400, "The request ended early.") from None
+    if content is None:
+        await drop(chunks, limits)
+        raise HTTPException(
+            413, f"The request is larger than the {limits.max_body} bytes taken here."
+        )
+    return content
 
 
-async def drop(request: Request, limits: Limits) -> None:
-    """Read a body that nobody wants, for a while."""
+async def drop(chunks: AsyncIterator[bytes], limits: Limits) -> None:
+    """Read the rest of a body that nobody wants, for a while."""
     n_bytes = 0
-    try:
+    with suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(limits.body_timeout):
-            async for chunk in request.stream():
+            async for chunk in chunks:
                 n_bytes += len(chunk)
                 if n_bytes > _DROPPED:
                     return
-    except TimeoutError:
-        return
 
 
-async def _receive(request: Request, max_body: int) -> bytes:
+async def _receive(request: Request, chunks: AsyncIterator[bytes], max_body: int) -> bytes | None:
+    """The body; None, with the rest of it unread, if it is too large."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_body:
-        raise _too_large(max_body)
+        return None
     content = bytearray()
-    async for chunk in request.stream():
+    async for chunk in chunks:
         content += chunk
         if len(content) > max_body:
-            raise _too_large(max_body)
+            return None
     return bytes(content)
-
-
-def _too_large(max_body: int) -> HTTPException:
-    return HTTPException(413, f"The request is larger than the {max_body} bytes taken here.")
 
 
 def media_type(request: Request) -> str:
