@@ -40,5 +40,5 @@ def make_server(service: Service) -> uvicorn.Server:
 def serve(service: Service, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C, and answer every request that was taken before."""
     # The server repeats the signal for the handler of the process, once it has stopped.
-    with listener, suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):
         make_server(service).run(sockets=[listener])

@@ -95,26 +95,30 @@ def serve_command(
     Ctrl-C end it after the last answer.
     """
     require("serve", "the service")
-    listener = _listen(host, port)
-    scorer = load_scorer(model, device)
-    from skanomaly_vit._serving.server import serve
-    from skanomaly_vit._serving.service import Limits, Service
+    # First, since it takes no time to see that the address is taken.
+    with _listen(host, port) as listener:
+        scorer = load_scorer(model, device)
+        from skanomaly_vit._serving.server import serve
+        from skanomaly_vit._serving.service import Limits, Service
 
-    limits = Limits(
-        max_body=int(max_body * _MEBIBYTE),
-        max_pixels=max_pixels or min(scorer.max_pixels or 2**25, 2**25),
-        places=places,
-        batch_size=batch_size or Limits.batch_size,
-        max_wait=batch_wait / 1000,
-    )
-    service = Service(scorer, limits, n_jobs=_threads(jobs), model_digest=digest_of(model))
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    address, taken = listener.getsockname()[:2]
-    shown = f"[{address}]" if ":" in address else address
-    tell(f"Serving {model} on http://{shown}:{taken}")
-    with told_warnings():
-        serve(service, listener)
+        limits = Limits(
+            max_body=int(max_body * _MEBIBYTE),
+            max_pixels=max_pixels or min(scorer.max_pixels or 2**25, 2**25),
+            places=places,
+            batch_size=batch_size or Limits.batch_size,
+            max_wait=batch_wait / 1000,
+        )
+        service = Service(scorer, limits, n_jobs=_threads(jobs), model_digest=digest_of(model))
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+        tell(f"Serving {model} on {_address(listener)}")
+        with told_warnings():
+            serve(service, listener)
     tell("Stopped; every image that was taken has its answer.")
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _listen(host: str, port: int) -> socket.socket:
