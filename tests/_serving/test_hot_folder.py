@@ -148,6 +148,15 @@ def test_half_a_row_is_written_again(inbox, table, left):
     assert table.read_bytes().count(b"\n") == whole.count(b"\n")
 
 
+def test_half_a_row_of_a_file_that_has_gone_is_cut_off(inbox, table):
+    once(inbox, table)
+    lines = table.read_bytes().splitlines(keepends=True)
+    table.write_bytes(b"".join(lines)[:-20])
+    (inbox / "b/dark.png").unlink()
+    once(inbox, table)
+    assert table.read_bytes() == b"".join(lines[:-1])
+
+
 def test_a_crash_before_the_row_does_all_again(inbox, table, tmp_path, monkeypatch):
     suspects = tmp_path / "suspects"
 
