@@ -21,7 +21,7 @@ from skanomaly_vit._serving.batches import FullError, Job, StoppingError
 from skanomaly_vit._serving.bodies import NotAnImageError, count_pixels
 from skanomaly_vit._serving.metrics import CONTENT_TYPE
 from skanomaly_vit._serving.pictures import draw_map
-from skanomaly_vit._serving.requests import drop, images_of, is_image, media_type, receive
+from skanomaly_vit._serving.requests import images_of, is_image, media_type, receive
 from skanomaly_vit._serving.service import Answer, ScoringError, Service
 from skanomaly_vit._utils.version import __version__
 
@@ -139,17 +139,13 @@ class _Endpoints:
     ) -> list[Answer | BaseException]:
         """Receive the images of a request, and wait for the answer or the error of each."""
         worker, limits = self._service.worker, self._service.limits
-        is_received = False
         try:
             # Before the body is received: the places bound the memory, too.
             with worker.reserve():
                 contents = split(await receive(request, limits))
-                is_received = True
                 with worker.reserve(len(contents) - 1):
                     return await self._wait(contents, with_map)
         except FullError:
-            if not is_received:
-                await drop(request.stream(), limits)
             raise HTTPException(503, _BUSY, _RETRY) from None
         except StoppingError:
             raise HTTPException(503, _STOPPING, _RETRY) from None

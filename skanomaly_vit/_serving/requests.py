@@ -6,25 +6,18 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncIterator
-from contextlib import suppress
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from skanomaly_vit._serving.service import Limits
 
-#: Of a body that is refused, this many bytes are read and dropped, so that the client reads the
-#: answer in place of a closed connection.
-_DROPPED = 2**26
-
 
 async def receive(request: Request, limits: Limits) -> bytes:
     """Receive a body, and raise if it is too large, comes too slowly, or ends early."""
-    chunks = request.stream()
     try:
         async with asyncio.timeout(limits.body_timeout):
-            content = await _receive(request, chunks, limits.max_body)
+            content = await _receive(request, limits.max_body)
     except TimeoutError:
         raise HTTPException(
             408, f"The request was not complete after {limits.body_timeout:g} seconds."
@@ -32,31 +25,19 @@ async def receive(request: Request, limits: Limits) -> bytes:
     except ClientDisconnect:
         raise HTTPException(400, "The request ended early.") from None
     if content is None:
-        await drop(chunks, limits)
         raise HTTPException(
             413, f"The request is larger than the {limits.max_body} bytes taken here."
         )
     return content
 
 
-async def drop(chunks: AsyncIterator[bytes], limits: Limits) -> None:
-    """Read the rest of a body that nobody wants, for a while."""
-    n_bytes = 0
-    with suppress(TimeoutError, ClientDisconnect):
-        async with asyncio.timeout(limits.body_timeout):
-            async for chunk in chunks:
-                n_bytes += len(chunk)
-                if n_bytes > _DROPPED:
-                    return
-
-
-async def _receive(request: Request, chunks: AsyncIterator[bytes], max_body: int) -> bytes | None:
-    """The body; None, with the rest of it unread, if it is too large."""
+async def _receive(request: Request, max_body: int) -> bytes | None:
+    """The body; None if it is too large: the server drops the rest."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_body:
         return None
     content = bytearray()
-    async for chunk in chunks:
+    async for chunk in request.stream():
         content += chunk
         if len(content) > max_body:
             return None

@@ -200,7 +200,7 @@ def test_a_full_service_says_when_to_come_again(brightness):
     with serving(brightness, places=2) as client, ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(send, client, GRAY) for _ in range(2)]
         wait_until(lambda: client.service.worker.taken == 2)
-        refused = send(client, np.zeros((900, 900, 3), np.uint8) + 7)
+        refused = send(client, b"x" * 2**24)  # larger than what sockets hold
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1"
         sentence(refused)
