@@ -46,6 +46,7 @@ from skanomaly_vit.cli._options import (
 from skanomaly_vit.cli._outputs import open_output
 from skanomaly_vit.cli._p_values import p_values_or_none
 from skanomaly_vit.cli._reporting import report_command
+from skanomaly_vit.cli._serving import serve_command
 from skanomaly_vit.cli._steps import (
     describe,
     finish,
@@ -58,6 +59,7 @@ from skanomaly_vit.cli._steps import (
 from skanomaly_vit.cli._tables import FORMATS, FlaggedTable, Row, TopTable, open_table
 from skanomaly_vit.cli._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
 from skanomaly_vit.cli._updating import update_command
+from skanomaly_vit.cli._watching import watch_command
 
 if TYPE_CHECKING:
     from skanomaly_vit.detector import TransformalyDetector
@@ -433,6 +435,8 @@ for _command in (
     backbones,
     evaluate_command,
     inspect_command,
+    serve_command,
+    watch_command,
     update_command,
     threshold_command,
     audit_command,

@@ -140,7 +140,8 @@ def _from_table(detector: TransformalyDetector, table: str) -> np.ndarray:
 def _rows(table: str) -> list[dict[str, Any]]:
     with open(table, encoding="utf-8", errors="surrogateescape", newline="") as stream:
         if table.lower().endswith(".csv"):
-            return list(csv.DictReader(stream))
+            # `skanomaly watch` gives unreadable files a row with the cause.
+            return [row for row in csv.DictReader(stream) if not row.get("cause")]
         return [json.loads(line) for line in stream]
 
 

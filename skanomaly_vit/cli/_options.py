@@ -31,7 +31,7 @@ EXIT_CODES = (
 #: Commands in the order of work.
 ORDER = (
     "fit", "info", "evaluate", "score", "report", "map", "inspect",
-    "update", "threshold", "audit", "drift", "compare", "export", "backbones",
+    "serve", "watch", "update", "threshold", "audit", "drift", "compare", "export", "backbones",
 )  # fmt: skip
 
 
@@ -126,6 +126,8 @@ _EXTRAS = {
     "parquet": ("pyarrow",),
     "plot": ("matplotlib",),
     "report": ("jinja2", "markupsafe", "matplotlib"),
+    "runtime": ("onnx", "onnxruntime"),
+    "serve": ("prometheus_client", "starlette", "uvicorn", "watchdog"),
 }
 
 

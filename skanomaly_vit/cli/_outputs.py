@@ -31,6 +31,17 @@ def open_output(output: str | None, kind: str, stack: ExitStack) -> BinaryIO:
     return stack.enter_context(_open_alone(target))
 
 
+def open_to_append(output: str, stack: ExitStack) -> BinaryIO:
+    """Open a file, new or not, to read it and write at its end; no second command may write it."""
+    path = os.path.realpath(output)
+    stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    stack.enter_context(stream)
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        raise click.UsageError(f"{output!r} is no file; rows are read again after a restart.")
+    _lock(path, stream)
+    return stream
+
+
 def _open_alone(path: str) -> BinaryIO:
     """Open a file to write, empty; raise if another command is writing it."""
     # Not "wb", which would empty the file of the other command.

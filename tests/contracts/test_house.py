@@ -41,7 +41,8 @@ PLACES = [
         "fitted detectors, AUROC class by class, baselines, maps",
     ),
     (7, "onnx", "one graph of a fitted detector, and its runtime"),
-    (8, "cli", "the command `skanomaly`"),
+    (8, "_serving", "a model behind HTTP, or over a folder that fills"),
+    (9, "cli", "the command `skanomaly`"),
 ]
 LEVELS = {name: level for level, name, _ in PLACES}
 MAX_ENTRIES = 24

@@ -1,0 +1,1 @@
+"""A model behind HTTP, and over a folder that fills: nothing here needs torch, unless the model."""
