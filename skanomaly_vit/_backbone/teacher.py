@@ -27,6 +27,7 @@ from skanomaly_vit._backbone.fingerprints import (
     test_image,
 )
 from skanomaly_vit._backbone.loading import Backbone, ImageSize, Pretrained, load_backbone
+from skanomaly_vit._backbone.precision import FLOAT32, cast, warn_if_slow
 from skanomaly_vit._backbone.views import PENULTIMATE, PLAIN, Readout, View, n_prefix, names_of
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.torch_settings import full_precision
@@ -75,12 +76,13 @@ def look_away(call: BlockCall) -> None:
 
 
 class Origin(NamedTuple):
-    """Arguments from which `load_backbone` made a network, and can make it again."""
+    """Arguments from which `load_teacher` made a network, and can make it again."""
 
     backbone: str
     pretrained: Pretrained
     image_size: ImageSize
     seed: int
+    dtype: str
 
 
 class Teacher:
@@ -106,6 +108,8 @@ class Teacher:
     """
 
     largest_batch: int | None = None
+
+    _is_announced = False
 
     def __init__(
         self,
@@ -184,6 +188,12 @@ class Teacher:
     def dtype(self) -> torch.dtype:
         """Floating type of the weights; images are cast to it."""
         return next(self.model.parameters()).dtype
+
+    def announce_precision(self) -> None:
+        """Warn, once, if its floating type is slow on its device."""
+        if not self._is_announced:
+            self._is_announced = True
+            warn_if_slow(self.dtype, self.device)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -323,7 +333,7 @@ class Teacher:
     def __getstate__(self) -> dict[str, Any]:
         # A detector fitted on a GPU has to load on a machine without one.
         on_cpu = {"model": self.copy_model().cpu(), "device": torch.device("cpu")}
-        left_out = ("_one_visit_at_a_time", "largest_batch")
+        left_out = ("_one_visit_at_a_time", "largest_batch", "_is_announced")
         return {k: v for k, v in vars(self).items() if k not in left_out} | on_cpu
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -341,16 +351,17 @@ def load_teacher(
     image_size: ImageSize,
     device: str | torch.device | None,
     seed: int,
+    dtype: str = FLOAT32,
 ) -> Teacher:
-    """Load a backbone (see `load_backbone`) and freeze it on a device."""
+    """Load a backbone (see `load_backbone`) and freeze it on a device, in a floating type."""
     target = resolve_device(device)
     model, preprocessing = load_backbone(
         backbone, pretrained=pretrained, image_size=image_size, seed=seed
     )
     origin = None
     if isinstance(backbone, str):
-        origin = Origin(backbone, pretrained, image_size, seed)
-    return Teacher(model, preprocessing, target, origin)
+        origin = Origin(backbone, pretrained, image_size, seed, dtype)
+    return Teacher(cast(model, dtype), preprocessing, target, origin)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -470,7 +481,8 @@ def _require_tokens(module: nn.Module, index: int, args: tuple[Any, ...], output
         )
 
 
-# Rounding of an interpolation in float32; other weights differ by far more.
+# Rounding of an interpolation in float32; other weights differ by far more. In half precision it
+# can be the next number.
 _ROUNDING = 1e-5
 
 
@@ -498,7 +510,8 @@ def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher
     own = positions_of(teacher.model)
     if own is None or positions is None or own.shape != positions.shape:
         return teacher
-    if (own - positions).abs().max() > _ROUNDING * own.abs().max():
+    rounding = max(_ROUNDING, torch.finfo(own.dtype).eps)
+    if (own.float() - positions.float()).abs().max() > rounding * own.abs().max():
         return teacher
     model = teacher.copy_model()  # others may share it
     with torch.no_grad():

@@ -100,6 +100,11 @@ def main() -> None:
     "--pretrained", type=EXISTING_FILE, metavar="FILE", help="Checkpoint of the backbone."
 )
 @click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "auto"]),
+    help="Floating type of the backbone; auto is bfloat16 where it is fast.  [default: float32]",
+)
+@click.option(
     "--image-size",
     type=click.IntRange(min=1),
     metavar="PIXELS",
