@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from skanomaly_vit._backbone.fingerprints import (
     PREFIX,
@@ -62,11 +63,22 @@ class BlockCall:
         """Call `student` as the teacher's block was called: (batch, tokens, dim)."""
         return student(*self.args, **self.kwargs)  # [B, N, C]
 
+    def in_full_precision(self) -> BlockCall:
+        """The same call with tensors of float32 where these are in half precision."""
+        if self.output.dtype not in _HALVES:
+            return self
+        args, kwargs, output = tree_map_only(
+            torch.Tensor, in_full_precision, (self.args, self.kwargs, self.output)
+        )
+        return BlockCall(self.index, args, kwargs, output)
+
 
 #: Batches with fewer tokens are padded. Matrix products of few rows round differently from those of
 #: many (seen below 48 rows with two threads on AVX2), so the features of an image would depend on
 #: the size of its batch. No network of practical size has as few tokens.
 _FEW_ROWS = 64
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 Visitor = Callable[[BlockCall], None]
 
@@ -431,7 +443,7 @@ def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def in_full_precision(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor in float32 if it is in half precision, in which sums overflow and errors vanish."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.dtype in _HALVES else tensor
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -142,8 +142,8 @@ class TransformalyDetector(
         `random_state`. ``"auto"`` is ``RidgeStudent()``; in the paper's recipe ``BlockStudent(
         max_epochs=30, learning_rate=1e-4, learning_rate_schedule="constant", patience=30)``.
     student_dtype : {"float16", "bfloat16"} or None, default=None
-        Type to which `fit` rounds students, and in which pickles store them. ``None`` is the
-        backbone's.
+        Type to which `fit` rounds students, and in which pickles store them. ``None`` is float32;
+        for block students, the backbone's.
     activation_cache : int, default=2**30
         Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
         that images pass through the backbone once, not in every epoch. Results do not depend on it.

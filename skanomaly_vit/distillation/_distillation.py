@@ -91,8 +91,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         each block; see `RidgeStudent.fit`. A ``random_state`` of ``None`` in it follows
         `random_state`.
     student_dtype : {"float16", "bfloat16"} or None, default=None
-        Type to which `fit` rounds students, and in which pickles store them. ``None`` is the
-        backbone's.
+        Type to which `fit` rounds students, and in which pickles store them. ``None`` is float32;
+        for block students, the backbone's.
     activation_cache : int, default=2**30
         Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
         that images pass through the backbone once, not in every epoch. Results do not depend on it.
@@ -356,7 +356,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         # Last, so that a fit that fails leaves the old state whole.
         self.students_, self.history_ = students, history_of(records, seconds)
         self.block_indices_, self.validation_indices_ = block_indices, split[1]
-        self._running_dtype, self._student = passes.teacher.dtype, student
+        self._running_dtype, self._student = _dtype_of(students[0], passes.teacher.dtype), student
         self._grams = [record.gram for record in records]
         return task.checkpoints
 
@@ -415,6 +415,12 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         super().__setstate__(state)
         for student in vars(self).get("students_", []):
             student.to(self._running_dtype)
+
+
+def _dtype_of(student: torch.nn.Module, default: torch.dtype) -> torch.dtype:
+    """Floating type of a student; the default for one without tensors."""
+    values = student.state_dict().values()
+    return next((value.dtype for value in values if value.is_floating_point()), default)
 
 
 def _open_checkpoints(

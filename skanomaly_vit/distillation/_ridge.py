@@ -24,7 +24,8 @@ class RidgeModule(nn.Module):
     """A linear imitation of a transformer block.
 
     It predicts the residual h_j - h_{j-1} of a token from the token and the mean token of its
-    image, which stands in for attention to other tokens.
+    image, which stands in for attention to other tokens. Of tokens in half precision, products are
+    in half precision, sums in float32.
 
     Parameters
     ----------
@@ -49,14 +50,19 @@ class RidgeModule(nn.Module):
 
     def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; other arguments are not used."""
+        weights = self.token_weight, self.mean_weight  # [C, C] each
+        token_weight, mean_weight = (weight.to(tokens.dtype) for weight in weights)
         mean = tokens.mean(dim=1, keepdim=True)  # [B, N, C] -> [B, 1, C]
         # One product per image: a product of all means rounds differently for few images and for
         # many, so a score would depend on its neighbours.
         # [B, 1, C] x [B, C, C] + [1, C] -> [B, 1, C]
-        shift = torch.bmm(mean, self.mean_weight.expand(len(mean), -1, -1)) + self.bias
+        shift = torch.bmm(mean, mean_weight.expand(len(mean), -1, -1)) + self.bias
         flat = tokens.flatten(0, 1)  # [B, N, C] -> [B * N, C]
+        if shift.dtype != tokens.dtype:
+            residual = torch.mm(flat, token_weight).view_as(tokens)  # [B, N, C]
+            return tokens + (residual + shift)  # [B, N, C]
         # [B * N, C] + [B * N, C] x [C, C] -> [B, N, C] + [B, 1, C]
-        return torch.addmm(flat, flat, self.token_weight).view_as(tokens).add_(shift)
+        return torch.addmm(flat, flat, token_weight).view_as(tokens).add_(shift)
 
 
 def weights_of(student: nn.Module) -> torch.Tensor:
@@ -265,7 +271,7 @@ def fit_ridge_students(
     Returns
     -------
     trained : dict of int to Trained
-        In the floating type of the tokens.
+        In the floating type of the tokens, or float32 if that is half precision.
 
     Raises
     ------
@@ -292,7 +298,7 @@ def fit_ridge_students(
 
 
 def solve_student(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
-    """Solve for the ridge student of a block, in the floating type of the tokens."""
+    """Solve for the ridge student of a block, in the type that `fit_ridge_students` says."""
     finite = math.isfinite(sums.square) and sums.gram.isfinite().all()
     try:
         weights = sums.solve(alpha) if finite else torch.tensor(math.nan)
@@ -304,7 +310,8 @@ def solve_student(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
             "square. Check its weights."
         )
     dim = weights.shape[1]
-    student = RidgeModule(*weights.to(sums.dtype).split([dim, dim, 1]))  # [C, C], [C, C], [1, C]
+    dtype = torch.promote_types(sums.dtype, torch.float32)
+    student = RidgeModule(*weights.to(dtype).split([dim, dim, 1]))  # [C, C], [C, C], [1, C]
     return Trained(
         student, [sums.loss(weights)], [], RidgeGram.pack(sums.gram.numpy(), sums.square)
     )
