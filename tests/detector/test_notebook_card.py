@@ -23,7 +23,7 @@ def test_a_fitted_detector_says_what_it_learned(detector):
     card = detector._repr_html_()
     for text in (
         "24 images, 5 of them held out",
-        "embedded, which sees 56 x 56 pixels",
+        "embedded in float32, which sees 56 x 56 pixels",
         "pooled, pooled:-2, max_patch, max_patch:-2 and 2 students",
         f"{detector.offset_:.4g}; a lower score is an anomaly",
         "16.7 % (more images are needed for 5 %) of normal images, on average over deployments",
