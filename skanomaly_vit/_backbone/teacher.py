@@ -76,7 +76,7 @@ class BlockCall:
 #: Batches with fewer tokens are padded. Matrix products of few rows round differently from those of
 #: many (seen below 48 rows with two threads on AVX2), so the features of an image would depend on
 #: the size of its batch. No network of practical size has as few tokens.
-_FEW_ROWS = 64
+FEW_ROWS = 64
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -332,8 +332,8 @@ class Teacher:
     def _padded(self, images: torch.Tensor) -> torch.Tensor:
         """Pad a batch with too few tokens, so that its products round as those of larger ones."""
         patches = getattr(self.model, "patch_embed", None)
-        tokens_per_image = getattr(patches, "num_patches", _FEW_ROWS)
-        n_more = math.ceil(_FEW_ROWS / tokens_per_image) - len(images)
+        tokens_per_image = getattr(patches, "num_patches", FEW_ROWS)
+        n_more = math.ceil(FEW_ROWS / tokens_per_image) - len(images)
         if n_more <= 0:
             return images
         padding = images[:1].expand(n_more, -1, -1, -1)  # [1, 3, H, W] -> [n_more, 3, H, W]

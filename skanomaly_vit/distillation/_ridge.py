@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from skanomaly_vit._backbone.passes import TeacherPasses
-from skanomaly_vit._backbone.teacher import BlockCall, in_full_precision
+from skanomaly_vit._backbone.teacher import FEW_ROWS, BlockCall, in_full_precision
 from skanomaly_vit._utils.progress import log
 from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
 from skanomaly_vit.distillation._gram import RidgeGram
@@ -50,19 +50,26 @@ class RidgeModule(nn.Module):
 
     def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; other arguments are not used."""
-        weights = self.token_weight, self.mean_weight  # [C, C] each
-        token_weight, mean_weight = (weight.to(tokens.dtype) for weight in weights)
+        if tokens.dtype != self.bias.dtype:
+            return self._of_half_precision(tokens)
         mean = tokens.mean(dim=1, keepdim=True)  # [B, N, C] -> [B, 1, C]
         # One product per image: a product of all means rounds differently for few images and for
         # many, so a score would depend on its neighbours.
         # [B, 1, C] x [B, C, C] + [1, C] -> [B, 1, C]
-        shift = torch.bmm(mean, mean_weight.expand(len(mean), -1, -1)) + self.bias
+        shift = torch.bmm(mean, self.mean_weight.expand(len(mean), -1, -1)) + self.bias
         flat = tokens.flatten(0, 1)  # [B, N, C] -> [B * N, C]
-        if shift.dtype != tokens.dtype:
-            residual = torch.mm(flat, token_weight).view_as(tokens)  # [B, N, C]
-            return tokens + (residual + shift)  # [B, N, C]
         # [B * N, C] + [B * N, C] x [C, C] -> [B, N, C] + [B, 1, C]
-        return torch.addmm(flat, flat, token_weight).view_as(tokens).add_(shift)
+        return torch.addmm(flat, flat, self.token_weight).view_as(tokens).add_(shift)
+
+    def _of_half_precision(self, tokens: torch.Tensor) -> torch.Tensor:
+        mean = tokens.mean(dim=1)  # [B, N, C] -> [B, C]
+        # Copies of weights for each image, as `bmm` makes them, would take longer than the product.
+        n_more = max(0, FEW_ROWS - len(mean))
+        padded = torch.nn.functional.pad(mean, (0, 0, 0, n_more))  # [B + n_more, C]
+        shift = torch.mm(padded, self.mean_weight.to(mean.dtype))[: len(mean)] + self.bias  # [B, C]
+        flat = tokens.flatten(0, 1)  # [B, N, C] -> [B * N, C]
+        residual = torch.mm(flat, self.token_weight.to(flat.dtype)).view_as(tokens)  # [B, N, C]
+        return (residual + shift[:, None]).add_(tokens)  # [B, N, C]
 
 
 def weights_of(student: nn.Module) -> torch.Tensor:
