@@ -45,6 +45,7 @@ def told_warnings() -> Iterator[None]:
         CalibrationWarning,
         CheckpointWarning,
         OutOfMemoryWarning,
+        PrecisionWarning,
     )
 
     def show(message: Warning | str, *ignored: Any, **options: Any) -> None:
@@ -56,6 +57,7 @@ def told_warnings() -> Iterator[None]:
             CalibrationWarning,
             CheckpointWarning,
             OutOfMemoryWarning,
+            PrecisionWarning,
         ):
             warnings.simplefilter("always", category)
         warnings.showwarning = show

@@ -70,5 +70,5 @@ def test_a_card_loads_no_backbone(detector, tmp_path):
 def test_names_are_text_and_no_markup(detector):
     fitted = clone(detector).set_params(n_blocks=1).fit(blobs(np.random.default_rng(0), 24))
     fitted.backbone = "<script>"
-    assert "<script>, which" not in fitted._repr_html_()
-    assert "&lt;script&gt;, which" in fitted._repr_html_()
+    assert "<script> in float32, which" not in fitted._repr_html_()
+    assert "&lt;script&gt; in float32, which" in fitted._repr_html_()
