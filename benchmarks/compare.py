@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from harness import merge_csv, not_negative, positive, print_circumstances
-from methods import METHODS, make_method
+from methods import METHODS, make_method, name_in
 
 from skanomaly_vit import DiskCache, ViTFeatures, datasets
 from skanomaly_vit.evaluation import one_vs_rest
@@ -55,6 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=not_negative, default=[0], help="of draws and methods")
     add("--backbone", default="embedded", help="default: embedded")
     add("--pretrained", default=True, metavar="FILE", help="a checkpoint of the backbone")
+    add("--dtype", choices=["float32", "bfloat16", "auto"], default="float32",
+        help="of the backbone; default: float32")  # fmt: skip
     add("--image-size", type=positive, default=None, help="default: the backbone's")
     add("--memory", type=Path, default=None, help="folder to remember in")
     add("--memory-bytes", type=positive, default=40 * 2**30, help="default: 40 GiB")
@@ -89,7 +91,10 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     """Circumstances to quote with a figure."""
     blank = np.zeros((1, 8, 8, 3), np.uint8)
     features = ViTFeatures(
-        backbone=args.backbone, pretrained=args.pretrained, image_size=args.image_size
+        backbone=args.backbone,
+        pretrained=args.pretrained,
+        image_size=args.image_size,
+        dtype=args.dtype,
     ).fit(blank)
     size = features._held_teacher().preprocessing.image_size
     return {
@@ -124,8 +129,10 @@ def measure(
         "image_size": args.image_size,
         "random_state": seed,
         "memory": memory,
+        "dtype": args.dtype,
     }
-    case = {"dataset": args.name, "setting": setting, "method": method, "seed": seed}
+    name = name_in(args.dtype, method)
+    case = {"dataset": args.name, "setting": setting, "method": name, "seed": seed}
     table = one_vs_rest(
         make_method(method, **shared),
         data.images,
@@ -137,7 +144,7 @@ def measure(
         memory=memory,
         callback=partial(write, args.output, case, circumstances),
     )
-    print(f"{args.name} {setting} {method} seed {seed}: mean AUROC "
+    print(f"{args.name} {setting} {name} seed {seed}: mean AUROC "
           f"{100 * table.loc['mean', 'auroc']:.1f}", flush=True)  # fmt: skip
 
 

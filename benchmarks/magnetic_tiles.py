@@ -21,7 +21,7 @@ from harness import (
     positive,
     print_circumstances,
 )
-from methods import METHODS, make_method
+from methods import METHODS, make_method, name_in
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.utils import Bunch
 
@@ -56,6 +56,8 @@ def parse_args() -> argparse.Namespace:
         help="default: 0, the backbone's own")  # fmt: skip
     add("--backbone", default="embedded")
     add("--pretrained", default=True, metavar="FILE", help="a checkpoint of the backbone")
+    add("--dtype", choices=["float32", "bfloat16", "auto"], default="float32",
+        help="of the backbone; default: float32")  # fmt: skip
     add("--memory", type=Path, default=None, help="folder to remember in")
     add("--output", type=Path, required=True, metavar="CSV")
     return parser.parse_args()
@@ -84,7 +86,7 @@ def measure(args: argparse.Namespace, tiles: Bunch, method: str, size: int, seed
     train, others = split_good(tiles, args.train, seed)
     detector = make_method(
         method, backbone=args.backbone, pretrained=args.pretrained, image_size=size or None,
-        random_state=seed, n_jobs=1, memory=args.memory,
+        random_state=seed, n_jobs=1, memory=args.memory, dtype=args.dtype,
     )  # fmt: skip
     detector.fit(train)
     defective = [path for paths in tiles.defects.values() for path in paths]
@@ -93,14 +95,15 @@ def measure(args: argparse.Namespace, tiles: Bunch, method: str, size: int, seed
     ends = np.cumsum([len(paths) for paths in tiles.defects.values()])
     by_kind = dict(zip(tiles.defects, np.split(abnormal, ends[:-1]), strict=True))
     figures = {kind: compare(normal, scores) for kind, scores in by_kind.items()}
+    name = name_in(args.dtype, method)
     for kind, measured in figures.items():
         case = {"backbone": args.backbone, "image_size": size or "own", "kind": kind,
-                "method": method, "seed": seed, "n_train": len(train)}  # fmt: skip
-        values = {name: round(value, 5) for name, value in measured.items()}
+                "method": name, "seed": seed, "n_train": len(train)}  # fmt: skip
+        values = {figure: round(value, 5) for figure, value in measured.items()}
         merge_csv(args.output, case | values, KEY)
     aurocs = [100 * measured["auroc"] for measured in figures.values()]
     shown = " ".join(f"{value:9.1f}" for value in [*aurocs, np.mean(aurocs)])
-    print(f"{method:<16} {size or 'own':>4} {seed:>4} {shown}", flush=True)
+    print(f"{name:<16} {size or 'own':>4} {seed:>4} {shown}", flush=True)
 
 
 def compare(normal: np.ndarray, abnormal: np.ndarray) -> dict[str, Any]:

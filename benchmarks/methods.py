@@ -107,8 +107,15 @@ class PyODScorer(BaseEstimator):
         return -self.detector_.decision_function(X)
 
 
-def make_method(name: str, **shared: Any) -> Any:
-    """Make a detector; `shared` are the parameters of its features."""
+def name_in(dtype: str, method: str) -> str:
+    """Name of a method in a table, which says the type of its backbone unless that is float32."""
+    return method if dtype == "float32" else f"{method} in {dtype}"
+
+
+def make_method(name: str, *, dtype: str = "float32", **shared: Any) -> Any:
+    """Make a detector; `dtype` and `shared` are the parameters of its features."""
+    if dtype != "float32":  # which tuned features do not know
+        shared["dtype"] = dtype
     if name in VARIANTS:
         return TransformalyDetector(**VARIANTS[name], **shared)
     if name == "former":

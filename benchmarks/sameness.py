@@ -5,7 +5,7 @@ compares the scores: whether all bits are the same, the largest difference (abso
 standard deviations of the scores), and Spearman's rank correlation. Rows with "fit" repeat the fit
 as well; the others score with one saved model. `--python` names interpreters of
 other environments (other versions of torch) in which the package is installed, `--devices` other
-devices.
+devices. With `--dtype bfloat16`, the other processor is one without instructions for it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ numpy.save(output, detector.score_samples(open(paths).read().split("\\n")))
 print(torch.__version__.split("+")[0])
 """
 
+#: Type of the backbone -> another processor, and the environment that makes one of this machine's.
+OTHER_PROCESSORS = {
+    "float32": ("no AVX", {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+                           "ONEDNN_MAX_CPU_ISA": "SSE41"}),
+    "bfloat16": ("no AVX-512", {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}),
+}  # fmt: skip
+
 
 def main() -> None:
     args = parse_args()
@@ -62,6 +69,8 @@ def parse_args() -> argparse.Namespace:
     add("--train", type=positive, default=200, help="images to fit on; default: 200")
     add("--test", type=positive, default=203, help="images to score; default: 203, no full batches")
     add("--student", choices=["ridge", "block"], default="ridge")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32",
+        help="of the backbone; default: float32")  # fmt: skip
     add("--python", nargs="*", default=[], metavar="PATH", help="of other environments")
     add("--devices", nargs="*", default=[], help="such as cuda or mps")
     add("--seed", type=not_negative, default=0)
@@ -71,7 +80,7 @@ def parse_args() -> argparse.Namespace:
 
 def make(args: argparse.Namespace, **changes: Any) -> TransformalyDetector:
     return TransformalyDetector(
-        student=args.student, device="cpu", random_state=args.seed, **changes
+        student=args.student, dtype=args.dtype, device="cpu", random_state=args.seed, **changes
     )
 
 
@@ -130,12 +139,12 @@ def elsewhere(
         )
         return done.stdout.strip()
 
+    name, limits = OTHER_PROCESSORS[args.dtype]
     scored: list[tuple[str, Callable[[], str]]] = [
         ("another process", score),
         ("one thread", lambda: score(OMP_NUM_THREADS="1")),
         ("two threads", lambda: score(OMP_NUM_THREADS="2")),
-        ("no AVX", lambda: score(ATEN_CPU_CAPABILITY="default", MKL_ENABLE_INSTRUCTIONS="SSE4_2",
-                                 ONEDNN_MAX_CPU_ISA="SSE41")),
+        (name, lambda: score(**limits)),
         *((f"device {device}", lambda device=device: score(device=device))
           for device in args.devices),
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from harness import merge_csv, not_negative, positive, print_circumstances
-from methods import METHODS, make_method
+from methods import METHODS, make_method, name_in
 from PIL import Image
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -52,6 +52,8 @@ def parse_args() -> argparse.Namespace:
     add("--seeds", nargs="+", type=not_negative, default=[0])
     add("--backbone", default="embedded")
     add("--pretrained", default=True, metavar="FILE", help="a checkpoint of the backbone")
+    add("--dtype", choices=["float32", "bfloat16", "auto"], default="float32",
+        help="of the backbone; default: float32")  # fmt: skip
     add("--equalize", action="store_true", help="one mean and one deviation for all cells")
     add("--memory", type=Path, default=None, help="folder to remember in")
     add("--output", type=Path, required=True, metavar="CSV")
@@ -80,10 +82,11 @@ def measure(
             [pixels[i] for i in (*normal, *abnormal)],
             np.repeat([1, -1], [len(normal), len(abnormal)]),
         )
-        print(f"{module:<6} {probability:11.2f} {method:<16} {100 * measured['auroc']:6.1f}",
+        name = method if method in LIGHT else name_in(args.dtype, method)
+        print(f"{module:<6} {probability:11.2f} {name:<16} {100 * measured['auroc']:6.1f}",
               flush=True)  # fmt: skip
         case = {"dataset": "elpv", "module": module, "probability": round(probability, 2),
-                "method": method, "seed": seed, "equalized": args.equalize}  # fmt: skip
+                "method": name, "seed": seed, "equalized": args.equalize}  # fmt: skip
         merge_csv(args.output, case | {k: round(v, 5) for k, v in measured.items()}, KEY)
 
 
@@ -93,7 +96,7 @@ def make(method: str, args: argparse.Namespace, seed: int) -> Any:
         return make_pipeline(light, GaussianDensity())
     return make_method(
         method, backbone=args.backbone, pretrained=args.pretrained, random_state=seed,
-        memory=args.memory, n_jobs=2,
+        memory=args.memory, n_jobs=2, dtype=args.dtype,
     )  # fmt: skip
 
 

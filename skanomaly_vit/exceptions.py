@@ -14,6 +14,7 @@ __all__ = [
     "LabelWarning",
     "ModelFileError",
     "OutOfMemoryWarning",
+    "PrecisionWarning",
     "ThresholdWarning",
     "UnreadableImage",
     "UnreadableImageError",
@@ -50,6 +51,13 @@ class OutOfMemoryWarning(UserWarning):
     """A device ran out of memory; from now on it gets batches in smaller parts.
 
     Fitting and scoring issue it. Results stay the same up to rounding.
+    """
+
+
+class PrecisionWarning(UserWarning):
+    """A backbone works in bfloat16 on a machine without instructions for it, and is slow.
+
+    Fitting and scoring issue it once for a loaded backbone. No result changes.
     """
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from skanomaly_vit._backbone.patches import BOTH, DISCREPANCY, FEATURES, NormalPatches, _log
-from skanomaly_vit._backbone.teacher import BlockCall, to_numpy
+from skanomaly_vit._backbone.teacher import BlockCall, in_full_precision, to_numpy
 from skanomaly_vit._images.missing import Maps
 
 
@@ -77,7 +77,7 @@ class MapCollector:
         self._distances.extend(distances)
 
     def _distances_of(self, call: BlockCall) -> torch.Tensor:
-        tokens = self._normal.layout.tokens_of(call)  # [B, P, C]
+        tokens = in_full_precision(self._normal.layout.tokens_of(call))  # [B, P, C]
         center, whitening = (
             value.to(tokens) for value in (self._normal.center, self._normal.whitening)
         )  # [C], [C, C]

@@ -65,7 +65,7 @@ _CHANGED = "changed while it was in use"
 _MOST_CHANGES = 3
 
 #: Part of every key. Raise it whenever results change.
-FORMAT = 6
+FORMAT = 7
 
 
 class CachedPasses:

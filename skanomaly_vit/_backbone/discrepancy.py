@@ -34,9 +34,8 @@ Embedded: TypeAlias = dict[str, np.ndarray]
 def token_errors(student: nn.Module, call: BlockCall) -> torch.Tensor:
     """Squared error of a student on each token, the mean over channels: (batch, tokens)."""
     imitated = call.replay(student)  # S_j(h_{j-1}): [B, N, C]
-    # S_j(h_{j-1}) - h_j: [B, N, C]
-    difference = in_full_precision(imitated) - in_full_precision(call.output)
-    return difference.square().mean(dim=2)  # [B, N, C] -> [B, N]
+    difference = in_full_precision(imitated) - call.output  # S_j(h_{j-1}) - h_j: [B, N, C]
+    return difference.square_().mean(dim=2)  # [B, N, C] -> [B, N]
 
 
 def pool_errors(of_tokens: torch.Tensor, teacher: Teacher) -> torch.Tensor:

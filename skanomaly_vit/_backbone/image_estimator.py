@@ -18,6 +18,7 @@ from sklearn.utils.validation import validate_data
 
 from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.loading import Backbone, ImageSize, Pretrained
+from skanomaly_vit._backbone.precision import FLOAT32, resolve_dtype
 from skanomaly_vit._backbone.shared_passes import passes_of
 from skanomaly_vit._backbone.teacher import (
     Teacher,
@@ -33,6 +34,7 @@ from skanomaly_vit._caching.memory import Memory
 from skanomaly_vit._images.source import ImageSource, open_images
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions
 from skanomaly_vit._utils.provenance import versions
+from skanomaly_vit.distributed._torchrun import agreed
 
 
 class ImageEstimator(BaseEstimator):
@@ -62,6 +64,9 @@ class ImageEstimator(BaseEstimator):
     device: str | torch.device | None
     n_jobs: int | None
     memory: Any
+
+    #: Of estimators that have no such parameter, since they train their networks.
+    dtype: str = FLOAT32
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters of this estimator, and of the parts that are estimators.
@@ -99,28 +104,34 @@ class ImageEstimator(BaseEstimator):
             validate_data(self, X, reset=reset, skip_check_array=True)
         return source
 
-    def _load_teacher(self, seed: int) -> Teacher:
-        """Load the backbone, with the readout of the estimator."""
-        return self._load_network(seed).reading(self._readout())
+    def _load_teacher(self, seed: int, dtype: str | None = None) -> Teacher:
+        """Load the backbone, with the readout of the estimator; see `_load_network`."""
+        return self._load_network(seed, dtype).reading(self._readout())
 
     def _readout(self) -> Readout:
         return Readout()
 
-    def _load_network(self, seed: int) -> Teacher:
+    def _load_network(self, seed: int, dtype: str | None = None) -> Teacher:
+        """Load the backbone, in the type of a fit, or in that which `dtype` means here and now."""
+        device = resolve_device(self.device)
+        # The ranks of torchrun may have other processors, and have to get the same model.
+        dtype = dtype or agreed(resolve_dtype(self.dtype, device))
         if self.memory is None or isinstance(self.backbone, torch.nn.Module):
             return load_teacher(
                 self.backbone,
                 pretrained=self.pretrained,
                 image_size=self.image_size,
-                device=self.device,
+                device=device,
                 seed=seed,
+                dtype=dtype,
             )
         return _load_recent_teacher(
             self.backbone,
             self.pretrained if isinstance(self.pretrained, bool) else os.fspath(self.pretrained),
             self.image_size,
-            resolve_device(self.device),
+            device,
             seed if self.pretrained is False else 0,
+            dtype,
             _stamp(self.pretrained),
         )
 
@@ -133,6 +144,8 @@ class ImageEstimator(BaseEstimator):
         kept_blocks: Collection[int] = (),
         store_tokens: bool = True,
     ) -> CachedPasses:
+        if self.dtype != FLOAT32:  # a network that was given in bfloat16 is so by its owner's will
+            teacher.announce_precision()
         return passes_of(
             teacher,
             source,
@@ -152,6 +165,7 @@ class ImageEstimator(BaseEstimator):
         self._teacher_seed = seed
         self._positions = positions_of(teacher.model)
         self.backbone_fingerprint_ = teacher.fingerprint
+        self.dtype_ = str(teacher.dtype).removeprefix("torch.")
 
     def _held_teacher(self) -> Teacher:
         """The teacher of `fit`, on the device that `device` means here and now."""
@@ -161,7 +175,7 @@ class ImageEstimator(BaseEstimator):
         return self._teacher
 
     def _find_teacher_again(self) -> Teacher:
-        teacher = self._load_teacher(self._teacher_seed)
+        teacher = self._load_teacher(self._teacher_seed, self.dtype_)
         same = same_teacher(teacher, self.backbone_fingerprint_, self._positions)
         if same is None:
             raise ValueError(
@@ -235,6 +249,7 @@ def _load_recent_teacher(
     image_size: ImageSize,
     device: torch.device,
     seed: int,
+    dtype: str,
     stamp: tuple[int, ...],
 ) -> Teacher:
     """The most recently loaded teacher, which a search asks for again and again.
@@ -242,7 +257,12 @@ def _load_recent_teacher(
     It is frozen, so any number of estimators can share it.
     """
     return load_teacher(
-        backbone, pretrained=pretrained, image_size=image_size, device=device, seed=seed
+        backbone,
+        pretrained=pretrained,
+        image_size=image_size,
+        device=device,
+        seed=seed,
+        dtype=dtype,
     )
 
 

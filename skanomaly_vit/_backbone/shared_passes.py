@@ -77,9 +77,14 @@ class PackedTeacher:
         return TeacherHandle(self._load(), self.device, False)
 
     def _load(self) -> Teacher:
-        name, pretrained, image_size, seed = self.origin  # type: ignore[misc]
+        name, pretrained, image_size, seed, dtype = self.origin  # type: ignore[misc]
         teacher = load_teacher(
-            name, pretrained=pretrained, image_size=image_size, device=self.device, seed=seed
+            name,
+            pretrained=pretrained,
+            image_size=image_size,
+            device=self.device,
+            seed=seed,
+            dtype=dtype,
         )
         same = same_teacher(teacher, self.fingerprint, self.positions)
         if same is None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from skanomaly_vit._backbone.fingerprints import (
     PREFIX,
@@ -27,6 +28,7 @@ from skanomaly_vit._backbone.fingerprints import (
     test_image,
 )
 from skanomaly_vit._backbone.loading import Backbone, ImageSize, Pretrained, load_backbone
+from skanomaly_vit._backbone.precision import FLOAT32, cast, warn_if_slow
 from skanomaly_vit._backbone.views import PENULTIMATE, PLAIN, Readout, View, n_prefix, names_of
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.torch_settings import full_precision
@@ -61,11 +63,22 @@ class BlockCall:
         """Call `student` as the teacher's block was called: (batch, tokens, dim)."""
         return student(*self.args, **self.kwargs)  # [B, N, C]
 
+    def in_full_precision(self) -> BlockCall:
+        """The same call with tensors of float32 where these are in half precision."""
+        if self.output.dtype not in _HALVES:
+            return self
+        args, kwargs, output = tree_map_only(
+            torch.Tensor, in_full_precision, (self.args, self.kwargs, self.output)
+        )
+        return BlockCall(self.index, args, kwargs, output)
+
 
 #: Batches with fewer tokens are padded. Matrix products of few rows round differently from those of
 #: many (seen below 48 rows with two threads on AVX2), so the features of an image would depend on
 #: the size of its batch. No network of practical size has as few tokens.
-_FEW_ROWS = 64
+FEW_ROWS = 64
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 Visitor = Callable[[BlockCall], None]
 
@@ -75,12 +88,13 @@ def look_away(call: BlockCall) -> None:
 
 
 class Origin(NamedTuple):
-    """Arguments from which `load_backbone` made a network, and can make it again."""
+    """Arguments from which `load_teacher` made a network, and can make it again."""
 
     backbone: str
     pretrained: Pretrained
     image_size: ImageSize
     seed: int
+    dtype: str
 
 
 class Teacher:
@@ -106,6 +120,8 @@ class Teacher:
     """
 
     largest_batch: int | None = None
+
+    _is_announced = False
 
     def __init__(
         self,
@@ -184,6 +200,12 @@ class Teacher:
     def dtype(self) -> torch.dtype:
         """Floating type of the weights; images are cast to it."""
         return next(self.model.parameters()).dtype
+
+    def announce_precision(self) -> None:
+        """Warn, once, if its floating type is slow on its device."""
+        if not self._is_announced:
+            self._is_announced = True
+            warn_if_slow(self.dtype, self.device)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -310,8 +332,8 @@ class Teacher:
     def _padded(self, images: torch.Tensor) -> torch.Tensor:
         """Pad a batch with too few tokens, so that its products round as those of larger ones."""
         patches = getattr(self.model, "patch_embed", None)
-        tokens_per_image = getattr(patches, "num_patches", _FEW_ROWS)
-        n_more = math.ceil(_FEW_ROWS / tokens_per_image) - len(images)
+        tokens_per_image = getattr(patches, "num_patches", FEW_ROWS)
+        n_more = math.ceil(FEW_ROWS / tokens_per_image) - len(images)
         if n_more <= 0:
             return images
         padding = images[:1].expand(n_more, -1, -1, -1)  # [1, 3, H, W] -> [n_more, 3, H, W]
@@ -323,7 +345,7 @@ class Teacher:
     def __getstate__(self) -> dict[str, Any]:
         # A detector fitted on a GPU has to load on a machine without one.
         on_cpu = {"model": self.copy_model().cpu(), "device": torch.device("cpu")}
-        left_out = ("_one_visit_at_a_time", "largest_batch")
+        left_out = ("_one_visit_at_a_time", "largest_batch", "_is_announced")
         return {k: v for k, v in vars(self).items() if k not in left_out} | on_cpu
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -341,16 +363,17 @@ def load_teacher(
     image_size: ImageSize,
     device: str | torch.device | None,
     seed: int,
+    dtype: str = FLOAT32,
 ) -> Teacher:
-    """Load a backbone (see `load_backbone`) and freeze it on a device."""
+    """Load a backbone (see `load_backbone`) and freeze it on a device, in a floating type."""
     target = resolve_device(device)
     model, preprocessing = load_backbone(
         backbone, pretrained=pretrained, image_size=image_size, seed=seed
     )
     origin = None
     if isinstance(backbone, str):
-        origin = Origin(backbone, pretrained, image_size, seed)
-    return Teacher(model, preprocessing, target, origin)
+        origin = Origin(backbone, pretrained, image_size, seed, dtype)
+    return Teacher(cast(model, dtype), preprocessing, target, origin)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -420,7 +443,7 @@ def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def in_full_precision(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor in float32 if it is in half precision, in which sums overflow and errors vanish."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.dtype in _HALVES else tensor
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -470,7 +493,8 @@ def _require_tokens(module: nn.Module, index: int, args: tuple[Any, ...], output
         )
 
 
-# Rounding of an interpolation in float32; other weights differ by far more.
+# Rounding of an interpolation in float32; other weights differ by far more. In half precision it
+# can be the next number.
 _ROUNDING = 1e-5
 
 
@@ -498,7 +522,8 @@ def _with_positions(teacher: Teacher, positions: torch.Tensor | None) -> Teacher
     own = positions_of(teacher.model)
     if own is None or positions is None or own.shape != positions.shape:
         return teacher
-    if (own - positions).abs().max() > _ROUNDING * own.abs().max():
+    rounding = max(_ROUNDING, torch.finfo(own.dtype).eps)
+    if (own.float() - positions.float()).abs().max() > rounding * own.abs().max():
         return teacher
     model = teacher.copy_model()  # others may share it
     with torch.no_grad():

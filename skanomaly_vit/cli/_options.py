@@ -274,6 +274,12 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="Checkpoint of the backbone.",
             ),
             click.option(
+                "--dtype",
+                type=click.Choice(["float32", "bfloat16", "auto"]),
+                help="Floating type of the backbone; auto is bfloat16 where it is fast.  "
+                "[default: float32]",
+            ),
+            click.option(
                 "--image-size",
                 type=click.IntRange(min=1),
                 metavar="PIXELS",

@@ -115,6 +115,7 @@ def summarize(described: dict[str, Any]) -> str:
     from skanomaly_vit._utils.provenance import printable
 
     parameters, changed = described["parameters"], described["changed_parameters"]
+    dtype = f" in {described['dtype']}" if described["dtype"] else ""  # not in older files
     inside = "in the file" if described["has_backbone"] else "not in the file"
     written, here = (
         ", ".join(f"{name} {version}" for name, version in described[key].items())
@@ -132,7 +133,7 @@ def summarize(described: dict[str, Any]) -> str:
     lines = {
         "file": f"{described['path']} ({described['file_size'] / 2**20:.1f} MiB)",
         "written": described["created"],
-        "backbone": f"{described['backbone']} ({inside})",
+        "backbone": f"{described['backbone']}{dtype} ({inside})",
         "fingerprint": described["backbone_fingerprint"],
         "densities": ", ".join(f"{k} {v}" for k, v in described["densities"].items()),
         "students": f"{described['student'] or 'none'} {described['blocks'] or ''}".rstrip(),

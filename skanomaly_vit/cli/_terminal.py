@@ -46,6 +46,7 @@ def told_warnings() -> Iterator[None]:
         CalibrationWarning,
         CheckpointWarning,
         OutOfMemoryWarning,
+        PrecisionWarning,
     )
 
     def show(message: Warning | str, *ignored: Any, **options: Any) -> None:
@@ -57,6 +58,7 @@ def told_warnings() -> Iterator[None]:
             CalibrationWarning,
             CheckpointWarning,
             OutOfMemoryWarning,
+            PrecisionWarning,
         ):
             warnings.simplefilter("always", category)
         warnings.showwarning = show

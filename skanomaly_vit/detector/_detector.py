@@ -27,6 +27,7 @@ from skanomaly_vit._backbone.image_estimator import (
     split_validation,
 )
 from skanomaly_vit._backbone.patches import METHODS, PatchSample, layout_of
+from skanomaly_vit._backbone.precision import DTYPE_CONSTRAINT, FLOAT32
 from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
@@ -117,6 +118,12 @@ class TransformalyDetector(
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
         draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
         read as tensors only. Ignored if `backbone` is a network.
+    dtype : {"float32", "bfloat16", "auto"}, default="float32"
+        Floating type in which the backbone works. ``"bfloat16"`` is faster on processors with
+        AVX512-BF16 or AMX and on most GPUs, and slower on others, of which a `PrecisionWarning`
+        tells; scores differ slightly. ``"auto"`` is ``"bfloat16"`` if the device of `fit` has
+        instructions for it, else ``"float32"``; `dtype_` tells which, and stays on any machine. A
+        network in another type than float32 keeps its own.
     store_backbone : bool, default=False
         Whether a pickle holds the backbone. If not, the unpickled estimator loads it, as
         `backbone` and `pretrained` say, and rejects it unless it is the same to the bit.
@@ -136,8 +143,8 @@ class TransformalyDetector(
         `random_state`. ``"auto"`` is ``RidgeStudent()``; in the paper's recipe ``BlockStudent(
         max_epochs=30, learning_rate=1e-4, learning_rate_schedule="constant", patience=30)``.
     student_dtype : {"float16", "bfloat16"} or None, default=None
-        Type to which `fit` rounds students, and in which pickles store them. ``None`` is the
-        backbone's.
+        Type to which `fit` rounds students, and in which pickles store them. ``None`` is float32;
+        for block students, the backbone's.
     activation_cache : int, default=2**30
         Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
         that images pass through the backbone once, not in every epoch. Results do not depend on it.
@@ -234,6 +241,8 @@ class TransformalyDetector(
         Values that `fit` used, without ``"auto"``: `n_blocks` (the number of students), `student`
         (None without students), `views`, `pooling`, `pca_variance`, `density` (a dict with the
         unfitted scorer of each space) and `fusion`.
+    dtype_ : str
+        Floating type of the backbone.
     fusion_ : dict
         Location and scale that standardize each space's score; (0, 1) for ``"product"``. The scale
         is the standard deviation divided by the weight of the space: all views together weigh 1,
@@ -301,6 +310,7 @@ class TransformalyDetector(
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
         **TRAINING_CONSTRAINTS,
+        "dtype": DTYPE_CONSTRAINT,
         "student": [StrOptions({AUTO, *STUDENTS}), *STUDENT_CONSTRAINT[1:]],
         "recipe": [StrOptions(set(RECIPES))],
         "n_blocks": [*TRAINING_CONSTRAINTS["n_blocks"], StrOptions({AUTO})],
@@ -326,6 +336,7 @@ class TransformalyDetector(
         contamination: float = 0.05,
         # Backbone and images
         pretrained: bool | str | PathLike[str] = True,
+        dtype: str = FLOAT32,
         store_backbone: bool = False,
         image_shape: tuple[int, int, int] | None = None,
         max_pixels: int | None = MAX_PIXELS,
@@ -358,6 +369,7 @@ class TransformalyDetector(
         self.pca_variance = pca_variance
         self.contamination = contamination
         self.pretrained = pretrained
+        self.dtype = dtype
         self.store_backbone = store_backbone
         self.image_shape = image_shape
         self.max_pixels = max_pixels
@@ -916,6 +928,7 @@ class TransformalyDetector(
             warn_of_near_copies(fitted.summary.held_out, learned)
         # Last, so that a fit that fails leaves the old state whole.
         self.features_, self.distillation_ = features, distillation
+        self.dtype_ = features.dtype_
         self._set_densities(fitted, false_alarms)
         self.recipe_ = describe_recipe(values, fitted.density, distillation)
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)

@@ -38,7 +38,9 @@ def describe(detector: Any) -> dict[str, str]:
     students = f" and {recipe.n_blocks} students" if recipe.n_blocks else ""
     return {
         "learned from": f"{detector.n_samples_fit_} images{held_out}",
-        "network": _name(detector.backbone) + _sight(detector.features_._teacher),
+        "network": _name(detector.backbone)
+        + f" in {detector.dtype_}"
+        + _sight(detector.features_._teacher),
         "looks at": f"{', '.join(recipe.views)}{students}",
         "threshold": f"{detector.offset_:.4g}; a lower score is an anomaly",
         "false alarms": certificate.describe_rate(),

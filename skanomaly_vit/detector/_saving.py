@@ -15,6 +15,7 @@ from skanomaly_vit._backbone.discrepancy import DISCREPANCY
 from skanomaly_vit._backbone.image_estimator import share_out
 from skanomaly_vit._backbone.loading import load_backbone
 from skanomaly_vit._backbone.patches import FEATURES, METHODS, NormalPatches, PatchLayout
+from skanomaly_vit._backbone.precision import cast
 from skanomaly_vit._backbone.teacher import Teacher, positions_of
 from skanomaly_vit._backbone.views import parse_views
 from skanomaly_vit._images.preprocessing import Preprocessing
@@ -51,6 +52,7 @@ LARGEST_SIDE = 8192
 #: Fitted attributes that a file holds.
 _ATTRIBUTES = {
     "features_",
+    "dtype_",
     "distillation_",
     "density_",
     "fusion_",
@@ -201,7 +203,7 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     if "distillation" in record.values:
         part = record.read_part("distillation")
         distillation = read_distillation(part, blueprint)
-        for name in ("_teacher", "_teacher_seed", "_positions", "backbone_fingerprint_"):
+        for name in ("_teacher", "_teacher_seed", "_positions", "backbone_fingerprint_", "dtype_"):
             setattr(distillation, name, getattr(features, name))
     blocks = distillation.block_indices_ if distillation else []
     n_features = {**features._n_features(), DISCREPANCY: len(blocks)}
@@ -214,6 +216,7 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     if ((held_out < 0) | (held_out >= n_samples)).any():
         raise ValueError("its held-out images are not among the images of its fit")
     detector.features_, detector.distillation_ = features, distillation
+    detector.dtype_ = features.dtype_
     detector.density_, detector.fusion_ = density, fusion
     detector.offset_ = record.read_number("offset")
     detector.validation_indices_, detector.n_samples_fit_ = held_out, n_samples
@@ -311,6 +314,7 @@ def _write_features(record: StateRecord, detector: Any) -> None:
         n_features_out=[int(width) for width in features._widths],
         teacher_seed=int(features._teacher_seed),
         fingerprint=features.backbone_fingerprint_,
+        dtype=features.dtype_,
         preprocessing=asdict(teacher.preprocessing),
         has_backbone=bool(detector.store_backbone),
     )
@@ -341,12 +345,13 @@ class _Blueprint:
     def model(self) -> torch.nn.Module:
         """The network."""
         if self._model is None:
-            self._model, _ = load_backbone(
+            model, _ = load_backbone(
                 self._features.backbone,
                 pretrained=False,
                 image_size=self._features.image_size,
                 seed=0,
             )
+            self._model = cast(model, self._features.dtype_)
         return self._model
 
     def block(self, index: int) -> torch.nn.Module:
@@ -370,10 +375,15 @@ def _read_features(record: StateRecord) -> tuple[ViTFeatures, _Blueprint]:
     features.backbone_fingerprint_ = part.read("fingerprint", str)
     preprocessing = _read_preprocessing(part.read_part("preprocessing"))
     blueprint = _Blueprint(features)
-    features._teacher, features._positions = None, None
+    features._teacher, features._positions, dtype = None, None, torch.float32
     if "positions" in part.values:
         shape, dtype = part.read_list("positions", int), part.read_dtype("positions_dtype")
         features._positions = part.read_tensor("positions", *shape, dtype=dtype)
+    features.dtype_ = name_of(dtype)
+    if "dtype" in part.values:  # not in files of older versions
+        features.dtype_ = name_of(part.read_dtype("dtype"))
+        if features._positions is not None and features.dtype_ != name_of(dtype):
+            raise ValueError(f"{part.name}.dtype is {features.dtype_}, its positions {dtype}")
     if part.read("has_backbone", bool):
         features._teacher = _read_teacher(part.read_part("backbone"), features, preprocessing)
     part.close()

@@ -42,11 +42,15 @@ class Student:
 
     A batch comes in one or several parts: call `learn` for each, then `step`. `_n_seen` counts the
     images of the batch so far; the parameters hold their mean gradient.
+
+    A block in half precision learns in float32, since steps are far smaller than weights; `finish`
+    rounds it to its own type, `dtype`.
     """
 
     block: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
+    dtype: torch.dtype
     best_loss: float = math.inf
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     epochs_without_gain: int = 0
@@ -57,7 +61,7 @@ class Student:
 
     def learn(self, call: BlockCall) -> float:
         """Accumulate the gradient of mean (S(h_{j-1}) - h_j)^2 of a batch or a part of one."""
-        learning = list(self.block.parameters())
+        call, learning = call.in_full_precision(), list(self.block.parameters())
         with torch.enable_grad():
             loss = nn.functional.mse_loss(call.replay(self.block), call.output)
             # Not `backward`: if it runs out of memory, some parameters already have their share.
@@ -80,6 +84,7 @@ class Student:
 
     def loss(self, call: BlockCall) -> float:
         """Mean (S(h_{j-1}) - h_j)^2 of a batch, without learning from it."""
+        call = call.in_full_precision()
         return nn.functional.mse_loss(call.replay(self.block), call.output).item()
 
     def judge(self, patience: int) -> None:
@@ -129,7 +134,8 @@ class Student:
         """Freeze the best block, or the last one without held-out images."""
         if self.best:
             self.block.load_state_dict(self.best)
-        return Trained(self.block.requires_grad_(False), self.train_loss, self.valid_loss)
+        student = self.block.requires_grad_(False).to(self.dtype)
+        return Trained(student, self.train_loss, self.valid_loss)
 
 
 def new_student(block: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -260,7 +266,8 @@ def _generator(*entropy: int) -> torch.Generator:
 def _in_training(
     block: nn.Module, generator: torch.Generator, schedule: Schedule, n_batches: int
 ) -> Student:
-    student = new_student(block, generator)
+    dtype = next(block.parameters()).dtype
+    student = new_student(block.to(torch.promote_types(dtype, torch.float32)), generator)
     optimizer = torch.optim.Adam(student.parameters(), lr=schedule.learning_rate)
     scheduler: torch.optim.lr_scheduler.LRScheduler
     n_steps = schedule.max_epochs * n_batches
@@ -271,7 +278,7 @@ def _in_training(
         )
     else:
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return Student(student, optimizer, scheduler)
+    return Student(student, optimizer, scheduler, dtype)
 
 
 def _run_epoch(

@@ -25,6 +25,7 @@ from skanomaly_vit._backbone.image_estimator import (
     draw_seed,
     split_validation,
 )
+from skanomaly_vit._backbone.precision import DTYPE_CONSTRAINT, FLOAT32
 from skanomaly_vit._backbone.teacher import Teacher, on_device
 from skanomaly_vit._backbone.views import Readout, share_of
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
@@ -70,6 +71,12 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
         draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
         read as tensors only. Ignored if `backbone` is a network.
+    dtype : {"float32", "bfloat16", "auto"}, default="float32"
+        Floating type in which the backbone works. ``"bfloat16"`` is faster on processors with
+        AVX512-BF16 or AMX and on most GPUs, and slower on others, of which a `PrecisionWarning`
+        tells; scores differ slightly. ``"auto"`` is ``"bfloat16"`` if the device of `fit` has
+        instructions for it, else ``"float32"``; `dtype_` tells which, and stays on any machine. A
+        network in another type than float32 keeps its own.
     store_backbone : bool, default=False
         Whether a pickle holds the backbone. If not, the unpickled estimator loads it, as
         `backbone` and `pretrained` say, and rejects it unless it is the same to the bit.
@@ -84,8 +91,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         each block; see `RidgeStudent.fit`. A ``random_state`` of ``None`` in it follows
         `random_state`.
     student_dtype : {"float16", "bfloat16"} or None, default=None
-        Type to which `fit` rounds students, and in which pickles store them. ``None`` is the
-        backbone's.
+        Type to which `fit` rounds students, and in which pickles store them. ``None`` is float32;
+        for block students, the backbone's.
     activation_cache : int, default=2**30
         Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
         that images pass through the backbone once, not in every epoch. Results do not depend on it.
@@ -129,6 +136,8 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     backbone_fingerprint_ : str
         What the backbone is: digests of its modules, weights and preprocessing, and its features
         of a test image.
+    dtype_ : str
+        Floating type of the backbone.
     n_features_in_ : int
         Length of a flattened image; only with `image_shape`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -164,6 +173,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
         **TRAINING_CONSTRAINTS,
+        "dtype": DTYPE_CONSTRAINT,
         "student": STUDENT_CONSTRAINT,
         "pooling": POOLING_CONSTRAINT,
     }
@@ -178,6 +188,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         pooling: str | float = "mean",
         # Backbone and images
         pretrained: bool | str | PathLike[str] = True,
+        dtype: str = FLOAT32,
         store_backbone: bool = False,
         image_shape: tuple[int, int, int] | None = None,
         max_pixels: int | None = MAX_PIXELS,
@@ -200,6 +211,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self.n_blocks = n_blocks
         self.pooling = pooling
         self.pretrained = pretrained
+        self.dtype = dtype
         self.store_backbone = store_backbone
         self.image_shape = image_shape
         self.max_pixels = max_pixels
@@ -344,7 +356,7 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         # Last, so that a fit that fails leaves the old state whole.
         self.students_, self.history_ = students, history_of(records, seconds)
         self.block_indices_, self.validation_indices_ = block_indices, split[1]
-        self._running_dtype, self._student = passes.teacher.dtype, student
+        self._running_dtype, self._student = _dtype_of(students[0], passes.teacher.dtype), student
         self._grams = [record.gram for record in records]
         return task.checkpoints
 
@@ -403,6 +415,12 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         super().__setstate__(state)
         for student in vars(self).get("students_", []):
             student.to(self._running_dtype)
+
+
+def _dtype_of(student: torch.nn.Module, default: torch.dtype) -> torch.dtype:
+    """Floating type of a student; the default for one without tensors."""
+    values = student.state_dict().values()
+    return next((value.dtype for value in values if value.is_floating_point()), default)
 
 
 def _open_checkpoints(

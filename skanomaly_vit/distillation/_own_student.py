@@ -14,7 +14,7 @@ from sklearn.base import clone
 from torch import nn
 
 from skanomaly_vit._backbone.passes import TeacherPasses
-from skanomaly_vit._backbone.teacher import BlockCall
+from skanomaly_vit._backbone.teacher import BlockCall, in_full_precision
 from skanomaly_vit._utils.composition import seed_estimator
 from skanomaly_vit._utils.progress import log
 from skanomaly_vit.distillation._student import BaseStudent, TrainingTask
@@ -25,7 +25,8 @@ class TokenBatches:
     """Training data of a student: tokens before and after a block, batch by batch.
 
     Each iteration is a pass over the images: it yields pairs of tensors (batch, tokens, dim), the
-    tokens h_{j-1} before the block and h_j after it. The backbone runs once if
+    tokens h_{j-1} before the block and h_j after it, in float32 if the backbone is in half
+    precision. The backbone runs once if
     `activation_cache` holds its tokens.
     """
 
@@ -38,7 +39,7 @@ class TokenBatches:
         calls: list[BlockCall] = []
         for _ in self._passes.run(self._indices, [self._block], calls.append, in_parts=False):
             call = calls.pop()
-            yield call.tokens, call.output
+            yield in_full_precision(call.tokens), in_full_precision(call.output)
 
 
 class OwnStudentModule(nn.Module):
@@ -50,6 +51,7 @@ class OwnStudentModule(nn.Module):
 
     def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; ignores other arguments."""
+        tokens = in_full_precision(tokens)
         imitated = self.student.predict(tokens)
         if not torch.is_tensor(imitated) or imitated.shape != tokens.shape:
             found = tuple(imitated.shape) if hasattr(imitated, "shape") else type(imitated).__name__

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from skanomaly_vit._backbone.passes import TeacherPasses
-from skanomaly_vit._backbone.teacher import BlockCall, in_full_precision
+from skanomaly_vit._backbone.teacher import FEW_ROWS, BlockCall, in_full_precision
 from skanomaly_vit._utils.progress import log
 from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
 from skanomaly_vit.distillation._gram import RidgeGram
@@ -24,7 +24,8 @@ class RidgeModule(nn.Module):
     """A linear imitation of a transformer block.
 
     It predicts the residual h_j - h_{j-1} of a token from the token and the mean token of its
-    image, which stands in for attention to other tokens.
+    image, which stands in for attention to other tokens. Of tokens in half precision, products are
+    in half precision, sums in float32.
 
     Parameters
     ----------
@@ -49,6 +50,8 @@ class RidgeModule(nn.Module):
 
     def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Predict h_j, shape (batch, tokens, dim), from h_{j-1}; other arguments are not used."""
+        if tokens.dtype != self.bias.dtype:
+            return self._of_half_precision(tokens)
         mean = tokens.mean(dim=1, keepdim=True)  # [B, N, C] -> [B, 1, C]
         # One product per image: a product of all means rounds differently for few images and for
         # many, so a score would depend on its neighbours.
@@ -57,6 +60,16 @@ class RidgeModule(nn.Module):
         flat = tokens.flatten(0, 1)  # [B, N, C] -> [B * N, C]
         # [B * N, C] + [B * N, C] x [C, C] -> [B, N, C] + [B, 1, C]
         return torch.addmm(flat, flat, self.token_weight).view_as(tokens).add_(shift)
+
+    def _of_half_precision(self, tokens: torch.Tensor) -> torch.Tensor:
+        mean = tokens.mean(dim=1)  # [B, N, C] -> [B, C]
+        # Copies of weights for each image, as `bmm` makes them, would take longer than the product.
+        n_more = max(0, FEW_ROWS - len(mean))
+        padded = torch.nn.functional.pad(mean, (0, 0, 0, n_more))  # [B + n_more, C]
+        shift = torch.mm(padded, self.mean_weight.to(mean.dtype))[: len(mean)] + self.bias  # [B, C]
+        flat = tokens.flatten(0, 1)  # [B, N, C] -> [B * N, C]
+        residual = torch.mm(flat, self.token_weight.to(flat.dtype)).view_as(tokens)  # [B, N, C]
+        return (residual + shift[:, None]).add_(tokens)  # [B, N, C]
 
 
 def weights_of(student: nn.Module) -> torch.Tensor:
@@ -265,7 +278,7 @@ def fit_ridge_students(
     Returns
     -------
     trained : dict of int to Trained
-        In the floating type of the tokens.
+        In the floating type of the tokens, or float32 if that is half precision.
 
     Raises
     ------
@@ -293,7 +306,7 @@ def fit_ridge_students(
 
 
 def solve_student(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
-    """Solve for the ridge student of a block, in the floating type of the tokens."""
+    """Solve for the ridge student of a block, in the type that `fit_ridge_students` says."""
     finite = math.isfinite(sums.square) and sums.gram.isfinite().all()
     try:
         weights = sums.solve(alpha) if finite else torch.tensor(math.nan)
@@ -305,7 +318,8 @@ def solve_student(index: int, sums: RidgeStatistics, alpha: float) -> Trained:
             "square. Check its weights."
         )
     dim = weights.shape[1]
-    student = RidgeModule(*weights.to(sums.dtype).split([dim, dim, 1]))  # [C, C], [C, C], [1, C]
+    dtype = torch.promote_types(sums.dtype, torch.float32)
+    student = RidgeModule(*weights.to(dtype).split([dim, dim, 1]))  # [C, C], [C, C], [1, C]
     return Trained(
         student, [sums.loss(weights)], [], RidgeGram.pack(sums.gram.numpy(), sums.square)
     )

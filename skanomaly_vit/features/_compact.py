@@ -138,6 +138,8 @@ class CompactFeatures(TunedFeatures):
     backbone_fingerprint_ : str
         What the backbone is, before tuning: digests of its modules, weights and preprocessing,
         and its features of a test image.
+    dtype_ : str
+        Floating type of the backbone.
     n_features_in_ : int
         Length of a flattened image; only where `image_shape` is given.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)

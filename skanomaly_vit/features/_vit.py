@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.image_estimator import ImageEstimator, draw_seed
+from skanomaly_vit._backbone.precision import DTYPE_CONSTRAINT, FLOAT32
 from skanomaly_vit._backbone.views import Readout, names_of, parse_views
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._utils.compat import _fit_context
@@ -43,6 +44,12 @@ class ViTFeatures(TransformerMixin, ImageEstimator):
         ``True`` loads the published weights (timm's hub, or the local hub cache), ``False``
         draws random ones, a path reads a checkpoint: ``.safetensors``, or a torch file that is
         read as tensors only. Ignored if `backbone` is a network.
+    dtype : {"float32", "bfloat16", "auto"}, default="float32"
+        Floating type in which the backbone works. ``"bfloat16"`` is faster on processors with
+        AVX512-BF16 or AMX and on most GPUs, and slower on others, of which a `PrecisionWarning`
+        tells; scores differ slightly. ``"auto"`` is ``"bfloat16"`` if the device of `fit` has
+        instructions for it, else ``"float32"``; `dtype_` tells which, and stays on any machine. A
+        network in another type than float32 keeps its own.
     image_size : int, tuple of (int, int) or None, default=None
         Height and width in pixels that images are resized to. ``None`` is the backbone's own.
     image_shape : tuple of (int, int, int) or None, default=None
@@ -73,6 +80,8 @@ class ViTFeatures(TransformerMixin, ImageEstimator):
     backbone_fingerprint_ : str
         What the backbone is: digests of its modules, weights and preprocessing, and its features
         of a test image.
+    dtype_ : str
+        Floating type of the backbone.
     n_features_in_ : int
         Length of a flattened image; only where `image_shape` is given.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -104,6 +113,7 @@ class ViTFeatures(TransformerMixin, ImageEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
+        "dtype": DTYPE_CONSTRAINT,
         "views": [str, tuple, list],
     }
 
@@ -113,6 +123,7 @@ class ViTFeatures(TransformerMixin, ImageEstimator):
         backbone: str | torch.nn.Module = "embedded",
         views: str | Sequence[str] = ("pooled",),
         pretrained: bool | str | PathLike[str] = True,
+        dtype: str = FLOAT32,
         image_size: int | tuple[int, int] | None = None,
         image_shape: tuple[int, int, int] | None = None,
         max_pixels: int | None = MAX_PIXELS,
@@ -126,6 +137,7 @@ class ViTFeatures(TransformerMixin, ImageEstimator):
         self.backbone = backbone
         self.views = views
         self.pretrained = pretrained
+        self.dtype = dtype
         self.image_size = image_size
         self.image_shape = image_shape
         self.max_pixels = max_pixels

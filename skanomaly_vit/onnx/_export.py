@@ -97,7 +97,7 @@ def _graph_of(detector: Any, teacher: Teacher, method: str | None) -> DetectorGr
     if teacher.dtype != torch.float32:
         raise ValueError(
             f"the backbone is of {teacher.dtype}, for which ONNX Runtime has no convolution on "
-            "a CPU; fit with one of torch.float32"
+            "a CPU; fit with dtype='float32', or with a network of torch.float32"
         )
     students = {}
     if detector.distillation_ is not None:

@@ -16,6 +16,7 @@ _CONTENT: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
     "backbone": str,
     "backbone_fingerprint": str,
+    "dtype": (str, type(None)),
     "has_backbone": bool,
     "preprocessing": dict,
     "n_images": int,
@@ -49,6 +50,7 @@ def make_card(detector: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         "versions": versions(),
         "backbone": parameters["backbone"],
         "backbone_fingerprint": features["fingerprint"],
+        "dtype": features["dtype"],
         "has_backbone": features["has_backbone"],
         "preprocessing": features["preprocessing"],
         "n_images": values["n_samples_fit"],
@@ -86,8 +88,8 @@ def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
     card : dict
         Values that JSON has: ``path``, ``file_size`` (bytes), ``created`` (ISO 8601),
         ``versions`` (of the packages that wrote it), ``backbone``,
-        ``backbone_fingerprint``, ``has_backbone``, ``preprocessing``, ``n_images``,
-        ``n_images_held_out``, ``threshold``,
+        ``backbone_fingerprint``, ``dtype`` (floating type of the backbone; None in older files),
+        ``has_backbone``, ``preprocessing``, ``n_images``, ``n_images_held_out``, ``threshold``,
         ``false_alarm_rate`` (of the threshold; None in formats 1 and 2),
         ``threshold_confidence`` (None if the rate holds on average), ``n_calibrating``,
         ``n_calibration_units`` (groups), ``false_alarm_bound`` and

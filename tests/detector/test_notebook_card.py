@@ -23,7 +23,7 @@ def test_a_fitted_detector_says_what_it_learned(detector):
     card = detector._repr_html_()
     for text in (
         "24 images, 5 of them held out",
-        "embedded, which sees 56 x 56 pixels",
+        "embedded in float32, which sees 56 x 56 pixels",
         "pooled, pooled:-2, max_patch, max_patch:-2 and 2 students",
         f"{detector.offset_:.4g}; a lower score is an anomaly",
         "16.7 % (more images are needed for 5 %) of normal images, on average over deployments",
@@ -70,5 +70,5 @@ def test_a_card_loads_no_backbone(detector, tmp_path):
 def test_names_are_text_and_no_markup(detector):
     fitted = clone(detector).set_params(n_blocks=1).fit(blobs(np.random.default_rng(0), 24))
     fitted.backbone = "<script>"
-    assert "<script>, which" not in fitted._repr_html_()
-    assert "&lt;script&gt;, which" in fitted._repr_html_()
+    assert "<script> in float32, which" not in fitted._repr_html_()
+    assert "&lt;script&gt; in float32, which" in fitted._repr_html_()
