@@ -64,7 +64,7 @@ def warn_if_slow(dtype: torch.dtype, device: torch.device) -> None:
         what = f"{device} has no instructions for it, as torch tells"
     warn_user(
         f"The backbone works in bfloat16, but {what}: it takes four to seven times as long as "
-        "in float32. A fitted model keeps its type, since its threshold holds for no other. Fit with "
-        "dtype='float32' for this machine, or with dtype='auto', which chooses by the machine.",
+        "in float32. A fitted model keeps its type, since its threshold holds for no other. Fit "
+        "with dtype='float32' for this machine, or with 'auto', which chooses by the machine.",
         PrecisionWarning,
     )
