@@ -65,6 +65,6 @@ def warn_if_slow(dtype: torch.dtype, device: torch.device) -> None:
     warn_user(
         f"The backbone works in bfloat16, but {what}: it takes four to seven times as long as "
         "in float32. A fitted model keeps its type, since its threshold holds for no other. Fit "
-        "with dtype='float32' for this machine, or with dtype='auto', which chooses by itself.",
+        "with dtype='float32' for this machine, or with 'auto', which chooses by the machine.",
         PrecisionWarning,
     )

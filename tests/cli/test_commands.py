@@ -985,7 +985,7 @@ def test_info_needs_neither_students_nor_torch(paths, tmp_path):
         "    sys.stderr.write(str('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "m"], capture_output=True)
-    assert b"embedded (in the file)" in done.stdout
+    assert b"embedded in float32 (in the file)" in done.stdout
     assert done.stderr == b"False"
 
 
