@@ -176,3 +176,17 @@ def test_examples_say_what_they_show_and_end_in_a_picture(path):
     first = story.split("\n\n")[0]
     assert len(first) > 150, "the first paragraph says too little to whom it may concern"
     assert ".savefig(" in code
+
+
+def test_tests_that_pages_name_exist():
+    known = {
+        path.name: set(re.findall(r"^def (test_\w+)", path.read_text(), re.M))
+        for path in (ROOT / "tests").rglob("test_*.py")
+    }
+    missing = [
+        f"{page.name}: {file}::{name}"
+        for page in SITE
+        for file, name in re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", page.read_text())
+        if file not in known or (name and name not in known[file])
+    ]
+    assert missing == []
