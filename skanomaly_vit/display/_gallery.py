@@ -8,10 +8,12 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
 from skanomaly_vit._images.pixels import shrink
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.detectors import normality, require_normality, threshold_of
+from skanomaly_vit.calibration import conformal_p_values
 from skanomaly_vit.display._style import (
     TITLE_PAD,
     VERMILION,
@@ -54,6 +56,8 @@ class GalleryDisplay:
         Number of scored images; ``None`` if the display shows all.
     titles : list of str or None, default=None
         Title of each image. ``None`` shows scores alone.
+    p_values : ndarray of shape (n_shown,) or None, default=None
+        Their p-values: about that share of normal images looks as abnormal.
 
     Attributes
     ----------
@@ -88,6 +92,7 @@ class GalleryDisplay:
         indices: np.ndarray | None = None,
         n_scored: int | None = None,
         titles: list[str] | None = None,
+        p_values: np.ndarray | None = None,
     ) -> None:
         self.images = images
         self.scores = scores
@@ -95,6 +100,7 @@ class GalleryDisplay:
         self.indices = indices
         self.n_scored = n_scored
         self.titles = titles
+        self.p_values = p_values
 
     @classmethod
     def from_estimator(
@@ -140,12 +146,14 @@ class GalleryDisplay:
         _check_counts(n_images=n_images, **options)
         source = open_shown(X, estimator)
         names = _titles(titles, source)
+        scores = normality(estimator, X)
         return cls.from_predictions(
             source,
-            normality(estimator, X),
+            scores,
             offset=threshold_of(estimator),
             n_images=n_images,
             titles=names,
+            p_values=_p_values(estimator, scores),
             **options,
         )
 
@@ -158,6 +166,7 @@ class GalleryDisplay:
         offset: float | None = None,
         n_images: int = 24,
         titles: Iterable[Any] | None = None,
+        p_values: Any = None,
         **options: Any,
     ) -> GalleryDisplay:
         """Draw images in the order of existing scores.
@@ -176,6 +185,8 @@ class GalleryDisplay:
             at evenly spaced ranks between.
         titles : iterable of str or None, default=None
             Title of each of `images`. ``None`` is the name of its file, if there are files.
+        p_values : array-like of shape (n_images,) or None, default=None
+            P-value of each of `images`, as ``detector.p_values`` gives them.
         **options : dict
             Options of `plot`: `ax` and `n_columns`; others raise a TypeError.
 
@@ -198,6 +209,8 @@ class GalleryDisplay:
         scores = finite_vector(scores, "scores", len(source))
         shown = _spaced_ranks(scores, n_images)
         names = _titles(titles, source)
+        if p_values is not None:
+            p_values = finite_vector(p_values, "p_values", len(source))[shown]
         display = cls(
             _thumbnails(source, shown),
             scores[shown],
@@ -205,6 +218,7 @@ class GalleryDisplay:
             indices=shown,
             n_scored=len(source),
             titles=None if names is None else [names[index] for index in shown],
+            p_values=p_values,
         )
         return display.plot(**options)
 
@@ -251,7 +265,8 @@ class GalleryDisplay:
     def _draw_image(self, ax: Axes, index: int) -> None:
         show_image(ax, self.images[index])
         lines = [] if self.titles is None else [self.titles[index]]
-        lines.append(f"{self.scores[index]:.4g}")
+        p_value = "" if self.p_values is None else f", p {self.p_values[index]:.2g}"
+        lines.append(f"{self.scores[index]:.4g}{p_value}")
         is_flagged = self.offset is not None and self.scores[index] < self.offset
         if is_flagged:
             lines.append("flagged")
@@ -269,6 +284,15 @@ class GalleryDisplay:
         if self.offset is not None:
             title += f"\nwide frame: flagged, score below {self.offset:.4g}"
         return title
+
+
+def _p_values(estimator: Any, scores: np.ndarray) -> np.ndarray | None:
+    """P-values by the calibration scores of a detector; None if it has none."""
+    last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    known = getattr(last, "calibration_scores_", None)
+    if known is None:
+        return None
+    return conformal_p_values(known, scores, groups=getattr(last, "calibration_units_", None))
 
 
 def _titles(titles: Iterable[Any] | None, source: ImageSource) -> list[str] | None:

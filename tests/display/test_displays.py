@@ -910,3 +910,14 @@ def test_the_evidence_of_a_group_is_its_own():
 def test_evidence_takes_an_image():
     with pytest.raises(ValueError, match="no image since its calibration"):
         EvidenceDisplay.from_monitor(LineMonitor(range(99)))
+
+
+def test_a_gallery_of_a_calibrated_detector_shows_p_values():
+    images = blobs(np.random.default_rng(0), 24)
+    fitted = TransformalyDetector(image_size=56, n_blocks=1, contamination=0.2, random_state=0)
+    display = GalleryDisplay.from_estimator(fitted.fit(images), images[:3])
+    wanted = fitted.p_values(images[:3])[display.indices]
+    np.testing.assert_array_equal(display.p_values, wanted)
+    assert f", p {wanted[0]:.2g}" in display.axes_[0].get_title()
+    with pytest.raises(ValueError, match="p_values holds 2 values for 3 images"):
+        GalleryDisplay.from_predictions(images[:3], [1.0, 2.0, 3.0], p_values=[0.1, 0.2])
