@@ -265,7 +265,7 @@ def false_alarm_bound(
     --------
     >>> from skanomaly_vit.calibration import false_alarm_bound
     >>> curve = false_alarm_bound(range(100))
-    >>> float(curve.bound[4].round(3))  # of the threshold with 5 % on average
+    >>> float(curve.bound[4].round(2))  # of the threshold with 5 % on average
     0.13
     """
     _require_confidence(confidence)

@@ -12,6 +12,9 @@ from students import with_student
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._backbone.teacher import Teacher
 
+# They hold no doctests, and several modules of one name cannot be collected.
+collect_ignore_glob = ["*conftest.py"]
+
 
 @pytest.fixture(scope="session")
 def tiny() -> torch.nn.Module:

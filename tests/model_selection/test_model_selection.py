@@ -151,16 +151,6 @@ def test_fit_is_not_warned_of_one_label(y):
     warn_about_labels(y)
 
 
-def test_the_warning_names_the_line_that_called_fit():
-    def fit(y):
-        warn_about_labels(y, stacklevel=2)
-
-    with pytest.warns(LabelWarning) as caught:
-        fit([1, -1])
-    assert caught[0].filename == __file__
-    assert caught[0].lineno == fit.__code__.co_firstlineno + 4
-
-
 # --- folds
 
 label_lists = st.lists(
