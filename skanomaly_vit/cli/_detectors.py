@@ -11,7 +11,7 @@ from skanomaly_vit.cli._options import given, require
 from skanomaly_vit.cli._steps import load_for_files
 
 if TYPE_CHECKING:
-    from skanomaly_vit._serving.scorers import Scorer
+    from skanomaly_vit.cli._service.scorers import Scorer
 
 
 def load_scorer(model: str, device: str | None, **options: Any) -> Scorer:
@@ -20,7 +20,7 @@ def load_scorer(model: str, device: str | None, **options: Any) -> Scorer:
         detector = _load_onnx(model, device, **options)
     else:
         detector = load_for_files(model, device=device, **options)
-    from skanomaly_vit._serving.scorers import scorer_of
+    from skanomaly_vit.cli._service.scorers import scorer_of
 
     return scorer_of(detector)
 

@@ -98,8 +98,8 @@ def serve_command(
     # First, since it takes no time to see that the address is taken.
     with _listen(host, port) as listener:
         scorer = load_scorer(model, device)
-        from skanomaly_vit._serving.server import serve
-        from skanomaly_vit._serving.service import Limits, Service
+        from skanomaly_vit.cli._service.server import serve
+        from skanomaly_vit.cli._service.service import Limits, Service
 
         limits = Limits(
             max_body=int(max_body * _MEBIBYTE),
@@ -122,7 +122,7 @@ def _address(listener: socket.socket) -> str:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    from skanomaly_vit._serving.server import listen
+    from skanomaly_vit.cli._service.server import listen
 
     try:
         return listen(host, port)

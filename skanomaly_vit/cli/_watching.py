@@ -31,8 +31,8 @@ from skanomaly_vit.cli._terminal import (
 )
 
 if TYPE_CHECKING:
-    from skanomaly_vit._serving.flagged import Keep
-    from skanomaly_vit._serving.score_log import ScoreLog
+    from skanomaly_vit.cli._service.flagged import Keep
+    from skanomaly_vit.cli._service.score_log import ScoreLog
 
 #: Images of a pass: an image that has just arrived should not wait for many others.
 _BATCH = 8
@@ -122,7 +122,7 @@ def watch_command(
                 f"score - decision is {log.threshold:.6g} there, and the threshold of this model "
                 f"is {scorer.threshold:.6g}. Pass another name as -o."
             )
-        from skanomaly_vit._serving.hot_folder import HotFolder
+        from skanomaly_vit.cli._service.hot_folder import HotFolder
 
         hot = HotFolder(
             folder,
@@ -164,7 +164,7 @@ def _check_flagged(folder: str, flagged: str | None, copy: bool | None) -> None:
 
 
 def _open_log(output: str, stack: ExitStack) -> ScoreLog:
-    from skanomaly_vit._serving.score_log import ScoreLog
+    from skanomaly_vit.cli._service.score_log import ScoreLog
 
     stream = open_to_append(output, stack)
     try:
@@ -174,7 +174,7 @@ def _open_log(output: str, stack: ExitStack) -> ScoreLog:
 
 
 def _keeper(flagged: str | None, copy: bool | None) -> Keep | None:
-    from skanomaly_vit._serving.flagged import copier, linker
+    from skanomaly_vit.cli._service.flagged import copier, linker
 
     if flagged is None:
         return None

@@ -13,8 +13,8 @@ from images import blobs
 from PIL import Image
 
 from skanomaly_vit import TransformalyDetector
-from skanomaly_vit._serving import server
-from skanomaly_vit._serving.service import Limits
+from skanomaly_vit.cli._service import server
+from skanomaly_vit.cli._service.service import Limits
 
 
 @pytest.fixture

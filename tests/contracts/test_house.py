@@ -41,11 +41,10 @@ PLACES = [
         "fitted detectors, AUROC class by class, baselines, maps",
     ),
     (7, "onnx", "one graph of a fitted detector, and its runtime"),
-    (8, "_serving", "a model behind HTTP, or over a folder that fills"),
-    (9, "cli", "the command `skanomaly`"),
+    (8, "cli", "the command `skanomaly`, and the service and hot folder that it runs"),
 ]
 LEVELS = {name: level for level, name, _ in PLACES}
-MAX_ENTRIES = 25
+MAX_ENTRIES = 24
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 

@@ -11,9 +11,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from skanomaly_vit._serving.scorers import Scorer
-from skanomaly_vit._serving.server import listen, make_server
-from skanomaly_vit._serving.service import Limits, Service
+from skanomaly_vit.cli._service.scorers import Scorer
+from skanomaly_vit.cli._service.server import listen, make_server
+from skanomaly_vit.cli._service.service import Limits, Service
 
 
 def png(image) -> bytes:

@@ -26,12 +26,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import Brightness, png, send, serving, wait_until
 
 import skanomaly_vit
-from skanomaly_vit._serving.batches import BatchWorker, FullError, Job, StoppingError
-from skanomaly_vit._serving.pictures import color
-from skanomaly_vit._serving.scorers import scorer_of
+from skanomaly_vit.cli._service.batches import BatchWorker, FullError, Job, StoppingError
+from skanomaly_vit.cli._service.pictures import color
+from skanomaly_vit.cli._service.scorers import scorer_of
 
 GRAY = np.full((8, 8, 3), 120, np.uint8)
-PAGE = Path(skanomaly_vit.__file__).parent / "_serving/page"
+PAGE = Path(skanomaly_vit.__file__).parent / "cli/_service/page"
 
 
 @pytest.fixture(scope="module", params=["detector", "exported"])

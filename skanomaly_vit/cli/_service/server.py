@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import uvicorn
 
-from skanomaly_vit._serving.app import create_app
-from skanomaly_vit._serving.service import Service
+from skanomaly_vit.cli._service.app import create_app
+from skanomaly_vit.cli._service.service import Service
 
 #: Seconds that connections have to end after a signal to stop.
 _GRACE = 60

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from skanomaly_vit._images.decoding import Array
-from skanomaly_vit._serving.batches import BatchWorker, Job
-from skanomaly_vit._serving.bodies import NotAnImageError, decode
-from skanomaly_vit._serving.metrics import Metrics
-from skanomaly_vit._serving.scorers import Scorer, Verdict
+from skanomaly_vit.cli._service.batches import BatchWorker, Job
+from skanomaly_vit.cli._service.bodies import NotAnImageError, decode
+from skanomaly_vit.cli._service.metrics import Metrics
+from skanomaly_vit.cli._service.scorers import Scorer, Verdict
 
 log = logging.getLogger("skanomaly_vit.serve")
 

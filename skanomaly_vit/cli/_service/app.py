@@ -17,13 +17,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from skanomaly_vit._serving.batches import FullError, Job, StoppingError
-from skanomaly_vit._serving.bodies import NotAnImageError, count_pixels
-from skanomaly_vit._serving.metrics import CONTENT_TYPE
-from skanomaly_vit._serving.pictures import draw_map
-from skanomaly_vit._serving.requests import images_of, is_image, media_type, receive
-from skanomaly_vit._serving.service import Answer, ScoringError, Service
 from skanomaly_vit._utils.version import __version__
+from skanomaly_vit.cli._service.batches import FullError, Job, StoppingError
+from skanomaly_vit.cli._service.bodies import NotAnImageError, count_pixels
+from skanomaly_vit.cli._service.metrics import CONTENT_TYPE
+from skanomaly_vit.cli._service.pictures import draw_map
+from skanomaly_vit.cli._service.requests import images_of, is_image, media_type, receive
+from skanomaly_vit.cli._service.service import Answer, ScoringError, Service
 
 #: Standard deviations of normal patches that get the brightest color, as in `skanomaly map`.
 _TOP = 8.0
@@ -201,7 +201,7 @@ def _number(value: float) -> float | None:
 
 
 def _static(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    content = files("skanomaly_vit._serving").joinpath("page", name).read_bytes()
+    content = files("skanomaly_vit.cli._service").joinpath("page", name).read_bytes()
 
     async def answer(request: Request) -> Response:
         return Response(content, media_type=kind)

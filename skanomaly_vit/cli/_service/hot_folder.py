@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 from skanomaly_vit._images.decoding import Array
 from skanomaly_vit._images.unreadable import one_line
-from skanomaly_vit._serving.arrivals import Arrivals, stamp_of
-from skanomaly_vit._serving.bodies import NotAnImageError, decode
-from skanomaly_vit._serving.flagged import Keep
-from skanomaly_vit._serving.notices import Notices
-from skanomaly_vit._serving.score_log import LogRow, ScoreLog, Stamp
-from skanomaly_vit._serving.scorers import Scorer, Verdict
+from skanomaly_vit.cli._service.arrivals import Arrivals, stamp_of
+from skanomaly_vit.cli._service.bodies import NotAnImageError, decode
+from skanomaly_vit.cli._service.flagged import Keep
+from skanomaly_vit.cli._service.notices import Notices
+from skanomaly_vit.cli._service.score_log import LogRow, ScoreLog, Stamp
+from skanomaly_vit.cli._service.scorers import Scorer, Verdict
 
 #: Attempts to open a file, which a network drive may refuse for a while.
 _ATTEMPTS = 3

@@ -19,12 +19,12 @@ from PIL import Image
 from serving import Brightness, png, wait_until
 from test_service import WITHOUT_TORCH
 
-from skanomaly_vit._serving import arrivals as arriving
-from skanomaly_vit._serving import notices as noticing
-from skanomaly_vit._serving.arrivals import Arrivals
-from skanomaly_vit._serving.flagged import copier, linker
-from skanomaly_vit._serving.hot_folder import HotFolder
-from skanomaly_vit._serving.score_log import COLUMNS, ScoreLog
+from skanomaly_vit.cli._service import arrivals as arriving
+from skanomaly_vit.cli._service import notices as noticing
+from skanomaly_vit.cli._service.arrivals import Arrivals
+from skanomaly_vit.cli._service.flagged import copier, linker
+from skanomaly_vit.cli._service.hot_folder import HotFolder
+from skanomaly_vit.cli._service.score_log import COLUMNS, ScoreLog
 
 BRIGHT, DARK = np.full((8, 8, 3), 120, np.uint8), np.full((8, 8, 3), 40, np.uint8)
 
@@ -183,7 +183,7 @@ def test_a_file_that_cannot_be_opened_is_tried_again(inbox, table, monkeypatch):
         return builtins.open(path, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("skanomaly_vit._serving.hot_folder.open", refuse, raising=False)
+        patch.setattr("skanomaly_vit.cli._service.hot_folder.open", refuse, raising=False)
         for _ in range(2):  # the second run adds no second row
             once(inbox, table)
         assert len(attempts) == 6

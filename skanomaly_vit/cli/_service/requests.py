@@ -10,7 +10,7 @@ import json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from skanomaly_vit._serving.service import Limits
+from skanomaly_vit.cli._service.service import Limits
 
 
 async def receive(request: Request, limits: Limits) -> bytes:

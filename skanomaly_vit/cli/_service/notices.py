@@ -11,7 +11,7 @@ from watchdog.events import FileSystemEventHandler
 from watchdog.observers import Observer
 
 if TYPE_CHECKING:
-    from skanomaly_vit._serving.arrivals import Arrivals
+    from skanomaly_vit.cli._service.arrivals import Arrivals
 
 
 class Notices(FileSystemEventHandler):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from skanomaly_vit._images.listing import has_image_suffix, walk_images
-from skanomaly_vit._serving.score_log import Stamp
+from skanomaly_vit.cli._service.score_log import Stamp
 
 #: Called with a path below the folder and its stamp: whether the file has been done.
 IsKnown = Callable[[str, Stamp], bool]
