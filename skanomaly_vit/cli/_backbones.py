@@ -14,6 +14,7 @@ from skanomaly_vit.cli._options import (
     check_output,
     device_option,
     epilog,
+    readers_option,
 )
 from skanomaly_vit.cli._terminal import progress_bar, tell
 
@@ -70,15 +71,13 @@ def backbones(ctx: click.Context) -> None:
     help="Side of the square that images are resized to.  [default: the network's]",
 )
 @click.option("--measure", is_flag=True, help="Images a second and peak memory on this machine.")
-@click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True
-)
+@readers_option
 @device_option
 def _list(
     names: tuple[str, ...] = (),
     image_size: int | None = None,
     measure: bool = False,
-    form: str = "text",
+    kind: str = "text",
     device: str = "auto",
 ) -> None:
     """Describe networks by NAME, as timm spells it; some to begin with, if there is none.
@@ -106,7 +105,7 @@ def _list(
     ]
     if measure:
         _measure(rows, image_size, None if device == "auto" else device)
-    click.echo(json.dumps(rows, indent=2) if form == "json" else "\n".join(_lines(rows)))
+    click.echo(json.dumps(rows, indent=2) if kind == "json" else "\n".join(_lines(rows)))
 
 
 def _work(network: Any) -> float:

@@ -22,6 +22,7 @@ from skanomaly_vit.cli._options import (
     epilog,
     jobs_option,
     max_pixels_option,
+    readers_option,
 )
 from skanomaly_vit.cli._steps import finish, load_for_files, speaking_of_options
 from skanomaly_vit.cli._terminal import Unreadable
@@ -49,14 +50,7 @@ _MODEL = ModelPath(exists=True, dir_okay=False)
     metavar="N",
     help="Number of images to list of those that one model flags and the other does not.",
 )
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="For people, or for programs.",
-)
+@readers_option
 @device_option
 @jobs_option
 @batch_size_option

@@ -23,6 +23,7 @@ from skanomaly_vit.cli._options import (
     jobs_option,
     max_pixels_option,
     model_argument,
+    readers_option,
     require,
 )
 from skanomaly_vit.cli._steps import finish, load_for_files, require_maps, speaking_of_options
@@ -67,14 +68,7 @@ _MOST = 50
     metavar="FOLDER",
     help="Write scores.png, misses.png and false_alarms.png there; created if missing.",
 )
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="For people, or for programs.",
-)
+@readers_option
 @click.option(
     "--confidence",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),

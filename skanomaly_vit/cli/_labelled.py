@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from skanomaly_vit.cli._inputs import list_inputs
-from skanomaly_vit.cli._label_tables import read_said
+from skanomaly_vit.cli._label_tables import Said, read_said
 from skanomaly_vit.cli._options import EXISTING_FILE
 from skanomaly_vit.cli._terminal import Unreadable
 
@@ -108,8 +108,7 @@ def list_labelled(
         for path in list_inputs([folder], unreadable):
             found.add(path, ANOMALY, _kind_of(path, folder))
     if table is not None:
-        for said in read_said(table, root, "label", LABELS, ("kind",)):
-            kind = said.more["kind"].strip() or ANOMALY
+        for said, kind in read_labels(table, root):
             found.add(said.path, said.word, NORMAL if said.word == NORMAL else kind)
     lacking = [label for label in (NORMAL, ANOMALY) if label not in found.labels]
     if lacking:
@@ -119,6 +118,12 @@ def list_labelled(
             "--normal FOLDER and --anomaly FOLDER, or a TABLE with rows of both labels."
         )
     return found
+
+
+def read_labels(table: str, root: str | None) -> Iterator[tuple[Said, str]]:
+    """Rows of a table of labels, each with the kind of defect that it names, if it is one."""
+    for said in read_said(table, root, "label", LABELS, ("kind",)):
+        yield said, said.more["kind"].strip() or ANOMALY
 
 
 def _kind_of(path: str, folder: str) -> str:

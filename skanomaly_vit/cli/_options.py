@@ -253,6 +253,15 @@ max_pixels_option = click.option(
     help="Reject images of more pixels, which fill the memory.  [default: the model's; 2^27]",
 )
 
+readers_option = click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="For people, or for programs.",
+)
+
 null_option = click.option(
     "-0", "--null", is_flag=True, help="Paths on standard input end in null bytes, not newlines."
 )

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from skanomaly_vit.cli._inputs import list_inputs
-from skanomaly_vit.cli._label_tables import _rows, read_said
-from skanomaly_vit.cli._labelled import ANOMALY, LABELS, NORMAL
+from skanomaly_vit.cli._label_tables import _rows
+from skanomaly_vit.cli._labelled import ANOMALY, NORMAL, read_labels
 from skanomaly_vit.cli._options import (
     EXISTING_FILE,
     HARMLESS,
@@ -129,8 +129,7 @@ def report_command(
 def _read_labels(table: str, root: str | None, paths: Sequence[str]) -> dict[str, Any]:
     """Arguments ``y`` and ``anomaly_label`` for `write_report`: kinds are labels of anomalies."""
     labels = {}
-    for said in read_said(table, root, "label", LABELS, ("kind",)):
-        kind = said.more["kind"].strip() or ANOMALY
+    for said, kind in read_labels(table, root):
         if said.word == ANOMALY and kind == NORMAL:
             raise click.UsageError(
                 f"{table!r}, row {said.row} ({said.path!r}): an anomaly is of the kind 'normal'. "

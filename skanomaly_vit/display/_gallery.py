@@ -8,10 +8,10 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.pipeline import Pipeline
 
 from skanomaly_vit._images.pixels import shrink
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._utils.composition import find_attribute
 from skanomaly_vit._utils.detectors import normality, require_normality, threshold_of
 from skanomaly_vit.calibration import conformal_p_values
 from skanomaly_vit.display._style import (
@@ -288,11 +288,11 @@ class GalleryDisplay:
 
 def _p_values(estimator: Any, scores: np.ndarray) -> np.ndarray | None:
     """P-values by the calibration scores of a detector; None if it has none."""
-    last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-    known = getattr(last, "calibration_scores_", None)
+    known = find_attribute(estimator, "calibration_scores_")
     if known is None:
         return None
-    return conformal_p_values(known, scores, groups=getattr(last, "calibration_units_", None))
+    groups = find_attribute(estimator, "calibration_units_")
+    return conformal_p_values(known, scores, groups=groups)
 
 
 def _titles(titles: Iterable[Any] | None, source: ImageSource) -> list[str] | None:
