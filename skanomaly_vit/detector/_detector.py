@@ -41,34 +41,24 @@ from skanomaly_vit._utils.labels import AUTO, warn_about_labels
 from skanomaly_vit._utils.progress import Progress, log
 from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.density._by_name import DENSITIES
-from skanomaly_vit.detector._calibrated import CalibratedMixin
 from skanomaly_vit.detector._cross_calibration import UNUSED_RATE, calibrate_across, folds_of
 from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
-from skanomaly_vit.detector._fit_summary import FitSummary, draw_held_out, warn_about_few_images
+from skanomaly_vit.detector._fit_summary import warn_about_few_images
 from skanomaly_vit.detector._fusion import (
     FalseAlarms,
     FittedDensities,
     fit_densities,
     score_shards,
-    score_units,
-    several_of_a_unit,
     sum_spaces,
 )
 from skanomaly_vit.detector._near_copies import (
     one_learned_of_each_unit,
-    one_of_each_unit,
     warn_of_near_copies,
 )
 from skanomaly_vit.detector._notebook_card import NotebookCardMixin
-from skanomaly_vit.detector._partial_fit import (
-    require_not_learned,
-    require_updatable,
-    update_densities,
-)
 from skanomaly_vit.detector._recipes import RECIPES, describe_recipe, readout_of, resolve
 from skanomaly_vit.detector._saving import load_detector, save_detector
-from skanomaly_vit.detector._seen_errors import ErrorFactors
-from skanomaly_vit.detector._update_log import log_entry
+from skanomaly_vit.detector._updates import UpdatableDetector
 from skanomaly_vit.distillation import BlockDistillation
 from skanomaly_vit.distillation._by_name import STUDENT_CONSTRAINT, STUDENTS
 from skanomaly_vit.distillation._checkpoints import Checkpoints, check_checkpoint_dir
@@ -80,7 +70,7 @@ FEATURE_SPACES = {"both", PRETRAINED, DISCREPANCY}
 
 
 class TransformalyDetector(
-    NotebookCardMixin, CallbackSupportMixin, CalibratedMixin, ScoreStreamMixin, ImageEstimator
+    NotebookCardMixin, CallbackSupportMixin, ScoreStreamMixin, UpdatableDetector
 ):
     """Find images that differ in meaning from normal ones.
 
@@ -303,10 +293,6 @@ class TransformalyDetector(
     array([-1, -1])
     """
 
-    _fit_summary: FitSummary | None
-    _calibration_ids: np.ndarray | None  # of the unit of each calibration image, if known
-    _updates: list[dict[str, Any]]  # what was added since `fit`, for the model card
-
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageEstimator._parameter_constraints,
         **TRAINING_CONSTRAINTS,
@@ -463,147 +449,6 @@ class TransformalyDetector(
         self._fit(source, split, shares, folds[1:], student, values, units, rng, progress)
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
-
-    @_fit_context(prefer_skip_nested_validation=False)
-    @with_own_settings
-    def partial_fit(self, X: Any, y: Any = None, groups: Any = None) -> TransformalyDetector:
-        """Update the detector with more normal images, without the earlier ones.
-
-        Up to rounding, the density of the pre-trained space and ridge students become those of all
-        images so far; the density of the errors, scale and threshold follow. Other students stay as
-        `fit` left them, and so do `validation_indices_`. The first call is a `fit`.
-
-        Parameters
-        ----------
-        X : images
-            Normal images of any form that `fit` takes. `partial_fit` holds out each image for
-            calibration with a probability of `validation_fraction`. The draw depends on the
-            image's content (or its group), neither on the order nor on the parts in which images
-            come. An image that `fit` has learned from, or held out, keeps its side.
-        y : array-like of shape (n_images,) or None, default=None
-            Ignored, but for a `LabelWarning` if it marks anomalies in `X`.
-        groups : array-like of shape (n_images,) or None, default=None
-            As in `fit`; a group of an earlier call keeps its side.
-
-        Returns
-        -------
-        self : TransformalyDetector
-            Fitted.
-
-        Raises
-        ------
-        ValueError
-            If the images are not as described, one is unreadable, a density cannot learn from
-            more images (`GaussianDensity` and `ExcessDensity` can, and `KNNDensity` without a PCA),
-            or `fit` used ``calibration="cross"``.
-
-        Warns
-        -----
-        CalibrationWarning
-            If too few images are held out for a threshold at `contamination`, or held-out ones have
-            near copies (frames of a video) among those learned from; or if students stay as they
-            are and no image is held out, so that the density of the errors mixes those of images
-            that students have learned from, and of others.
-
-        Notes
-        -----
-        `partial_fit` computes scale, `calibration_scores_` and threshold again from the features
-        that the detector keeps: those of at most 2048 images that densities have learned from, and
-        of at most 2048 held-out ones. It scales the errors among them, block by block, as the mean
-        error of the students changes; see docs/how_to/large_data.md.
-        """
-        if not hasattr(self, "density_"):
-            return self.fit(X, y, groups)
-        self._validate_params()  # scikit-learn's decorator does so in the first call alone
-        self._require_same_recipe()
-        if self._is_cross_calibrated:
-            raise ValueError(
-                "fit used calibration='cross', and partial_fit cannot leave images out of what "
-                "was learned before. Fit again to all images, or fit with calibration='split'; "
-                "calibrate(X, replace=True) makes room for partial_fit, too."
-            )
-        summary = require_updatable(self.density_, self._fit_summary)  # before any work
-        warn_about_labels(y)
-        source = self._open(X, reset=False)
-        self._update(source, find_units(source, groups), summary)
-        return self
-
-    @with_own_settings
-    def calibrate(
-        self, X: Any, y: Any = None, *, groups: Any = None, replace: bool = False
-    ) -> TransformalyDetector:
-        """Add normal images to those that set the threshold, and to no others.
-
-        Densities, students and scale stay as they are; the threshold moves, at the same rate of
-        false alarms. An image, or a group, that calibrates already is the same unit again.
-
-        Parameters
-        ----------
-        X : images
-            Normal images of any form that `fit` takes, which the detector has not learned from.
-        y : array-like of shape (n_images,) or None, default=None
-            Ignored, but for a `LabelWarning` if it says that there are anomalies among `X`.
-        groups : array-like of shape (n_images,) or None, default=None
-            As in `fit`.
-        replace : bool, default=False
-            Whether `X` takes the place of the images that calibrated so far, for instance after
-            the line has changed.
-
-        Returns
-        -------
-        self : TransformalyDetector
-            With other `calibration_scores_` and `offset_`.
-
-        Raises
-        ------
-        ValueError
-            If the images are not as described, one cannot be read, or the detector has learned from
-            one of them.
-
-        Warns
-        -----
-        CalibrationWarning
-            If there are too few images for a threshold at that rate, or they have near copies among
-            those learned from.
-        """
-        check_is_fitted(self)
-        warn_about_labels(y)
-        source = self._open(X, reset=False)
-        units = find_units(source, groups)
-        summary = self._fit_summary
-        if summary is not None:
-            require_not_learned(units, summary)
-        passes, _ = self._scoring_passes(source)
-        with self._embed_all(passes, self.distillation_, units.columns) as store:
-            everyone = np.ones(len(store), dtype=bool)
-            scores, _ = score_units(self.density_, self.fusion_, store.embedded(everyone))
-            if summary is not None:
-                known = summary.without_held_out() if replace else summary
-                new = FitSummary.of(store, ~everyone, everyone, {})
-                warn_of_near_copies(new.held_out, one_of_each_unit(summary.learned))
-                summary = known.merge(new, known.statistics)
-        known_scores, known_units = self._known_calibration(replace)
-        scores = np.concatenate([known_scores, scores])
-        ids = np.concatenate([known_units, units.units])
-        self.offset_ = self._false_alarms().threshold(scores, several_of_a_unit(ids))
-        self._set_calibration(scores, ids)
-        self._fit_summary = summary
-        self._is_cross_calibrated = self._is_cross_calibrated and not replace
-        self._log("calibrate", units, len(units.units))
-        return self
-
-    def _known_calibration(self, replace: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Scores that calibrate so far, and their units: ids below 0 where they are not known."""
-        if replace or self.calibration_scores_ is None:
-            return np.empty(0), np.empty(0)
-        own = -1.0 - np.arange(len(self.calibration_scores_))
-        units = own if self._calibration_ids is None else self._calibration_ids
-        return self.calibration_scores_, units
-
-    def _set_calibration(self, scores: np.ndarray | None, ids: np.ndarray | None) -> None:
-        """Set the scores that calibrate, and the ids of their units, if these are known."""
-        self.calibration_scores_, self._calibration_ids = scores, ids
-        self.calibration_units_ = several_of_a_unit(ids)
 
     @with_own_settings
     def score_samples(self, X: Any, *, return_map: bool = False) -> Any:
@@ -832,12 +677,6 @@ class TransformalyDetector(
             )
         return MapCollector(self._normal_patches, method)
 
-    def _scoring_passes(
-        self, source: ImageSource
-    ) -> tuple[CachedPasses, dict[int, torch.nn.Module]]:
-        passes = self._passes(self._held_teacher(), source)
-        return passes, self._students_on(passes.teacher.device, self.distillation_)
-
     def _held_teacher(self) -> Teacher:
         self.features_.set_params(device=self.device)  # it may have changed since `fit`
         teacher = self.features_._held_teacher()
@@ -980,97 +819,6 @@ class TransformalyDetector(
         columns = {name: store.column(name, everyone) for name in (UNIT, CONTENT)}
         with self._embed_all(passes, distillation, columns) as of_fold:
             yield of_fold
-
-    def _update(self, source: ImageSource, units: Units, summary: FitSummary) -> None:
-        false_alarms, known = self._false_alarms(), self.distillation_
-        held_out = draw_held_out(units, summary, self.validation_fraction)
-        passes = self._updating_passes(source)
-        grown = known._updated(passes, np.flatnonzero(~held_out)) if known else None
-        distillation = grown[0] if grown else known
-        normal_patches = self._normal_patches
-        with self._embed_all(passes, distillation, units.columns) as store:
-            factors = None
-            if known and grown:
-                factors = ErrorFactors.of_new_students(grown[1], known, passes, store, held_out)
-                if normal_patches is not None:
-                    unseen = len(self.validation_indices_) > 0
-                    normal_patches = normal_patches.scaled(
-                        factors.held_out if unseen else factors.learned
-                    )
-            elif known:
-                factors = ErrorFactors.of_old_students(summary, len(known.block_indices_))
-            with one_blas_thread(store.n_values):
-                fitted = update_densities(
-                    self.density_,
-                    summary,
-                    store,
-                    held_out,
-                    factors=factors,
-                    fusion=self.recipe_.fusion,
-                    false_alarms=false_alarms,
-                )
-            warn_of_near_copies(fitted.summary.held_out, one_of_each_unit(fitted.summary.learned))
-        # Last, so that an update that fails leaves the old state whole.
-        self._set_densities(fitted, false_alarms)
-        self.distillation_, self._normal_patches = distillation, normal_patches
-        self.n_samples_fit_ += len(source)
-        self._log("partial_fit", units, held_out.sum())
-
-    def _log(self, what: str, units: Units, n_calibrating: int) -> None:
-        # A new list: a copy of the detector keeps the old one.
-        self._updates = [*self._updates, log_entry(what, units.contents, n_calibrating)]
-
-    def _updating_passes(self, source: ImageSource) -> CachedPasses:
-        """Passes that keep tokens, since students may see images before they are scored."""
-        blocks = self.distillation_.block_indices_ if self.distillation_ else ()
-        return self._passes(
-            self._held_teacher(), source, activation_cache=self.activation_cache, kept_blocks=blocks
-        )
-
-    @contextmanager
-    def _embed_all(
-        self,
-        passes: CachedPasses,
-        distillation: BlockDistillation | None,
-        columns: dict[str, np.ndarray],
-    ) -> Iterator[FeatureStore]:
-        """Features of all images of some passes, with the columns of their units."""
-        students = self._students_on(passes.teacher.device, distillation)
-        with FeatureStore() as store:
-            keep = store.append_with(columns)
-            for embedded in passes.stream(np.arange(len(columns[UNIT])), students):
-                keep(embedded)
-            yield store
-
-    def _false_alarms(self) -> FalseAlarms:
-        """Rate that the threshold was set at, and has to keep."""
-        rate = self.contamination if self.contamination_ is None else self.contamination_
-        return FalseAlarms(rate, self.threshold_confidence_)
-
-    def _require_same_recipe(self) -> None:
-        """Refuse parameters that were changed since `fit`, and would be ignored."""
-        values = resolve(self)
-        for name in ("fusion", "pca_variance", "views", "pooling"):
-            if values[name] != self.recipe_[name]:
-                raise ValueError(
-                    f"{name} was {self.recipe_[name]!r} in fit and is {values[name]!r} now; "
-                    "partial_fit goes on with the first. Set it back, or fit again."
-                )
-
-    def _set_densities(self, fitted: FittedDensities, false_alarms: FalseAlarms) -> None:
-        self.density_, self.fusion_ = fitted.density, fitted.fusion
-        self._set_calibration(fitted.calibration_scores, fitted.calibration_units)
-        self.offset_ = fitted.offset
-        self.contamination_ = false_alarms.rate
-        self.threshold_confidence_ = false_alarms.confidence
-        self._contamination_then = self.contamination
-        self._fit_summary = fitted.summary
-
-    @staticmethod
-    def _students_on(
-        device: torch.device, distillation: BlockDistillation | None
-    ) -> dict[int, torch.nn.Module]:
-        return distillation._students_on(device) if distillation else {}
 
     def _part(self, estimator_class: type[Any], values: dict[str, Any]) -> Any:
         """Make an estimator, as a part of the detector, with the detector's parameters."""

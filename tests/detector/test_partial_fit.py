@@ -311,6 +311,7 @@ def test_partial_fit_keeps_the_rate_that_was_set(make_detector, images, more):
         ({"fusion": "nonsense"}, "The 'fusion' parameter"),
         ({"fusion": "product"}, "fusion was 'standardized' in fit and is 'product' now"),
         ({"pca_variance": 0.5}, "pca_variance was None in fit and is 0.5 now"),
+        ({"dtype": "bfloat16"}, "dtype was 'float32' in fit and is 'bfloat16' now"),
         ({"batch_size": 0}, "The 'batch_size' parameter"),
     ],
     ids=str,
