@@ -9,6 +9,7 @@ from skanomaly_vit._utils.version import __version__
 
 if TYPE_CHECKING:
     from skanomaly_vit._caching.disk_cache import DiskCache
+    from skanomaly_vit._images.regions import MaskedImages, read_roi
     from skanomaly_vit.density import (
         ExcessDensity,
         GaussianDensity,
@@ -28,11 +29,13 @@ __all__ = [
     "GaussianDensity",
     "GaussianMixtureDensity",
     "KNNDensity",
+    "MaskedImages",
     "MeanShiftedFeatures",
     "TransformalyDetector",
     "ViTFeatures",
     "WhitenedKNNDensity",
     "__version__",
+    "read_roi",
 ]
 
 #: Public names are imported on first use, so that `import skanomaly_vit` does not import torch.
@@ -44,10 +47,12 @@ _FOLDERS = {
     "GaussianDensity": "density",
     "GaussianMixtureDensity": "density",
     "KNNDensity": "density",
+    "MaskedImages": "_images.regions",
     "MeanShiftedFeatures": "features",
     "TransformalyDetector": "detector",
     "ViTFeatures": "features",
     "WhitenedKNNDensity": "density",
+    "read_roi": "_images.regions",
 }
 
 

@@ -19,6 +19,9 @@ Level: TypeAlias = int
 
 FEATURES: Level = -1
 
+#: Key of the patches of an image with pixels that count, if not all do.
+REGION: Level = -2
+
 Tokens: TypeAlias = dict[Level, torch.Tensor]
 
 
@@ -87,7 +90,7 @@ class LayeredActivations(Activations):
     ) -> None:
         self._memory = memory
         self._disk_store = disk
-        self._levels_in_memory = _levels(kept_blocks)
+        self._levels_in_memory = {*_levels(kept_blocks), REGION}
 
     def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
         found = self._memory.find(positions, levels)
@@ -152,7 +155,7 @@ class StoredActivations(Activations):
     def keep(self, tokens: Mapping[int, Tokens]) -> None:
         entries = {}
         for position, values in tokens.items():
-            if self._source.digest(position) != self._digests[position]:
+            if self._source.key(position) != self._digests[position]:
                 changed = "changed while it was in use"
                 raise self._source.set_aside(position, f" {changed}", changed)
             for level, key in self._keys(position, values).items():

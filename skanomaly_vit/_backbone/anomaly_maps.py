@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 
 from skanomaly_vit._backbone.patches import BOTH, DISCREPANCY, FEATURES, NormalPatches, _log
 from skanomaly_vit._backbone.teacher import BlockCall, in_full_precision, to_numpy
@@ -28,6 +29,7 @@ class MapCollector:
         self._method = method
         self._errors: list[np.ndarray] = []  # of each image, a sum over blocks: [P]
         self._distances: list[np.ndarray] = []  # of each batch: [B, P]
+        self._inside: list[np.ndarray] = []  # of each batch with regions: [B, P]
         self._passed: dict[int, int] = {}
 
     @property
@@ -45,6 +47,9 @@ class MapCollector:
         values = None
         if errors is not None:
             values = self._normal.layout.patches(errors).cpu()  # [B, N] -> [B, P]
+        is_first = call.index == next(iter(self.blocks or self._normal.blocks))
+        if is_first and call.inside is not None:
+            self._inside.append(call.inside.cpu().numpy())  # [B, P]
         if call.index in self.blocks:
             self._distances.append(self._standardize(-1, self._distances_of(call)))
         # Last, once the device can no longer run out of memory.
@@ -68,12 +73,13 @@ class MapCollector:
 
     def collected(self) -> tuple[Any, ...]:
         """See `Observer`."""
-        return self._errors, self._distances
+        return self._errors, self._distances, self._inside
 
     def absorb(self, collected: tuple[Any, ...]) -> None:
         """See `Observer`."""
-        errors, distances = collected
+        errors, distances, inside = collected
         self._errors.extend(errors)
+        self._inside.extend(inside)
         self._distances.extend(distances)
 
     def _distances_of(self, call: BlockCall) -> torch.Tensor:
@@ -104,7 +110,19 @@ class MapCollector:
             parts.append(distances / scale[FEATURES])
         combined = parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / scale[BOTH]
         maps = combined.reshape(-1, layout.rows, layout.columns)  # [n, P] -> [n, rows, columns]
+        if self._inside:
+            insides = np.concatenate(self._inside).reshape(maps.shape)  # [n, rows, columns]
+            maps = np.stack(list(map(_continued, maps, insides)))
         return maps.astype(np.float32)
+
+
+def _continued(plane: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """A map whose patches outside a region have the value of the nearest one inside.
+
+    Interpolation at the border of the region then mixes in nothing from outside.
+    """
+    nearest = distance_transform_edt(~inside, return_distances=False, return_indices=True)
+    return plane[tuple(nearest)]
 
 
 def enlarge(maps: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Maps:

@@ -65,7 +65,7 @@ _CHANGED = "changed while it was in use"
 _MOST_CHANGES = 3
 
 #: Part of every key. Raise it whenever results change.
-FORMAT = 7
+FORMAT = 8
 
 
 class CachedPasses:
@@ -131,7 +131,7 @@ class CachedPasses:
     @functools.cached_property
     def _digests(self) -> dict[int, bytes]:
         """Position -> digest, for each readable image."""
-        return self._source.each(self._source.digest, range(len(self._source)))
+        return self._source.each(self._source.key, range(len(self._source)))
 
     def require_unchanged(self, indices: np.ndarray) -> None:
         """Digest images again, lest what another content gave is kept under their digests.
@@ -148,7 +148,7 @@ class CachedPasses:
 
     def _changed(self, indices: np.ndarray) -> dict[int, bytes]:
         """Position -> new digest of the images that are others than before."""
-        now = self._source.each(self._source.digest, self._source.readable(indices).tolist())
+        now = self._source.each(self._source.key, self._source.readable(indices).tolist())
         return {i: digest for i, digest in now.items() if digest != self._digests[i]}
 
     @functools.cached_property

@@ -38,9 +38,9 @@ def token_errors(student: nn.Module, call: BlockCall) -> torch.Tensor:
     return difference.square_().mean(dim=2)  # [B, N, C] -> [B, N]
 
 
-def pool_errors(of_tokens: torch.Tensor, teacher: Teacher) -> torch.Tensor:
+def pool_errors(of_tokens: torch.Tensor, call: BlockCall, teacher: Teacher) -> torch.Tensor:
     """Error of each image, as the readout of the teacher says: (batch, tokens) -> (batch,)."""
-    return teacher.readout.pool_errors(of_tokens, teacher.n_prefix(of_tokens))
+    return teacher.readout.pool_errors(of_tokens, teacher.n_prefix(of_tokens), call.inside)
 
 
 @torch.inference_mode()
@@ -79,7 +79,7 @@ def embed(
         of_tokens = of_images = None
         if call.index in students:
             of_tokens = token_errors(students[call.index], call)  # [B, N]
-            of_images = to_numpy(pool_errors(of_tokens, passes.teacher))  # [B, N] -> [B]
+            of_images = to_numpy(pool_errors(of_tokens, call, passes.teacher))  # [B, N] -> [B]
         if observer is not None:
             observer.observe(call, of_tokens)
         # Last, once the device can no longer run out of memory.

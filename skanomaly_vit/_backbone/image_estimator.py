@@ -31,6 +31,7 @@ from skanomaly_vit._backbone.teacher import (
 from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._caching.disk_cache import DiskCache
 from skanomaly_vit._caching.memory import Memory
+from skanomaly_vit._images.regions import PLAIN_FRAMING, Framing
 from skanomaly_vit._images.source import ImageSource, open_images
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions
 from skanomaly_vit._utils.provenance import versions
@@ -98,11 +99,21 @@ class ImageEstimator(BaseEstimator):
 
     def _open(self, X: Any, *, reset: bool, on_error: str = "raise") -> ImageSource:
         source = open_images(
-            X, image_shape=self.image_shape, max_pixels=self.max_pixels, on_error=on_error
+            X,
+            image_shape=self.image_shape,
+            max_pixels=self.max_pixels,
+            on_error=on_error,
+            framing=self._framing(reset=reset),
         )
+        if reset and source.has_regions:
+            source.region(0, source.size(0))  # refused before any work
         if self.image_shape is not None:
             validate_data(self, X, reset=reset, skip_check_array=True)
         return source
+
+    def _framing(self, *, reset: bool) -> Framing:
+        """Which pixels count: by the parameters in a fit (`reset`), else as in the last fit."""
+        return PLAIN_FRAMING
 
     def _load_teacher(self, seed: int, dtype: str | None = None) -> Teacher:
         """Load the backbone, with the readout of the estimator; see `_load_network`."""

@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten
 
-from skanomaly_vit._backbone.activations import FEATURES, Activations, Level, Tokens, _levels
+from skanomaly_vit._backbone.activations import (
+    FEATURES,
+    REGION,
+    Activations,
+    Level,
+    Tokens,
+    _levels,
+)
 from skanomaly_vit._backbone.out_of_memory import run_in_parts
 from skanomaly_vit._backbone.teacher import BlockCall, Teacher, Visitor, look_away
 from skanomaly_vit._images.prefetching import Reader, batches_ahead
@@ -179,7 +186,7 @@ class TeacherPasses:
 
     def _recall(self, batch: Sequence[int], blocks: Sequence[int]) -> dict[int, Tokens] | None:
         """Tokens of a batch, which embeds images that have none; None if none can be kept."""
-        levels = _levels(blocks)
+        levels = _levels(blocks) | ({REGION} if self._source.has_regions else set())
         known = self._activations.find(batch, levels)
         missing = [position for position in batch if position not in known]
         if not missing:
@@ -211,6 +218,8 @@ class TeacherPasses:
                 self._replayable = False
             collected.setdefault(call.index, call.tokens)  # [B, N, C]
             collected[call.index + 1] = call.output  # [B, N, C]
+            if call.inside is not None:
+                collected[REGION] = call.inside  # [B, P]
 
         self._probe()  # here, since no other pass may interrupt the one below
         # Not inference_mode: autograd refuses to save its tensors for a student's backward pass.
@@ -233,12 +242,13 @@ class TeacherPasses:
             # B x [N, C] -> [B, N, C], and of features B x [C] -> [B, C]
             return torch.stack([tokens[level] for tokens in images]).to(self.teacher.device)
 
+        inside = batch(REGION) if REGION in images[0] else None  # [B, P]
         output = torch.empty(0)
         for i, index in enumerate(blocks):
             follows = i > 0 and blocks[i - 1] == index - 1
             tokens, output = output if follows else batch(index), batch(index + 1)
             args, kwargs = self._arguments_of(index)
-            visit(BlockCall(index, (tokens, *args), kwargs, output))
+            visit(BlockCall(index, (tokens, *args), kwargs, output, inside))
         return batch(FEATURES)
 
     def _arguments_of(self, index: int) -> Arguments:

@@ -106,22 +106,29 @@ class PatchSample:
         Images of the pass.
     held_out : ndarray of int
         Positions in the pass of images that students did not learn from; may be empty.
+    share_inside : float
+        About which share of the patches counts. The sample leaves the others out.
     """
 
-    def __init__(self, layout: PatchLayout, n_images: int, held_out: np.ndarray) -> None:
+    def __init__(
+        self,
+        layout: PatchLayout,
+        n_images: int,
+        held_out: np.ndarray,
+        share_inside: float = 1.0,
+    ) -> None:
         self.layout = layout
         n_patches = n_images * layout.n_patches
+        n_drawn = min(n_patches, round(N_PATCHES / share_inside))
         # Any fixed draw will do; it ignores the user's `random_state`.
-        draw = np.random.default_rng(0).choice(
-            n_patches, min(n_patches, N_PATCHES), replace=False, shuffle=False
-        )
+        draw = np.random.default_rng(0).choice(n_patches, n_drawn, replace=False, shuffle=False)
         self._chosen = np.sort(draw)
         is_held_out = np.isin(self._chosen // layout.n_patches, held_out)
-        self._unseen = is_held_out if is_held_out.any() else np.ones_like(is_held_out)
-        self._learned = ~is_held_out if not is_held_out.all() else is_held_out
-        self.key = combine("patches", N_PATCHES, layout, n_images, held_out.tobytes())
+        self._is_held_out = is_held_out
+        self.key = combine("patches", n_drawn, layout, n_images, held_out.tobytes())
         self._errors: dict[int, list[np.ndarray]] = {}
         self._tokens: list[np.ndarray] = []
+        self._inside: list[np.ndarray] = []
         self._passed: dict[int, int] = {}
 
     @property
@@ -138,12 +145,17 @@ class PatchSample:
             self._passed[call.index] = stop
             return
         rows = torch.from_numpy(self._chosen[first:last] - start).to(call.tokens.device)  # [n]
+        inside = torch.ones_like(rows, dtype=torch.bool)  # [n]
+        if call.inside is not None:
+            inside = call.inside.flatten()[rows]  # [B, P] -> [n]
+        rows = rows[inside]
         values = None
         if errors is not None:
             values = self.layout.patches(errors).flatten()[rows].cpu()  # [B, N] -> [n]
         if call.index == self.layout.block:
             tokens = self.layout.tokens_of(call).flatten(0, 1)[rows]  # [B, P, C] -> [n, C]
             self._tokens.append(to_numpy(tokens))
+            self._inside.append(inside.cpu().numpy())
         # Last, once the device can no longer run out of memory.
         if values is not None:
             self._errors.setdefault(call.index, []).append(to_numpy(values))
@@ -155,16 +167,17 @@ class PatchSample:
         low, high = np.searchsorted(self._chosen, [first, last])
         part = copy.copy(self)
         part._chosen = self._chosen[low:high] - first
-        part._errors, part._tokens, part._passed = {}, [], {}
+        part._errors, part._tokens, part._inside, part._passed = {}, [], [], {}
         return part
 
     def collected(self) -> tuple[Any, ...]:
         """See `Observer`."""
-        return self._errors, self._tokens
+        return self._errors, self._tokens, self._inside
 
     def absorb(self, collected: tuple[Any, ...]) -> None:
         """See `Observer`."""
-        errors, tokens = collected
+        errors, tokens, inside = collected
+        self._inside.extend(inside)
         for index, values in errors.items():
             self._errors.setdefault(index, []).extend(values)
         self._tokens.extend(tokens)
@@ -176,19 +189,23 @@ class PatchSample:
     def of_tokens(self) -> Tensors:
         """A Gaussian of the tokens of learned patches, and logarithmic distances of unseen ones."""
         tokens = np.concatenate(self._tokens).astype(np.float64)  # [n, C]
-        center, whitening = _whiten(tokens[self._learned])  # [C], [C, C]
+        inside = np.concatenate(self._inside)  # [n_drawn]
+        is_held_out = self._is_held_out[inside]  # [n]
+        learned = ~is_held_out if not is_held_out.all() else is_held_out
+        center, whitening = _whiten(tokens[learned])  # [C], [C, C]
         distances = np.square((tokens - center) @ whitening).mean(axis=1)  # [n, C] -> [n]
         return {
             "center": torch.from_numpy(center).float(),
             "whitening": torch.from_numpy(whitening).float(),
             "patches": torch.from_numpy(_log(distances)),
+            "unseen": torch.from_numpy(is_held_out if is_held_out.any() else ~is_held_out),
         }
 
     def summarize(self, known: Mapping[int, Tensors], of_tokens: Tensors) -> NormalPatches:
         """Combine the results of `of_block` for each block, and that of `of_tokens`."""
         errors = [known[index]["patches"].numpy() for index in sorted(known)]
         patches = np.stack([*errors, of_tokens["patches"].numpy()], axis=1)  # [n, n_blocks + 1]
-        columns = patches[self._unseen]  # [n_unseen, n_blocks + 1]
+        columns = patches[of_tokens["unseen"].numpy()]  # [n_unseen, n_blocks + 1]
         location, scale = columns.mean(axis=0), _scale(columns)  # [n_blocks + 1] each
         parts = (columns - location) / scale  # [n_unseen, n_blocks + 1]
         map_scale = {FEATURES: 1.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 import os
@@ -47,12 +48,15 @@ class BlockCall:
         rotary embeddings, position biases, whatever the family passes.
     output : torch.Tensor
         The block's tokens h_j, shape (batch, tokens, dim).
+    inside : torch.Tensor of shape (batch, patches), bool, or None
+        Patches with pixels that count; None is all.
     """
 
     index: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: torch.Tensor
+    inside: torch.Tensor | None = None
 
     @property
     def tokens(self) -> torch.Tensor:
@@ -70,7 +74,7 @@ class BlockCall:
         args, kwargs, output = tree_map_only(
             torch.Tensor, in_full_precision, (self.args, self.kwargs, self.output)
         )
-        return BlockCall(self.index, args, kwargs, output)
+        return dataclasses.replace(self, args=args, kwargs=kwargs, output=output)
 
 
 #: Batches with fewer tokens are padded. Matrix products of few rows round differently from those of
@@ -248,8 +252,8 @@ class Teacher:
 
         Parameters
         ----------
-        images : torch.Tensor of shape (batch, 3, height, width)
-            Normalized images.
+        images : torch.Tensor of shape (batch, 3 or 4, height, width)
+            Normalized images; a fourth channel is above 0 where pixels count.
         blocks : collection of int
             Indices of the blocks that `visit` sees, in the backbone's order; may be empty.
         visit : callable
@@ -263,7 +267,9 @@ class Teacher:
             final norm, among them.
         """
         non_blocking = self._is_pinned(images)  # the GPU waits for the copy, and its readers do
-        images = images.to(self.device, self.dtype, non_blocking=non_blocking)  # [B, 3, H, W]
+        # [B, 3 or 4, H, W]
+        images = images.to(self.device, self.dtype, non_blocking=non_blocking)
+        images, inside = self.split_regions(images)  # [B, 3, H, W], [B, P]
         n_images = len(images)
         pooled: dict[View, torch.Tensor] = {}
         n_blocks = len(self.blocks)
@@ -272,17 +278,33 @@ class Teacher:
         def look(call: BlockCall) -> None:
             for view, index in wanted.items():
                 if index == call.index:
-                    pooled[view] = view.pool(call.output, self.n_prefix(call.output))  # [B, C]
+                    # [B, N, C] -> [B, C]
+                    pooled[view] = view.pool(call.output, self.n_prefix(call.output), inside)
             if call.index in blocks:
                 visit(call)
 
         watched = self._indexed({*blocks, *wanted.values()})
         # Hooks are on the blocks: the first thread's visitor would see a second thread's pass.
-        with self._one_visit_at_a_time, _visited(watched, look, n_images):
+        with self._one_visit_at_a_time, _visited(watched, look, n_images, inside):
             features = penultimate(self.model, self._padded(images))  # [B + padding, C]
         pooled[PENULTIMATE] = features[:n_images]  # [B, C]
         # n_views x [B, C] -> [B, n_features]
         return torch.cat([pooled[view] for view in self.views], dim=1)
+
+    def split_regions(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images [B, 3, H, W], and the patches [B, P] with pixels that count; None is all."""
+        if images.shape[1] == 3:
+            return images, None
+        if self.grid is None:
+            raise ValueError(
+                "The backbone does not tell the size of its patches (patch_embed.patch_size), so "
+                "no region can count alone. Use a ViT of timm, or fit without roi and keep_aspect."
+            )
+        rows, columns = self.grid
+        height, width = images.shape[2] // rows, images.shape[3] // columns
+        counts = images[:, 3:, : rows * height, : columns * width]  # [B, 1, H, W]
+        cells = torch.nn.functional.max_pool2d(counts, (height, width))  # [B, 1, rows, columns]
+        return images[:, :3], cells.flatten(1) > 0
 
     def split(self, features: np.ndarray) -> dict[str, np.ndarray]:
         """Features of images by view: (n_images, n_features) -> n_views x (n_images, dim)."""
@@ -454,7 +476,12 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 @contextmanager
-def _visited(blocks: list[tuple[int, nn.Module]], visit: Visitor, n_images: int) -> Iterator[None]:
+def _visited(
+    blocks: list[tuple[int, nn.Module]],
+    visit: Visitor,
+    n_images: int,
+    inside: torch.Tensor | None = None,
+) -> Iterator[None]:
     """Call `visit` after each of `blocks`, with the first `n_images` of the batch."""
 
     def hook_of(index: int) -> Callable[..., None]:
@@ -463,7 +490,7 @@ def _visited(blocks: list[tuple[int, nn.Module]], visit: Visitor, n_images: int)
             # The layout of kept tokens, since rounding of products depends on it.
             tokens, output = args[0][:n_images].contiguous(), output[:n_images].contiguous()
             # [B + padding, N, C] -> [B, N, C], both
-            visit(BlockCall(index, (tokens, *args[1:]), kwargs, output))
+            visit(BlockCall(index, (tokens, *args[1:]), kwargs, output, inside))
 
         return hook
 

@@ -70,7 +70,9 @@ class View:
             )
         return n_blocks + self.block
 
-    def pool(self, tokens: torch.Tensor, n_prefix: int) -> torch.Tensor:
+    def pool(
+        self, tokens: torch.Tensor, n_prefix: int, inside: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Vector of each image, of the normalised tokens: (batch, tokens, dim) -> (batch, dim).
 
         Parameters
@@ -79,14 +81,21 @@ class View:
             Tokens after the block.
         n_prefix : int
             Number of tokens before the patches.
+        inside : torch.Tensor of shape (batch, patches), bool, or None
+            The patches that count; None is all.
         """
         # [B, N, C], as the final norm would without weights: densities undo those.
         normed = torch.nn.functional.layer_norm(tokens, tokens.shape[-1:])
         patches = normed[:, n_prefix:]  # [B, P, C]
         if self.pooling == MAX_PATCH:
+            if inside is not None:
+                patches = patches.masked_fill(~inside[..., None], -torch.inf)
             return patches.amax(dim=1)  # [B, P, C] -> [B, C]
         if self.pooling == POOLED and n_prefix:
             return normed[:, 0]  # the class token: [B, N, C] -> [B, C]
+        if inside is not None:
+            shares = inside.to(patches.dtype) / inside.sum(dim=1, keepdim=True)  # [B, P]
+            return (shares[..., None] * patches).sum(dim=1)  # [B, P, C] -> [B, C]
         return patches.mean(dim=1)  # [B, P, C] -> [B, C]
 
 
@@ -144,13 +153,32 @@ class Readout:
     views: tuple[View, ...] = (PENULTIMATE,)
     pooling: float | None = None
 
-    def pool_errors(self, errors: torch.Tensor, n_prefix: int) -> torch.Tensor:
-        """Error of each image: (batch, tokens) -> (batch,)."""
+    def pool_errors(
+        self, errors: torch.Tensor, n_prefix: int, inside: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Error of each image: (batch, tokens) -> (batch,); of the patches `inside` alone."""
+        if inside is not None:
+            return self._pool_inside(errors, n_prefix, inside)
         if self.pooling is None:
             return errors.mean(dim=1)  # [B, N] -> [B]
         patches = errors[:, n_prefix:]  # [B, P]
         n_worst = max(1, round(self.pooling * patches.shape[1]))
         return patches.topk(n_worst, dim=1).values.mean(dim=1)  # [B, P] -> [B]
+
+    def _pool_inside(
+        self, errors: torch.Tensor, n_prefix: int, inside: torch.Tensor
+    ) -> torch.Tensor:
+        n_inside = inside.sum(dim=1)  # [B]
+        patches = errors[:, n_prefix:]  # [B, P]
+        if self.pooling is None:
+            others = errors[:, :n_prefix].sum(dim=1)  # [B]
+            total = patches.masked_fill(~inside, 0).sum(dim=1)  # [B]
+            return (total + others) / (n_inside + n_prefix)  # [B]
+        ordered = patches.masked_fill(~inside, -torch.inf).sort(dim=1, descending=True).values
+        n_worst = (self.pooling * n_inside).round().long().clamp(min=1)[:, None]  # [B, 1]
+        places = torch.arange(ordered.shape[1], device=ordered.device)  # [P]
+        worst = ordered.masked_fill(places >= n_worst, 0)  # [B, P]
+        return worst.sum(dim=1) / n_worst[:, 0]  # [B, P] -> [B]
 
 
 #: The readout of the paper.

@@ -46,6 +46,8 @@ def fill_maps(
 ) -> Maps:
     """Maps of all images at their own sizes; unreadable images get a map of shape (0, 0).
 
+    Pixels that do not count get 0, the mean of normal patches.
+
     Parameters
     ----------
     maps : ndarray of shape (n_mapped, rows, columns)
@@ -56,13 +58,27 @@ def fill_maps(
         Interpolates maps to the sizes of their images; gives one array if all sizes agree.
     """
     sizes = source.each(source.size, mapped.tolist())
-    enlarged = enlarge(maps[np.isin(mapped, list(sizes))], list(sizes.values()))
+    canvases = [source.canvas(size, maps.shape[1:]) for size in sizes.values()]
+    enlarged = enlarge(maps[np.isin(mapped, list(sizes))], canvases)
+    if source.has_regions:
+        enlarged = _inside_alone(enlarged, sizes, source)
     if len(sizes) == len(source):
         return enlarged
     filled = [np.empty((0, 0), np.float32)] * len(source)
     for position, plane in zip(sizes, enlarged, strict=True):
         filled[position] = plane
     return filled
+
+
+def _inside_alone(maps: Maps, sizes: Mapping[int, tuple[int, int]], source: ImageSource) -> Maps:
+    """Maps without the padding of their images, 0 where no pixel counts."""
+    planes = []
+    for plane, (position, size) in zip(maps, sizes.items(), strict=True):
+        top, left = ((whole - part) // 2 for whole, part in zip(plane.shape, size, strict=True))
+        cut = plane[top : top + size[0], left : left + size[1]]
+        region = source.region(position, size)
+        planes.append(cut if region is None else np.where(region, cut, np.float32(0)))
+    return np.stack(planes) if len(set(sizes.values())) == 1 else planes
 
 
 def warn_gaps(source: ImageSource) -> None:

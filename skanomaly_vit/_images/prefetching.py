@@ -8,8 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from skanomaly_vit._images.decoding import Array
-from skanomaly_vit._images.preprocessing import Preprocessing, prepare
+from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._images.source import ImageSource, require_readable
 from skanomaly_vit.exceptions import UnreadableImageError
 
@@ -108,10 +107,7 @@ class Reader:
     def _submit(self, position: int) -> Future[torch.Tensor | UnreadableImageError]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(count_threads(self._n_jobs), "skanomaly-reader")
-        return self._pool.submit(self._source.try_load, position, self._prepare)
-
-    def _prepare(self, pixels: Array) -> torch.Tensor:
-        return prepare(pixels, self._preprocessing)
+        return self._pool.submit(self._source.try_prepare, position, self._preprocessing)
 
     def _stack(self, images: list[torch.Tensor]) -> torch.Tensor:
         if not self._pinned:

@@ -54,11 +54,73 @@ def prepare(pixels: Array, preprocessing: Preprocessing) -> torch.Tensor:
         torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
         for values in (preprocessing.mean, preprocessing.std)
     )
-    return _resize(pixels, preprocessing).sub_(mean).div_(std)
+    return _resize(pixels, preprocessing, preprocessing.image_size).sub_(mean).div_(std)
 
 
-def _resize(pixels: Array, preprocessing: Preprocessing) -> torch.Tensor:
-    """Pixels (h, w, 3) of any type -> (3, height, width) float32 in [0, 1]."""
+def prepare_region(
+    pixels: Array, preprocessing: Preprocessing, region: Array | None, *, keep_aspect: bool
+) -> torch.Tensor:
+    """As `prepare`, of the pixels that count: (4, height, width) float32.
+
+    Pixels that do not count are painted in the mean colour before anything is resized, so that
+    nothing depends on them. The fourth channel is 1 where a pixel of the input covers one that
+    counts, else 0.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (h, w, 3)
+    preprocessing : Preprocessing
+    region : ndarray of shape (h, w), bool, or None
+        The pixels that count; None is all.
+    keep_aspect : bool
+        Whether the image keeps its ratio of sides, in the middle of a canvas that does not count.
+    """
+    import torch
+
+    size = preprocessing.image_size
+    if keep_aspect:
+        size = inner_size(pixels.shape[:2], size)
+    if region is not None:
+        pixels = _painted(pixels, region, preprocessing.mean)
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    image = _resize(pixels, preprocessing, size).sub_(mean).div_(std)  # [3, h, w]
+    counts = torch.ones(1, *size, device="cpu")
+    if region is not None:
+        mask = torch.from_numpy(region.astype(np.float32))[None]  # [1, h, w]
+        counts = torch.nn.functional.adaptive_max_pool2d(mask, size)  # [1, h, w]
+    canvas = torch.zeros(4, *preprocessing.image_size, device="cpu")
+    top, left = (
+        (whole - part) // 2 for whole, part in zip(preprocessing.image_size, size, strict=True)
+    )
+    canvas[:, top : top + size[0], left : left + size[1]] = torch.cat([image, counts])
+    return canvas
+
+
+def inner_size(shape: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """Largest size of an image of some shape within a canvas, with its ratio of sides."""
+    (height, width), (rows, columns) = shape, canvas
+    scale = min(rows / height, columns / width)
+    return (
+        min(rows, max(1, round(height * scale))),
+        min(columns, max(1, round(width * scale))),
+    )
+
+
+def _painted(pixels: Array, region: Array, mean: tuple[float, float, float]) -> Array:
+    white = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0
+    colour = np.asarray(mean) * white
+    if pixels.dtype.kind == "u":
+        colour = colour.round()
+    painted = pixels.copy()
+    painted[~region] = colour.astype(pixels.dtype)
+    return painted
+
+
+def _resize(pixels: Array, preprocessing: Preprocessing, size: tuple[int, int]) -> torch.Tensor:
+    """Pixels (h, w, 3) of any type -> (3, *size) float32 in [0, 1]."""
     import torch
 
     # astype copies, so the in-place work below never reaches the pixels of the user. Converting
@@ -67,8 +129,8 @@ def _resize(pixels: Array, preprocessing: Preprocessing) -> torch.Tensor:
     image = torch.from_numpy(planes)[None]  # [1, 3, h, w]
     if pixels.dtype.kind == "u":
         image.div_(float(np.iinfo(pixels.dtype).max))
-    size, mode = tuple(preprocessing.image_size), preprocessing.interpolation
-    if tuple(image.shape[2:]) != size:
+    mode = preprocessing.interpolation
+    if tuple(image.shape[2:]) != tuple(size):
         image = torch.nn.functional.interpolate(
             image, size=size, mode=mode, antialias=mode != "nearest"
         )  # [1, 3, H, W]

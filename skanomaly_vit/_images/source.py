@@ -11,11 +11,19 @@ import numpy as np
 from skanomaly_vit._images.decoding import Array, Item, decode_image, find_unreadable, image_size
 from skanomaly_vit._images.digests import digest_image
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
-from skanomaly_vit._images.preprocessing import Preprocessing, prepare
+from skanomaly_vit._images.preprocessing import Preprocessing, prepare, prepare_region
+from skanomaly_vit._images.regions import (
+    PLAIN_FRAMING,
+    Framing,
+    MaskedImages,
+    fit_region,
+    read_roi,
+)
 from skanomaly_vit._images.remarks import Named, Remarks, remarks_to
 from skanomaly_vit._images.unreadable import merge, one_line
 from skanomaly_vit._images.validation import Items, check_form
 from skanomaly_vit._utils.composition import find_attribute
+from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit.exceptions import UnreadableImage, UnreadableImageError
 
 if TYPE_CHECKING:
@@ -28,6 +36,9 @@ Result = TypeVar("Result")
 # of another range. Cameras of 10, 12 and 14 bits fill 16 bits to a quarter at most.
 _DIM, _DIM_16_BITS = 1 / 15, 0.25
 
+# Images that are asked which share of their pixels counts, about.
+_N_ASKED = 16
+
 
 class ImageSource:
     """Validated, lazy view of any accepted ``X``.
@@ -39,6 +50,8 @@ class ImageSource:
     ----------
     unreadable : dict of int to UnreadableImage
         Position -> cause, as found by `open_images` and every later step.
+    framing : Framing
+        Pixels that count in all images, and how images fit the input.
     skips_unreadable : bool
         True: callers skip unreadable images. False: callers stop at the first.
     """
@@ -54,8 +67,12 @@ class ImageSource:
         skips_unreadable: bool = False,
         unreadable: Mapping[int, UnreadableImage] | None = None,
         remarks: Remarks | None = None,
+        framing: Framing = PLAIN_FRAMING,
+        regions: Sequence[Any] | None = None,
     ) -> None:
         self._items = items
+        self.framing = framing
+        self._regions = regions  # of the items, one each
         self._max_pixels = max_pixels
         self.skips_unreadable = skips_unreadable
         self.unreadable = dict(unreadable or {})
@@ -118,6 +135,8 @@ class ImageSource:
             max_pixels=self._max_pixels,
             skips_unreadable=self.skips_unreadable,
             remarks=self._remarks,
+            framing=self.framing,
+            regions=self._regions,
         )
         taken._is_part = self._is_part
         return taken
@@ -134,6 +153,8 @@ class ImageSource:
             image_shape=self._image_shape,
             max_pixels=self._max_pixels,
             skips_unreadable=self.skips_unreadable,
+            framing=self.framing,
+            regions=self._regions and [self._regions[i] for i in index.tolist()],
         )
         part._is_part = True
         return part
@@ -152,7 +173,7 @@ class ImageSource:
         told._sizes = self._sizes
         return told
 
-    def reopen(self, max_pixels: int | None, on_error: str) -> ImageSource:
+    def reopen(self, max_pixels: int | None, on_error: str, framing: Framing) -> ImageSource:
         """Return the same images under other rules."""
         if self.unreadable and on_error == "raise":
             raise merge(
@@ -166,6 +187,8 @@ class ImageSource:
             max_pixels=max_pixels,
             skips_unreadable=on_error == "nan",
             unreadable=self.unreadable,
+            framing=self.framing if framing.is_plain else framing,
+            regions=self._regions,
         )
 
     def batches(
@@ -184,8 +207,9 @@ class ImageSource:
 
         Yields
         ------
-        batch : torch.Tensor of shape (b, 3, height, width), float32
-            ``(x - mean) / std`` with x in [0, 1].
+        batch : torch.Tensor of shape (b, 3 or 4, height, width), float32
+            ``(x - mean) / std`` with x in [0, 1]. If images have regions, a fourth channel is 1
+            where pixels count, else 0, and the others are 0 there.
 
         Raises
         ------
@@ -223,6 +247,80 @@ class ImageSource:
     def digest(self, position: int) -> bytes:
         """Digest of an image's content, 32 bytes; a ValueError if it cannot be read."""
         return self._named(digest_image, position, "read")
+
+    def key(self, position: int) -> bytes:
+        """Digest of all that features of an image depend on: its content, and which pixels count.
+
+        A ValueError if it cannot be read.
+        """
+        content = self.digest(position)
+        if not self.has_regions:
+            return content
+        own = self._own_region(position)
+        drawn = b"" if own is None else combine(own.shape, np.packbits(own).tobytes())
+        return combine(content, self.framing.digest, drawn)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether some pixels of some input may not count."""
+        return not self.framing.is_plain or self._regions is not None
+
+    def region(self, position: int, shape: tuple[int, int]) -> Array | None:
+        """The pixels that count, bool of the shape of an image; None if all do.
+
+        Raises
+        ------
+        ValueError
+            If the region has another ratio of sides than the image, or leaves no pixel.
+        """
+        common, own = self.framing.roi, self._own_region(position)
+        fitted = [
+            fit_region(mask, shape, self.name(position))
+            for mask in (common, own)
+            if mask is not None
+        ]
+        if not fitted:
+            return None
+        region = np.logical_and.reduce(fitted)
+        if not region.any():
+            raise ValueError(
+                f"{self.name(position)}: its region of interest leaves no pixel that counts; "
+                "leave the image out, or pass a larger region"
+            )
+        return region
+
+    def canvas(self, size: tuple[int, int], grid: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width, in pixels of an image of some size, of what a grid of patches covers.
+
+        More than the image if it keeps its ratio of sides.
+        """
+        if not self.framing.keep_aspect:
+            return size
+        scale = max(size[0] / grid[0], size[1] / grid[1])
+        return max(size[0], round(scale * grid[0])), max(size[1], round(scale * grid[1]))
+
+    def _own_region(self, position: int) -> Array | None:
+        if self._regions is None:
+            return None
+        given = self._regions[int(self._index[position])]
+        if given is None:
+            return None
+        try:
+            return read_roi(given)
+        except ValueError as error:
+            raise ValueError(f"{self.name(position)}: {error}") from error
+
+    def share_inside(self) -> float:
+        """About which share of the pixels counts, by some of the images that can be read."""
+        if self.framing.roi is not None and self._regions is None:
+            return float(self.framing.roi.mean())
+        chosen = self.readable()[:: max(1, len(self) // _N_ASKED)].tolist()
+        shares = [
+            1.0 if region is None else float(region.mean())
+            for position in chosen
+            for region in [self.region(position, self.size(position))]
+        ]
+        return float(np.mean(shares))
 
     def readable(self, positions: Any = None) -> Array:
         """Positions, of some or all, without those found unreadable so far."""
@@ -263,8 +361,25 @@ class ImageSource:
 
         # Each image is resized alone, even in one array: resizing a batch gives the same bits but
         # saves only 0.1 ms an image, next to nothing beside the ViT.
-        images = self.load_each(positions, lambda pixels: prepare(pixels, preprocessing), n_jobs)
-        return torch.stack(images)  # [B, 3, H, W]
+        images = self._each_of(
+            positions, lambda position: self.try_prepare(position, preprocessing), n_jobs
+        )
+        return torch.stack(images)  # [B, 3 or 4, H, W]
+
+    def try_prepare(
+        self, position: int, preprocessing: Preprocessing
+    ) -> torch.Tensor | UnreadableImageError:
+        """One image as `load` gives it, or the error: (3 or 4, height, width)."""
+
+        def prepare_one(pixels: Array) -> torch.Tensor:
+            if not self.has_regions:
+                return prepare(pixels, preprocessing)
+            region = self.region(position, pixels.shape[:2])
+            return prepare_region(
+                pixels, preprocessing, region, keep_aspect=self.framing.keep_aspect
+            )
+
+        return self.try_load(position, prepare_one)
 
     def load_each(
         self,
@@ -279,13 +394,20 @@ class ImageSource:
         UnreadableImageError
             As `load` does.
         """
+        return self._each_of(positions, lambda position: self.try_load(position, function), n_jobs)
+
+    def _each_of(
+        self,
+        positions: Sequence[int],
+        load: Callable[[int], Result | UnreadableImageError],
+        n_jobs: int | None,
+    ) -> list[Result]:
         if n_jobs is None or n_jobs == 1:
-            results = [self.try_load(position, function) for position in positions]
+            results = [load(position) for position in positions]
         else:
             # Not "prefer": under any active backend, pixels have to stay in this process.
             parallel = joblib.Parallel(n_jobs=n_jobs, require="sharedmem")
-            load = joblib.delayed(self.try_load)
-            results = parallel(load(position, function) for position in positions)
+            results = parallel(joblib.delayed(load)(position) for position in positions)
         return require_readable(results)
 
     def try_load(
@@ -327,6 +449,7 @@ def open_images(
     image_shape: tuple[int, int, int] | None = None,
     max_pixels: int | None = MAX_PIXELS,
     on_error: str = "raise",
+    framing: Framing = PLAIN_FRAMING,
 ) -> ImageSource:
     """Validate any accepted ``X`` without decoding it.
 
@@ -338,7 +461,8 @@ def open_images(
           (h, w), (h, w, 1) or (h, w, 3), sizes and kinds mixed;
         - DataFrame or array of one column of any of these;
         - array (n, h * w * c) if ``image_shape`` is given;
-        - torch tensor (n, 3, h, w): uint8, or float in [0, 1].
+        - torch tensor (n, 3, h, w): uint8, or float in [0, 1];
+        - `MaskedImages` of any of these.
     image_shape : (h, w, c), default=None
         Shape of the image that each row of a 2-D ``X`` holds; c is 1 or 3.
     max_pixels : int or None, default=2**27
@@ -346,6 +470,8 @@ def open_images(
     on_error : {"raise", "nan"}, default="raise"
         For unreadable images, now or later: raise an error that names all known ones, or set them
         aside (``source.unreadable``).
+    framing : Framing
+        Pixels that count in all images, and how images fit the input.
 
     Returns
     -------
@@ -360,7 +486,10 @@ def open_images(
         If ``X`` is sparse or an iterator.
     """
     if isinstance(X, ImageSource):
-        return X.reopen(max_pixels, on_error)
+        return X.reopen(max_pixels, on_error, framing)
+    regions = None
+    if isinstance(X, MaskedImages):
+        X, regions = X.images, X.regions
     items = check_form(X, image_shape)
     found = list(find_unreadable(items))
     if found and on_error == "raise":
@@ -371,6 +500,8 @@ def open_images(
         max_pixels=max_pixels,
         skips_unreadable=on_error == "nan",
         unreadable={image.index: image for error in found for image in error.images},
+        framing=framing,
+        regions=regions,
     )
 
 

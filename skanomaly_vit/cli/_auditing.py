@@ -18,6 +18,7 @@ from skanomaly_vit.cli._options import (
     max_pixels_option,
     recipe_options,
 )
+from skanomaly_vit.cli._regions import region_options
 from skanomaly_vit.cli._steps import finish, speaking_of_options
 from skanomaly_vit.cli._terminal import Unreadable, told_warnings
 
@@ -48,6 +49,7 @@ _NOTE = "Exit code 2: some images are unreadable; the command lists them all and
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object per image, of all.")
 @recipe_options
+@region_options
 @device_option
 @jobs_option
 @batch_size_option

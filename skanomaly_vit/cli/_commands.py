@@ -45,6 +45,7 @@ from skanomaly_vit.cli._options import (
 )
 from skanomaly_vit.cli._outputs import open_output
 from skanomaly_vit.cli._p_values import p_values_or_none
+from skanomaly_vit.cli._regions import region_options
 from skanomaly_vit.cli._reporting import report_command
 from skanomaly_vit.cli._serving import serve_command
 from skanomaly_vit.cli._steps import (
@@ -102,6 +103,7 @@ def main() -> None:
     "-o", "--output", required=True, metavar="FILE", callback=check_output, help="The model file."
 )
 @recipe_options
+@region_options
 @click.option(
     "--contamination",
     type=click.FloatRange(0, 0.5, min_open=True),

@@ -139,6 +139,9 @@ def summarize(described: dict[str, Any]) -> str:
         "students": f"{described['student'] or 'none'} {described['blocks'] or ''}".rstrip(),
         "images": f"{described['n_images']} "
         f"({described['n_images_held_out']} of them held out for the threshold)",
+        "region": "all pixels count"
+        if described["region_share"] is None
+        else f"{described['region_share']:.1%} of the pixels count",
         "threshold": f"{described['threshold']:.6g} (a lower score is an anomaly)",
         "false alarms": certificate.describe_rate() if is_recorded else "not recorded",
         "calibration": certificate.describe_calibration() if is_recorded else "not recorded",

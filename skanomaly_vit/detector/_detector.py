@@ -32,6 +32,7 @@ from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
+from skanomaly_vit._images.regions import Framing, read_roi
 from skanomaly_vit._images.score_stream import ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._images.units import CONTENT, UNIT, Units, find_units
@@ -122,6 +123,15 @@ class TransformalyDetector(
     max_pixels : int or None, default=2**27
         Largest number of pixels of a file or PIL image. Larger ones count as unreadable and are
         not decoded, so that a small file cannot fill the memory. ``None`` is no limit.
+    roi : str, path-like, array-like of shape (height, width) or None, default=None
+        Region of interest: the pixels that count in every image, as `read_roi` reads them, scaled
+        to the size of each image. The others are painted in the mean colour before the backbone
+        sees the image, so that no score depends on them, and patches without a pixel that counts
+        take no part. `fit` keeps the region in `roi_`. For another region in each image, pass
+        `MaskedImages` in `fit` and in scoring. ``None`` is the whole image.
+    keep_aspect : bool, default=False
+        Whether an image of another ratio of sides than `image_size` is padded; padding does not
+        count. If not, it is stretched.
     on_error : {"raise", "nan"}, default="raise"
         Treatment of unreadable images in scoring. ``"raise"`` raises an error that lists them.
         ``"nan"`` warns of them (`UnreadableImageWarning`): their score is NaN, their label -1,
@@ -233,6 +243,8 @@ class TransformalyDetector(
         unfitted scorer of each space) and `fusion`.
     dtype_ : str
         Floating type of the backbone.
+    roi_ : ndarray of shape (height, width), bool, or None
+        The pixels that count in every image; ``None`` if all do.
     fusion_ : dict
         Location and scale that standardize each space's score; (0, 1) for ``"product"``. The scale
         is the standard deviation divided by the weight of the space: all views together weigh 1,
@@ -307,6 +319,8 @@ class TransformalyDetector(
         "fusion": [StrOptions({"product", "standardized", AUTO})],
         "feature_spaces": [StrOptions(FEATURE_SPACES)],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
+        "roi": [str, PathLike, "array-like", None],
+        "keep_aspect": ["boolean"],
         "on_error": [StrOptions({"raise", "nan"})],
         "calibration": [StrOptions({"split", "cross"})],
     }
@@ -326,6 +340,8 @@ class TransformalyDetector(
         store_backbone: bool = False,
         image_shape: tuple[int, int, int] | None = None,
         max_pixels: int | None = MAX_PIXELS,
+        roi: Any = None,
+        keep_aspect: bool = False,
         on_error: str = "raise",
         # Students
         student: Any = "auto",
@@ -359,6 +375,8 @@ class TransformalyDetector(
         self.store_backbone = store_backbone
         self.image_shape = image_shape
         self.max_pixels = max_pixels
+        self.roi = roi
+        self.keep_aspect = keep_aspect
         self.on_error = on_error
         self.student = student
         self.student_dtype = student_dtype
@@ -686,6 +704,11 @@ class TransformalyDetector(
         self.features_._teacher = teacher.reading(readout)  # kept, with what it learns of memory
         return self.features_._teacher
 
+    def _framing(self, *, reset: bool) -> Framing:
+        if not reset:
+            return self._fitted_framing
+        return Framing(None if self.roi is None else read_roi(self.roi), self.keep_aspect)
+
     def _open_images(self, X: Any, *, on_error: str) -> ImageSource:
         check_is_fitted(self)
         return self._open(X, reset=False, on_error=on_error)
@@ -744,7 +767,10 @@ class TransformalyDetector(
         with FeatureStore() as store:
             with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
                 students = self._students_on(teacher.device, distillation)
-                sample = PatchSample(layout, len(source), split[1]) if layout else None
+                sample = None
+                if layout:
+                    share = source.share_inside()
+                    sample = PatchSample(layout, len(source), split[1], share)
                 keep = store.append_with(units.columns)
                 normal_patches = passes.extract_normal(
                     np.arange(len(source)), students, sample, keep, task.track
@@ -767,7 +793,8 @@ class TransformalyDetector(
             warn_of_near_copies(fitted.summary.held_out, learned)
         # Last, so that a fit that fails leaves the old state whole.
         self.features_, self.distillation_ = features, distillation
-        self.dtype_ = features.dtype_
+        self.dtype_, self._fitted_framing = features.dtype_, source.framing
+        self.roi_ = source.framing.roi
         self._set_densities(fitted, false_alarms)
         self.recipe_ = describe_recipe(values, fitted.density, distillation)
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)

@@ -24,6 +24,7 @@ from skanomaly_vit.density._saving import build_density, describe_density, read_
 from skanomaly_vit.detector._fit_summary import read_summary, write_summary
 from skanomaly_vit.detector._old_formats import upgrade
 from skanomaly_vit.detector._recipes import describe_recipe, resolve
+from skanomaly_vit.detector._saved_framing import describe_roi, read_framing, write_framing
 from skanomaly_vit.detector._update_log import read_updates, write_updates
 from skanomaly_vit.distillation._saving import (
     build_student,
@@ -53,6 +54,7 @@ LARGEST_SIDE = 8192
 _ATTRIBUTES = {
     "features_",
     "dtype_",
+    "roi_",
     "distillation_",
     "density_",
     "fusion_",
@@ -83,7 +85,11 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     _require_savable(detector)
     target = check_target(path, "model.skanomaly")
     record = StateRecord({}, {}, "detector")
-    record.write_parameters(detector, {"density": describe_density, "student": describe_student})
+    record.write_parameters(
+        detector,
+        {"density": describe_density, "student": describe_student, "roi": describe_roi},
+    )
+    write_framing(record, detector._fitted_framing)
     _write_features(record, detector)
     if detector.distillation_ is not None:
         write_distillation(record.write_part("distillation"), detector.distillation_)
@@ -217,6 +223,10 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
         raise ValueError("its held-out images are not among the images of its fit")
     detector.features_, detector.distillation_ = features, distillation
     detector.dtype_ = features.dtype_
+    detector._fitted_framing = read_framing(record)
+    detector.roi_ = detector._fitted_framing.roi
+    if detector.roi is None:  # an array, of which the file holds the fitted form
+        detector.roi = detector.roi_
     detector.density_, detector.fusion_ = density, fusion
     detector.offset_ = record.read_number("offset")
     detector.validation_indices_, detector.n_samples_fit_ = held_out, n_samples

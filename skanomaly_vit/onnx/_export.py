@@ -64,6 +64,12 @@ def write_onnx(detector: Any, path: str | os.PathLike[str], map_method: str | No
             "the detector inside a pipeline or a search"
         )
     check_is_fitted(detector)
+    if not detector._fitted_framing.is_plain:
+        raise ValueError(
+            "the detector looks at a region of interest (roi or keep_aspect), which ONNX files do "
+            "not hold; keep the .skanomaly file, or fit without them to images that you have "
+            "cropped or padded yourself"
+        )
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
     target = check_target(path, "model.onnx")

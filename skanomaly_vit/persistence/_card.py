@@ -19,6 +19,7 @@ _CONTENT: dict[str, type | tuple[type, ...]] = {
     "dtype": (str, type(None)),
     "has_backbone": bool,
     "preprocessing": dict,
+    "region_share": (float, type(None)),
     "n_images": int,
     "n_images_held_out": int,
     "threshold": float,
@@ -53,6 +54,7 @@ def make_card(detector: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         "dtype": features["dtype"],
         "has_backbone": features["has_backbone"],
         "preprocessing": features["preprocessing"],
+        "region_share": None if detector.roi_ is None else float(detector.roi_.mean()),
         "n_images": values["n_samples_fit"],
         "n_images_held_out": values["n_held_out"],
         "threshold": values["offset"],
@@ -89,7 +91,8 @@ def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         Values that JSON has: ``path``, ``file_size`` (bytes), ``created`` (ISO 8601),
         ``versions`` (of the packages that wrote it), ``backbone``,
         ``backbone_fingerprint``, ``dtype`` (floating type of the backbone; None in older files),
-        ``has_backbone``, ``preprocessing``, ``n_images``, ``n_images_held_out``, ``threshold``,
+        ``has_backbone``, ``preprocessing``, ``region_share`` (share of the pixels that count; None
+        without a region of interest), ``n_images``, ``n_images_held_out``, ``threshold``,
         ``false_alarm_rate`` (of the threshold; None in formats 1 and 2),
         ``threshold_confidence`` (None if the rate holds on average), ``n_calibrating``,
         ``n_calibration_units`` (groups), ``false_alarm_bound`` and
