@@ -134,14 +134,23 @@ class Framing:
         The pixels that count, in all images; scaled to the size of each. None is all of them.
     keep_aspect : bool
         Whether an image of another ratio of sides than the input is padded, not stretched.
+    tiles : (int, int), int, "auto" or None
+        Tiles of an image, each an input of its own: rows and columns, their side in pixels, or as
+        many pixels as the input. None is the whole image as one input.
     """
 
     roi: Array | None = None
     keep_aspect: bool = False
+    tiles: tuple[int, int] | int | str | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Whether all pixels count, and fill the input."""
+        """Whether all pixels count, and fill one input."""
+        return self.tiles is None and self.counts_all
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether all pixels of an input count."""
         return self.roi is None and not self.keep_aspect
 
     @functools.cached_property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import joblib
 import numpy as np
@@ -60,8 +61,6 @@ class ImageSource:
         self,
         items: Items,
         *,
-        index: Array | None = None,
-        names: Array | None = None,
         image_shape: tuple[int, int, int] | None = None,
         max_pixels: int | None = MAX_PIXELS,
         skips_unreadable: bool = False,
@@ -76,9 +75,9 @@ class ImageSource:
         self._max_pixels = max_pixels
         self.skips_unreadable = skips_unreadable
         self.unreadable = dict(unreadable or {})
-        self._index = np.arange(len(items)) if index is None else index
+        self._index = np.arange(len(items))
         # Positions of the items in the X of the user, which errors name.
-        self._names = np.arange(len(items)) if names is None else names
+        self._names = np.arange(len(items))
         # Sizes of images decoded so far, 0 for others: asking a file again may mean decoding it
         # again. Not a dictionary, which takes 200 bytes an image.
         self._sizes = np.zeros((len(self._index), 2), dtype=np.int32)
@@ -111,7 +110,7 @@ class ImageSource:
         image = self._as_named(index)
         self._remarks.see_range(pixels.dtype.name, brightest, white, limit, image)
 
-    def take(self, indices: Any) -> ImageSource:
+    def take(self, indices: Any) -> Self:
         """Lazy subset.
 
         Parameters
@@ -127,37 +126,29 @@ class ImageSource:
         chosen = np.asarray(indices)
         if chosen.size == 0:
             chosen = chosen.astype(np.intp)  # numpy makes an empty list float64
-        taken = ImageSource(
-            self._items,
-            index=self._index[chosen],
-            names=self._names,
-            image_shape=self._image_shape,
-            max_pixels=self._max_pixels,
-            skips_unreadable=self.skips_unreadable,
-            remarks=self._remarks,
-            framing=self.framing,
-            regions=self._regions,
-        )
-        taken._is_part = self._is_part
-        return taken
+        return self._like(self._index[chosen])
 
-    def subset(self, positions: Array) -> ImageSource:
+    def subset(self, positions: Array) -> Self:
         """Some of the images without a reference to the others, to send to another process."""
-        index = self._index[positions]
+        used, index = np.unique(self._index[positions], return_inverse=True)
         items: Any = self._items
         is_list = isinstance(items, Sequence)
-        part = ImageSource(
+        return self._like(
+            index,
             # A copy of an array: pickle stores the whole of a sliced tensor.
-            [items[i] for i in index.tolist()] if is_list else items[index],
-            names=self._names[index],
-            image_shape=self._image_shape,
-            max_pixels=self._max_pixels,
-            skips_unreadable=self.skips_unreadable,
-            framing=self.framing,
-            regions=self._regions and [self._regions[i] for i in index.tolist()],
+            _items=[items[i] for i in used.tolist()] if is_list else items[used],
+            _names=self._names[used],
+            _regions=self._regions and [self._regions[i] for i in used.tolist()],
+            _remarks=Remarks(),
+            _is_part=True,
         )
-        part._is_part = True
-        return part
+
+    def _like(self, index: Array, **changes: Any) -> Self:
+        """The same, of the items at `index`; nothing is known of these."""
+        other = copy.copy(self)
+        sizes = np.zeros((len(index), 2), dtype=np.int32)
+        vars(other).update({"_index": index, "_sizes": sizes, "unreadable": {}} | changes)
+        return other
 
     def merge_findings(self, positions: Array, other: ImageSource) -> None:
         """Copy findings about the images at `positions` from a `subset` of them."""
@@ -173,22 +164,19 @@ class ImageSource:
         told._sizes = self._sizes
         return told
 
-    def reopen(self, max_pixels: int | None, on_error: str, framing: Framing) -> ImageSource:
+    def reopen(self, max_pixels: int | None, on_error: str, framing: Framing) -> Self:
         """Return the same images under other rules."""
         if self.unreadable and on_error == "raise":
             raise merge(
                 [UnreadableImageError(str(each), [each]) for each in self.unreadable.values()]
             )
-        return ImageSource(
-            self._items,
-            index=self._index,
-            names=self._names,
-            image_shape=self._image_shape,
-            max_pixels=max_pixels,
+        return self._like(
+            self._index,
+            _max_pixels=max_pixels,
             skips_unreadable=on_error == "nan",
-            unreadable=self.unreadable,
+            unreadable=dict(self.unreadable),
             framing=self.framing if framing.is_plain else framing,
-            regions=self._regions,
+            _remarks=Remarks(),
         )
 
     def batches(
@@ -263,7 +251,7 @@ class ImageSource:
     @property
     def has_regions(self) -> bool:
         """Whether some pixels of some input may not count."""
-        return not self.framing.is_plain or self._regions is not None
+        return not self.framing.counts_all or self._regions is not None
 
     def region(self, position: int, shape: tuple[int, int]) -> Array | None:
         """The pixels that count, bool of the shape of an image; None if all do.

@@ -20,6 +20,12 @@ _ID_BYTES = 6
 #: Names of the columns of ids: of the unit of an image, and of its content.
 UNIT, CONTENT = "unit", "content"
 
+#: Name of the column of the position of the image of a tile.
+IMAGE = "image"
+
+#: Names of all columns that are no features.
+IDS = (UNIT, CONTENT, IMAGE)
+
 
 @dataclass(frozen=True)
 class Units:
@@ -32,10 +38,13 @@ class Units:
         group.
     contents : ndarray of shape (n_images,), float64
         Id of the content of each image.
+    images : ndarray of shape (n_rows,), float64, or None
+        Position of the image of each row, where rows are tiles of images.
     """
 
     units: np.ndarray
     contents: np.ndarray
+    images: np.ndarray | None = None
 
     @property
     def has_copies(self) -> bool:
@@ -48,8 +57,13 @@ class Units:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """Both, by name."""
-        return {UNIT: self.units, CONTENT: self.contents}
+        """All of them, by name."""
+        images = {} if self.images is None else {IMAGE: self.images}
+        return {UNIT: self.units, CONTENT: self.contents, **images}
+
+    def of_tiles(self, owners: np.ndarray) -> Units:
+        """Units of tiles, by the position of the image of each."""
+        return Units(self.units[owners], self.contents[owners], owners.astype(np.float64))
 
     def any_in(self, ids: np.ndarray) -> np.ndarray:
         """Whether `ids` holds the unit or the content of each image."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from os import PathLike
 from typing import Any, ClassVar, Self
 
@@ -35,7 +35,15 @@ from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.regions import Framing, read_roi
 from skanomaly_vit._images.score_stream import ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource
-from skanomaly_vit._images.units import CONTENT, UNIT, Units, find_units
+from skanomaly_vit._images.tiles import (
+    TiledSource,
+    check_tiles,
+    merge_maps,
+    merge_scores,
+    rows_of,
+    tile,
+)
+from skanomaly_vit._images.units import IDS, Units, find_units
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions, _fit_context
 from skanomaly_vit._utils.labels import AUTO, warn_about_labels
@@ -132,6 +140,12 @@ class TransformalyDetector(
     keep_aspect : bool, default=False
         Whether an image of another ratio of sides than `image_size` is padded; padding does not
         count. If not, it is stretched.
+    tiles : (int, int), int, "auto" or None, default=None
+        Tiles of a large picture, each an input of the backbone: (rows, columns); the side of a
+        square in pixels; or ``"auto"``, squares of `image_size`, at full resolution. Neighbours
+        overlap by an eighth of their side. One model serves all places; the score of an image is
+        that of its worst tile, and images, not tiles, set the threshold. ``None`` resizes the
+        whole image.
     on_error : {"raise", "nan"}, default="raise"
         Treatment of unreadable images in scoring. ``"raise"`` raises an error that lists them.
         ``"nan"`` warns of them (`UnreadableImageWarning`): their score is NaN, their label -1,
@@ -321,6 +335,7 @@ class TransformalyDetector(
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
         "roi": [str, PathLike, "array-like", None],
         "keep_aspect": ["boolean"],
+        "tiles": [tuple, list, Integral, StrOptions({AUTO}), None],
         "on_error": [StrOptions({"raise", "nan"})],
         "calibration": [StrOptions({"split", "cross"})],
     }
@@ -342,6 +357,7 @@ class TransformalyDetector(
         max_pixels: int | None = MAX_PIXELS,
         roi: Any = None,
         keep_aspect: bool = False,
+        tiles: tuple[int, int] | int | str | None = None,
         on_error: str = "raise",
         # Students
         student: Any = "auto",
@@ -377,6 +393,7 @@ class TransformalyDetector(
         self.max_pixels = max_pixels
         self.roi = roi
         self.keep_aspect = keep_aspect
+        self.tiles = tiles
         self.on_error = on_error
         self.student = student
         self.student_dtype = student_dtype
@@ -533,13 +550,14 @@ class TransformalyDetector(
         """
         source = self._open_images(X, on_error=self.on_error)
         collector = self._map_collector(method)
-        passes = self._passes(self._held_teacher(), source)
+        inputs = self._inputs_of(source)
+        passes = self._passes(self._held_teacher(), inputs)
         students: dict[int, torch.nn.Module] = {}
         if collector.needs_students:
             students = self._students_on(passes.teacher.device, self.distillation_)
-        for _ in passes.stream(np.arange(len(source)), students, collector):
+        for _ in passes.stream(np.arange(len(inputs)), students, collector):
             pass  # the collector takes all that a map needs
-        maps = fill_maps(collector.maps(), source.readable(), source, enlarge)
+        maps = self._maps(collector, inputs, source)
         warn_gaps(source)
         return maps
 
@@ -604,8 +622,10 @@ class TransformalyDetector(
     def _score_parts(self, X: Any) -> dict[str, np.ndarray]:
         """Scores in each view, and in the discrepancy space; NaN for unreadable images."""
         source = self._open_images(X, on_error=self.on_error)
-        passes, students = self._scoring_passes(source)
-        scores = self._score(passes.stream(np.arange(len(source)), students))
+        inputs = self._inputs_of(source)
+        passes, students = self._scoring_passes(inputs)
+        found = self._score(passes.stream(np.arange(len(inputs)), students))
+        scores = merge_scores(found, inputs, source)
         return fill_scores(scores, source.readable(), source)
 
     @with_own_settings
@@ -668,12 +688,19 @@ class TransformalyDetector(
 
     def _score_and_map(self, X: Any) -> tuple[np.ndarray, Any]:
         source = self._open_images(X, on_error=self.on_error)
+        inputs = self._inputs_of(source)
         collector = self._map_collector(None)
-        passes, students = self._scoring_passes(source)
-        scores = self._score(passes.stream(np.arange(len(source)), students, collector))
-        embedded_ones = source.readable()
-        maps = fill_maps(collector.maps(), embedded_ones, source, enlarge)
-        return sum_spaces(fill_scores(scores, embedded_ones, source)), maps
+        passes, students = self._scoring_passes(inputs)
+        found = self._score(passes.stream(np.arange(len(inputs)), students, collector))
+        scores = merge_scores(found, inputs, source)
+        scored = source.readable()
+        maps = self._maps(collector, inputs, source)
+        return sum_spaces(fill_scores(scores, scored, source)), maps
+
+    @staticmethod
+    def _maps(collector: MapCollector, inputs: ImageSource, source: ImageSource) -> Any:
+        maps = fill_maps(collector.maps(), inputs.readable(), inputs, enlarge)
+        return merge_maps(maps, inputs, source)
 
     def _map_collector(self, method: str | None) -> MapCollector:
         """Make a collector of maps by the `method` of `anomaly_map`."""
@@ -707,7 +734,10 @@ class TransformalyDetector(
     def _framing(self, *, reset: bool) -> Framing:
         if not reset:
             return self._fitted_framing
-        return Framing(None if self.roi is None else read_roi(self.roi), self.keep_aspect)
+        if self.tiles is not None:
+            check_tiles(self.tiles)
+        roi = None if self.roi is None else read_roi(self.roi)
+        return Framing(roi, self.keep_aspect, self.tiles)
 
     def _open_images(self, X: Any, *, on_error: str) -> ImageSource:
         check_is_fitted(self)
@@ -715,9 +745,14 @@ class TransformalyDetector(
 
     def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
         """Yield the scores of the readable images of a source, batch by batch."""
-        passes, students = self._scoring_passes(source)
-        for batch in passes.stream(np.arange(len(source)), students):
-            yield sum_spaces(self._score([batch]))
+        inputs = self._inputs_of(source)
+        passes, students = self._scoring_passes(inputs)
+        batches = passes.stream(np.arange(len(inputs)), students)
+        scores = (sum_spaces(self._score([batch])) for batch in batches)
+        if isinstance(inputs, TiledSource):
+            yield from inputs.worst_in_order(scores, source)
+        else:
+            yield from scores
 
     def _score(self, batches: Iterable[Embedded]) -> dict[str, np.ndarray]:
         return score_shards(self.density_, self.fusion_, in_shards(batches))
@@ -744,44 +779,54 @@ class TransformalyDetector(
         rng: np.random.RandomState,
         progress: Progress,
     ) -> None:
-        choosing, calibrating = shares
         teacher_seed, students_seed = draw_seed(rng), draw_seed(rng)
         teacher = self._load_network(teacher_seed).reading(readout_of(values))
-        rows, columns = teacher.preprocessing.image_size
+        height, width = teacher.preprocessing.image_size
         log(self.verbose, "The backbone runs on %s and sees images of %d x %d pixels.",
-            teacher.device, columns, rows)  # fmt: skip
+            teacher.device, width, height)  # fmt: skip
+        inputs = tile(source, teacher.preprocessing.image_size)
+
+        def rows(images: np.ndarray) -> np.ndarray:
+            return rows_of(inputs, images)
+
+        train, held_out = map(rows, split)
+        choosing, calibrating = map(rows, shares)
+        columns = units.columns
+        if isinstance(inputs, TiledSource):
+            columns = units.of_tiles(inputs.owners).columns
         layout = layout_of(teacher)
         distillation: BlockDistillation | None = None
         if student is not None:
             distillation = self._part(BlockDistillation, values)
-            passes = distillation._fitting_passes(teacher, source, [layout.block] if layout else [])
+            passes = distillation._fitting_passes(teacher, inputs, [layout.block] if layout else [])
         else:
-            passes = self._passes(teacher, source)
+            passes = self._passes(teacher, inputs)
         features = self._part(ViTFeatures, values)._adopt(passes, teacher_seed)
         checkpoints = Checkpoints()
         if distillation is not None and student is not None:
             checkpoints = distillation._fit_students(
-                student, passes, (split[0], choosing), students_seed, progress
+                student, passes, (train, choosing), students_seed, progress
             )
+            distillation.validation_indices_ = shares[0]
             distillation._hold(teacher, teacher_seed)
         with FeatureStore() as store:
-            with progress.task("features", math.ceil(len(source) / self.batch_size)) as task:
+            with progress.task("features", math.ceil(len(inputs) / self.batch_size)) as task:
                 students = self._students_on(teacher.device, distillation)
                 sample = None
                 if layout:
-                    share = source.share_inside()
-                    sample = PatchSample(layout, len(source), split[1], share)
-                keep = store.append_with(units.columns)
+                    share = inputs.share_inside()
+                    sample = PatchSample(layout, len(inputs), held_out, share)
+                keep = store.append_with(columns)
                 normal_patches = passes.extract_normal(
-                    np.arange(len(source)), students, sample, keep, task.track
+                    np.arange(len(inputs)), students, sample, keep, task.track
                 )
             false_alarms, seed = FalseAlarms(self.contamination), draw_seed(rng)
             rate = UNUSED_RATE if further_folds else false_alarms
-            fitted = self._fit_densities(store, (split[0], calibrating), values, rate, seed)
+            fitted = self._fit_densities(store, (train, calibrating), values, rate, seed)
 
-            def fit_fold(train: np.ndarray, left_out: np.ndarray) -> FittedDensities:
-                fold = train, left_out
-                embedded = self._embed_fold(store, passes, student, values, train, students_seed)
+            def fit_fold(learned: np.ndarray, left_out: np.ndarray) -> FittedDensities:
+                fold = rows(learned), rows(left_out)
+                embedded = self._embed_fold(store, passes, student, values, fold[0], students_seed)
                 with embedded as of_fold:
                     return self._fit_densities(of_fold, fold, values, UNUSED_RATE, seed)
 
@@ -789,8 +834,9 @@ class TransformalyDetector(
                 fitted = calibrate_across(
                     fitted, split[1], further_folds, fit_fold, units.units, false_alarms
                 )
-            learned = one_learned_of_each_unit(store, store.mask(split[0]))
-            warn_of_near_copies(fitted.summary.held_out, learned)
+            if inputs is source:  # tiles of one image are near each other
+                learned = one_learned_of_each_unit(store, store.mask(train))
+                warn_of_near_copies(fitted.summary.held_out, learned)
         # Last, so that a fit that fails leaves the old state whole.
         self.features_, self.distillation_ = features, distillation
         self.dtype_, self._fitted_framing = features.dtype_, source.framing
@@ -843,7 +889,7 @@ class TransformalyDetector(
         distillation = self._part(BlockDistillation, values).set_params(checkpoint_dir=None)
         distillation._fit_students(student, passes, (train, train[:0]), seed, Progress())
         everyone = np.ones(len(store), dtype=bool)
-        columns = {name: store.column(name, everyone) for name in (UNIT, CONTENT)}
+        columns = {name: store.column(name, everyone) for name in IDS if name in store}
         with self._embed_all(passes, distillation, columns) as of_fold:
             yield of_fold
 

@@ -48,6 +48,9 @@ class FeatureStore:
     def __len__(self) -> int:
         return self._n_rows
 
+    def __contains__(self, space: str) -> bool:
+        return space in self._columns
+
     @property
     def n_values(self) -> int:
         """Number of values that it holds."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skanomaly_vit._backbone.discrepancy import Embedded
-from skanomaly_vit._images.units import CONTENT, UNIT, Units
+from skanomaly_vit._images.units import CONTENT, IDS, IMAGE, UNIT, Units
 from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.density._row_sample import RowSample, draw_keys
 from skanomaly_vit.density._statistics import SHARD, Statistics
@@ -149,7 +149,7 @@ def _sample(store: FeatureStore, chosen: np.ndarray) -> ImageSample:
 
 def _smallest(embedded: Embedded) -> ImageSample:
     keys = _keys(embedded, _SALT)
-    columns = {space: rows for space, rows in embedded.items() if space != CONTENT}
+    columns = {space: rows for space, rows in embedded.items() if space not in (CONTENT, IMAGE)}
     return {space: RowSample.smallest(rows, keys, N_KEPT) for space, rows in columns.items()}
 
 
@@ -160,7 +160,7 @@ def _merge(sample: ImageSample, other: ImageSample) -> ImageSample:
 
 def _keys(embedded: Mapping[str, np.ndarray], salt: bytes) -> NDArray[np.uint64]:
     """Key of each image, determined by its features in all spaces."""
-    features = [rows for space, rows in embedded.items() if space not in (UNIT, CONTENT)]
+    features = [rows for space, rows in embedded.items() if space not in IDS]
     return draw_keys(np.concatenate(features, axis=1), salt)
 
 

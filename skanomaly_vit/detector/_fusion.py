@@ -14,7 +14,8 @@ from sklearn.pipeline import Pipeline
 
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED, Embedded
 from skanomaly_vit._caching.memory import LRUCache
-from skanomaly_vit._images.units import UNIT
+from skanomaly_vit._images.tiles import worst_rows
+from skanomaly_vit._images.units import IMAGE, UNIT
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import validate_parameter_constraints
 from skanomaly_vit._utils.composition import seed_estimator
@@ -168,7 +169,7 @@ def calibrate(
     if fusion == "standardized":
         scales = left_out_scales(density, learned())
     if not n_images(summary.held_out):
-        total = sum_spaces(score_shards(density, scales, learned()))
+        total, _ = score_units(density, scales, learned())
         offset = float(np.percentile(total, 100.0 * false_alarms.rate))
         return FittedDensities(density, scales, None, None, offset, summary)
     scores, units = score_units(density, scales, unseen)
@@ -181,16 +182,24 @@ def score_units(
     scales: Mapping[str, tuple[float, float]],
     shards: Iterable[Embedded],
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores of calibration images, and the ids of their units; None if they are not known."""
+    """Scores of calibration images, and the ids of their units; None if they are not known.
+
+    An image of several tiles has the score of its worst one.
+    """
     units: list[np.ndarray] = []
+    images: list[np.ndarray] = []
 
     def noting() -> Iterator[Embedded]:
         for embedded in shards:
             units.append(embedded.get(UNIT, np.empty((0, 1)))[:, 0])
+            images.append(embedded.get(IMAGE, np.empty((0, 1)))[:, 0])
             yield embedded
 
     scores = sum_spaces(score_shards(density, scales, noting()))
-    ids = np.concatenate(units)
+    ids, owners = np.concatenate(units), np.concatenate(images)
+    if len(owners) == len(scores):
+        rows = worst_rows(scores, owners)
+        scores, ids = scores[rows], ids[rows] if len(ids) == len(owners) else ids
     return scores, ids if len(ids) == len(scores) else None
 
 

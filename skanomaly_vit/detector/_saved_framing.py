@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from skanomaly_vit._images.regions import Framing
+from skanomaly_vit._images.tiles import check_tiles
 from skanomaly_vit.persistence._record import StateRecord
 
 #: Largest number of pixels of a region, so that a forged size cannot fill the memory.
@@ -23,7 +24,11 @@ def write_framing(record: StateRecord, framing: Framing) -> None:
     if framing.is_plain:
         return
     part = record.write_part("framing")
-    part.write(keep_aspect=framing.keep_aspect)
+    tiles = framing.tiles
+    part.write(
+        keep_aspect=framing.keep_aspect,
+        tiles=list(map(int, tiles)) if isinstance(tiles, tuple | list) else tiles,
+    )
     if framing.roi is not None:
         part.write(shape=[int(side) for side in framing.roi.shape])
         part.write_tensor("roi", np.packbits(framing.roi))
@@ -43,6 +48,11 @@ def read_framing(record: StateRecord) -> Framing:
         roi = np.unpackbits(packed, count=n_pixels).reshape(shape).astype(bool)
         if not roi.any():
             raise ValueError(f"{part.name}.roi leaves no pixel that counts")
-    framing = Framing(roi, part.read("keep_aspect", bool))
+    tiles = part.read("tiles", (list, int, str, type(None)))
+    if tiles is not None:
+        check_tiles(tiles)
+    if isinstance(tiles, list):
+        tiles = tuple(tiles)
+    framing = Framing(roi, part.read("keep_aspect", bool), tiles)
     part.close()
     return framing

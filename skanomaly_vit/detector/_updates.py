@@ -15,7 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.image_estimator import ImageEstimator
 from skanomaly_vit._backbone.patches import NormalPatches
+from skanomaly_vit._images.regions import Framing
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._images.tiles import TiledSource, tile
 from skanomaly_vit._images.units import UNIT, Units, find_units
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import _fit_context
@@ -54,6 +56,7 @@ class UpdatableDetector(CalibratedMixin, ImageEstimator):
     validation_indices_: np.ndarray
     n_samples_fit_: int
     _fit_summary: FitSummary | None
+    _fitted_framing: Framing
     _normal_patches: NormalPatches | None
     _calibration_ids: np.ndarray | None  # of the unit of each calibration image, if known
     _updates: list[dict[str, Any]]  # what was added since `fit`, for the model card
@@ -120,6 +123,11 @@ class UpdatableDetector(CalibratedMixin, ImageEstimator):
                 "was learned before. Fit again to all images, or fit with calibration='split'; "
                 "calibrate(X, replace=True) makes room for partial_fit, too."
             )
+        if self._fitted_framing.tiles is not None:
+            raise ValueError(
+                f"fit used tiles={self._fitted_framing.tiles!r}, and partial_fit keeps no images "
+                "whose tiles it could score again. Fit again to all images, or calibrate(X)."
+            )
         summary = require_updatable(self.density_, self._fit_summary)  # before any work
         warn_about_labels(y)
         source = self._open(X, reset=False)
@@ -171,14 +179,17 @@ class UpdatableDetector(CalibratedMixin, ImageEstimator):
         summary = self._fit_summary
         if summary is not None:
             require_not_learned(units, summary)
-        passes, _ = self._scoring_passes(source)
-        with self._embed_all(passes, self.distillation_, units.columns) as store:
+        inputs = self._inputs_of(source)
+        rows = units.of_tiles(inputs.owners) if isinstance(inputs, TiledSource) else units
+        passes, _ = self._scoring_passes(inputs)
+        with self._embed_all(passes, self.distillation_, rows.columns) as store:
             everyone = np.ones(len(store), dtype=bool)
             scores, _ = score_units(self.density_, self.fusion_, store.embedded(everyone))
             if summary is not None:
                 known = summary.without_held_out() if replace else summary
                 new = FitSummary.of(store, ~everyone, everyone, {})
-                warn_of_near_copies(new.held_out, one_of_each_unit(summary.learned))
+                if inputs is source:
+                    warn_of_near_copies(new.held_out, one_of_each_unit(summary.learned))
                 summary = known.merge(new, known.statistics)
         known_scores, known_units = self._known_calibration(replace)
         scores = np.concatenate([known_scores, scores])
@@ -263,6 +274,12 @@ class UpdatableDetector(CalibratedMixin, ImageEstimator):
         """Rate that the threshold was set at, and has to keep."""
         rate = self.contamination if self.contamination_ is None else self.contamination_
         return FalseAlarms(rate, self.threshold_confidence_)
+
+    def _inputs_of(self, source: ImageSource) -> ImageSource:
+        """Inputs of the backbone: the images, or their tiles."""
+        if source.framing.tiles is None:
+            return source
+        return tile(source, self._held_teacher().preprocessing.image_size)
 
     def _scoring_passes(
         self, source: ImageSource

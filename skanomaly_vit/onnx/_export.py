@@ -66,9 +66,9 @@ def write_onnx(detector: Any, path: str | os.PathLike[str], map_method: str | No
     check_is_fitted(detector)
     if not detector._fitted_framing.is_plain:
         raise ValueError(
-            "the detector looks at a region of interest (roi or keep_aspect), which ONNX files do "
-            "not hold; keep the .skanomaly file, or fit without them to images that you have "
-            "cropped or padded yourself"
+            "the detector frames images (roi, keep_aspect or tiles), which ONNX files do not do; "
+            "keep the .skanomaly file, or fit without them to images that you have cropped or "
+            "padded yourself"
         )
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
