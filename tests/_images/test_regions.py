@@ -96,7 +96,7 @@ def test_masked_images_take_their_regions_along():
         MaskedImages(images, [None, None])
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.integers(0, 2**32 - 1), st.booleans())
 def test_an_input_depends_on_no_pixel_outside(shape, seed, keep_aspect):
     rng = np.random.default_rng(seed)
@@ -113,6 +113,7 @@ def test_an_input_depends_on_no_pixel_outside(shape, seed, keep_aspect):
     assert first[3].any()
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.tuples(st.integers(1, 500), st.integers(1, 500)))
 def test_a_padded_image_fits_and_keeps_its_ratio(shape):
     height, width = inner_size(shape, (56, 84))
