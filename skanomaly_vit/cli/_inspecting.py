@@ -118,11 +118,16 @@ def _blocks(detector: TransformalyDetector, image: str) -> list[dict[str, Any]]:
 
     from skanomaly_vit._backbone.discrepancy import DISCREPANCY
     from skanomaly_vit.detector._fit_summary import n_images
+    from skanomaly_vit.detector._fusion import sum_spaces
 
     if detector.distillation_ is None or DISCREPANCY not in detector.density_:
         return []
-    passes, students = detector._scoring_passes(detector._open_images([image], on_error="raise"))
-    errors = passes.extract(np.arange(1), students)[DISCREPANCY][0]
+    inputs = detector._inputs_of(detector._open_images([image], on_error="raise"))
+    passes, students = detector._scoring_passes(inputs)
+    embedded = passes.extract(np.arange(len(inputs)), students)
+    # Of its tiles, if it has any:
+    worst = int(np.argmin(sum_spaces(detector._score([embedded]))))
+    errors = embedded[DISCREPANCY][worst]
     summary = detector._fit_summary
     known = None
     if summary is not None and n_images(summary.held_out):

@@ -1,8 +1,9 @@
-"""Options of which pixels of images count: a region of interest, what to ignore, padding."""
+"""Options of how images become inputs: a region of interest, what to ignore, padding, tiles."""
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,21 @@ if TYPE_CHECKING:
 _FORMS = "An image, not black there, or polygons of LabelMe or COCO (.json)"
 
 
+class _Tiling(click.ParamType):
+    name = "tiles"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = re.fullmatch(r"([1-9]\d*)(?:[xX]([1-9]\d*))?", value)
+        if value == "auto":
+            return value
+        if found is None:
+            self.fail(f"{value!r} is not auto, a number of pixels, or ROWSxCOLUMNS.", param, ctx)
+        rows, columns = found.groups()
+        return int(rows) if columns is None else (int(rows), int(columns))
+
+
 def region_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --roi, --ignore and --keep-aspect; the command gets `roi` and `keep_aspect`."""
+    """Add --roi, --ignore, --keep-aspect and --tiles; the command gets `roi` for both regions."""
 
     @functools.wraps(command)
     def with_region(
@@ -26,6 +40,13 @@ def region_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*arguments, roi=_both(roi, ignore), **options)
 
     for option in (
+        click.option(
+            "--tiles",
+            type=_Tiling(),
+            metavar="TILES",
+            help="Cut large images into tiles: ROWSxCOLUMNS, such as 2x3; the side of a square in "
+            "pixels; or auto, squares as large as the input of the backbone.",
+        ),
         click.option(
             "--keep-aspect",
             is_flag=True,

@@ -82,6 +82,25 @@ def test_wrong_regions_end_in_one_sentence(folder, options, message):
     assert not (folder / "m.skanomaly").exists()
 
 
+@pytest.mark.parametrize(("text", "tiles"), [("2x3", (2, 3)), ("20", 20), ("auto", "auto")])
+def test_a_fit_takes_tiles(folder, text, tiles):
+    done = fit(folder, "--tiles", text)
+    assert done.exit_code == 0, done.output
+    assert TransformalyDetector.load(folder / "m.skanomaly").tiles == tiles
+    assert "tiles=" in run("info", folder / "m.skanomaly").stdout
+    table = run("score", folder / "m.skanomaly", folder / "normal").stdout
+    assert len(table.splitlines()) == 25
+    inspected = run("inspect", folder / "m.skanomaly", folder / "normal" / "00.png")
+    assert inspected.exit_code == 0, inspected.output
+
+
+@pytest.mark.parametrize("text", ["0", "2x", "x3", "2x0", "all", "1.5", "-1"])
+def test_other_tiles_are_refused(folder, text):
+    done = fit(folder, f"--tiles={text}")
+    assert done.exit_code == 1
+    assert "is not auto, a number of pixels, or ROWSxCOLUMNS" in " ".join(done.stderr.split())
+
+
 def test_without_a_region_all_pixels_count(folder):
     assert fit(folder).exit_code == 0
     assert "all pixels count" in run("info", folder / "m.skanomaly").stdout
