@@ -265,6 +265,9 @@ class TransformalyDetector(
         ``"discrepancy"`` 1/2. For densities of this package, the standard deviation counts as at
         least half of ``sqrt(n_features / 2)``, that of a Gaussian's log-density: the training
         images may all score alike.
+    fusion_weights_ : dict
+        Weight of each view and of ``"discrepancy"`` that `tune_fusion` learned, of mean 1; all 1
+        after `fit`. `fusion_` holds them in its scales.
     validation_indices_ : ndarray of int
         Positions in the `X` of `fit` of the images that the model has not learned from.
     n_samples_fit_ : int
@@ -842,6 +845,7 @@ class TransformalyDetector(
         self.dtype_, self._fitted_framing = features.dtype_, source.framing
         self.roi_ = source.framing.roi
         self._set_densities(fitted, false_alarms)
+        self.fusion_weights_ = dict.fromkeys(fitted.fusion, 1.0)
         self.recipe_ = describe_recipe(values, fitted.density, distillation)
         self.validation_indices_, self.n_samples_fit_ = split[1], len(source)
         self._normal_patches = normal_patches

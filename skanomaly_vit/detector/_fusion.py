@@ -150,6 +150,7 @@ def calibrate(
     *,
     fusion: str,
     false_alarms: FalseAlarms,
+    weights: Mapping[str, float] = {},
 ) -> FittedDensities:
     """Compute scale and threshold of densities from learned and unseen images.
 
@@ -164,10 +165,12 @@ def calibrate(
         Shards of features of other images.
     fusion : {"product", "standardized"}
     false_alarms : FalseAlarms
+    weights : mapping of str to float
+        Factors of the standardized score of each space; 1 for others.
     """
     scales = dict.fromkeys(density, (0.0, 1.0))
     if fusion == "standardized":
-        scales = left_out_scales(density, learned())
+        scales = weighted(left_out_scales(density, learned()), weights)
     if not n_images(summary.held_out):
         total, _ = score_units(density, scales, learned())
         offset = float(np.percentile(total, 100.0 * false_alarms.rate))
@@ -175,6 +178,16 @@ def calibrate(
     scores, units = score_units(density, scales, unseen)
     offset = false_alarms.threshold(scores, several_of_a_unit(units))
     return FittedDensities(density, scales, scores, units, offset, summary)
+
+
+def weighted(
+    fusion: Mapping[str, tuple[float, float]], weights: Mapping[str, float]
+) -> dict[str, tuple[float, float]]:
+    """Units of the scores of spaces, divided by weights: a larger one counts more."""
+    return {
+        space: (location, scale / weights.get(space, 1.0))
+        for space, (location, scale) in fusion.items()
+    }
 
 
 def score_units(

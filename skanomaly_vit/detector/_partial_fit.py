@@ -41,6 +41,11 @@ def require_updatable(densities: Mapping[str, Any], summary: FitSummary | None) 
             )
         if not behind_pca:
             density._require_updatable()
+    return require_summary(summary)
+
+
+def require_summary(summary: FitSummary | None) -> FitSummary:
+    """Return the summary; a ValueError if an old file has none."""
     if summary is None:
         raise ValueError(
             "this detector was saved by a version that kept no features of its images, so it "
@@ -66,6 +71,22 @@ def require_not_learned(units: Units, summary: FitSummary) -> None:
         )
 
 
+def require_not_normal(units: Units, summary: FitSummary) -> None:
+    """Refuse defects of which the detector knows the content, or the group, as normal.
+
+    Raises
+    ------
+    ValueError
+        If there are any; it names the first one.
+    """
+    known = units.any_in(np.union1d(summary.learned_units, summary.held_out_units))
+    if known.any():
+        raise ValueError(
+            f"the detector knows {known.sum()} of {len(known)} defects as normal images (the first "
+            f"one is sample {int(np.argmax(known))}). Fit again without them, or leave them out."
+        )
+
+
 def update_densities(
     densities: Mapping[str, Any],
     summary: FitSummary,
@@ -75,6 +96,7 @@ def update_densities(
     factors: ErrorFactors | None,
     fusion: str,
     false_alarms: FalseAlarms,
+    weights: Mapping[str, float],
 ) -> FittedDensities:
     """Update densities with more images, and calibrate them with features kept of all.
 
@@ -89,7 +111,7 @@ def update_densities(
         Mask of the new images that no density learns from.
     factors : ErrorFactors or None
         None without a discrepancy space.
-    fusion, false_alarms
+    fusion, false_alarms, weights
         See `calibrate`.
     """
     updated, statistics = dict(densities), dict(summary.statistics)
@@ -116,6 +138,7 @@ def update_densities(
         shards_of_sample(all_summary.held_out),
         fusion=fusion,
         false_alarms=false_alarms,
+        weights=weights,
     )
 
 

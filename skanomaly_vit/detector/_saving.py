@@ -58,6 +58,7 @@ _ATTRIBUTES = {
     "distillation_",
     "density_",
     "fusion_",
+    "fusion_weights_",
     "calibration_scores_",
     "offset_",
     "validation_indices_",
@@ -129,6 +130,8 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
         record.write(n_features_in=int(detector.n_features_in_))
     if hasattr(detector, "feature_names_in_"):
         record.write(feature_names_in=[str(name) for name in detector.feature_names_in_])
+    if set(detector.fusion_weights_.values()) != {1.0}:
+        record.write(fusion_weights=detector.fusion_weights_)
     write_updates(record, detector._updates)
     card = make_card(detector, record.values)
     write(target, {"card": card, "detector": record.values}, record.tensors)
@@ -228,6 +231,7 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
     if detector.roi is None:  # an array, of which the file holds the fitted form
         detector.roi = detector.roi_
     detector.density_, detector.fusion_ = density, fusion
+    detector.fusion_weights_ = _read_weights(record, density)
     detector.offset_ = record.read_number("offset")
     detector.validation_indices_, detector.n_samples_fit_ = held_out, n_samples
     detector._set_calibration(None, None)
@@ -460,6 +464,15 @@ def _read_fusion(record: StateRecord, density: dict[str, Any]) -> dict[str, tupl
         fusion[space] = (values[0], values[1])
     part.close()
     return fusion
+
+
+def _read_weights(record: StateRecord, density: dict[str, Any]) -> dict[str, float]:
+    if "fusion_weights" not in record.values:
+        return dict.fromkeys(density, 1.0)
+    part = record.read_part("fusion_weights")
+    weights = {space: part.read_number(space, positive=True) for space in density}
+    part.close()
+    return weights
 
 
 def _write_patches(record: StateRecord, normal: NormalPatches | None) -> None:

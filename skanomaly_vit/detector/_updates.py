@@ -13,6 +13,7 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbone.cached_passes import CachedPasses
+from skanomaly_vit._backbone.discrepancy import Embedded
 from skanomaly_vit._backbone.image_estimator import ImageEstimator
 from skanomaly_vit._backbone.patches import NormalPatches
 from skanomaly_vit._images.regions import Framing
@@ -24,17 +25,27 @@ from skanomaly_vit._utils.compat import _fit_context
 from skanomaly_vit._utils.labels import warn_about_labels
 from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.detector._calibrated import CalibratedMixin
-from skanomaly_vit.detector._feature_store import FeatureStore
-from skanomaly_vit.detector._fit_summary import FitSummary, draw_held_out
+from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
+from skanomaly_vit.detector._fit_summary import (
+    FitSummary,
+    draw_held_out,
+    n_images,
+    shards_of_sample,
+)
 from skanomaly_vit.detector._fusion import (
     FalseAlarms,
     FittedDensities,
+    score_shards,
     score_units,
     several_of_a_unit,
+    weighted,
 )
+from skanomaly_vit.detector._fusion_weights import learn_weights, left_out_scores
 from skanomaly_vit.detector._near_copies import one_of_each_unit, warn_of_near_copies
 from skanomaly_vit.detector._partial_fit import (
     require_not_learned,
+    require_not_normal,
+    require_summary,
     require_updatable,
     update_densities,
 )
@@ -52,6 +63,7 @@ class UpdatableDetector(CalibratedMixin, ImageEstimator):
     distillation_: BlockDistillation | None
     density_: dict[str, Any]
     fusion_: dict[str, tuple[float, float]]
+    fusion_weights_: dict[str, float]
     recipe_: Bunch
     validation_indices_: np.ndarray
     n_samples_fit_: int
@@ -201,6 +213,90 @@ class UpdatableDetector(CalibratedMixin, ImageEstimator):
         self._log("calibrate", units, len(units.units))
         return self
 
+    @with_own_settings
+    def tune_fusion(self, X: Any = None) -> Self:
+        """Weigh the feature spaces by the few defects that are known.
+
+        Densities, students and the images that set the threshold stay those of normal images; the
+        threshold moves with the scores, at the same rate of false alarms. One to some twenty
+        defects are enough; the fewer, the nearer the weights stay to equal ones. Kinds of defects
+        that were not given can lose a little: docs/how_to/known_defects.md has figures.
+
+        Parameters
+        ----------
+        X : images or None, default=None
+            Known defects, images of any form that `fit` takes, each with one. ``None`` makes all
+            weights equal again, as `fit` leaves them.
+
+        Returns
+        -------
+        self : TransformalyDetector
+            With other `fusion_weights_`, `fusion_`, `calibration_scores_` and `offset_`.
+
+        Raises
+        ------
+        ValueError
+            If the images are not as described or the detector knows one of them as normal; or if
+            `fit` used tiles, ``calibration="cross"``, ``fusion="product"``, or one space only.
+
+        Warns
+        -----
+        CalibrationWarning
+            If too few images calibrate for a threshold at that rate.
+
+        Notes
+        -----
+        The weights minimize a convex function: the logistic loss that tells the defects from the
+        training images, each left out of the densities, plus the squared distance from equal
+        weights, divided by the number of defects. Of more than 2048 images that calibrate, those
+        whose features the detector keeps set the threshold (see `partial_fit`).
+        """
+        check_is_fitted(self)
+        summary = self._require_tunable()
+        weights = dict.fromkeys(self.fusion_, 1.0)
+        base = weighted(self.fusion_, {s: 1 / w for s, w in self.fusion_weights_.items()})
+        if X is not None:
+            source = self._open(X, reset=False)
+            units = find_units(source)
+            require_not_normal(units, summary)
+            found = score_shards(self.density_, base, self._embedded(source))
+            normal = left_out_scores(self.density_, base, shards_of_sample(summary.learned))
+            weights = learn_weights(normal, found)
+        fusion = weighted(base, weights)
+        rows = summary.held_out if n_images(summary.held_out) else summary.learned
+        scores, ids = score_units(self.density_, fusion, shards_of_sample(rows))
+        if n_images(summary.held_out):
+            self.offset_ = self._false_alarms().threshold(scores, several_of_a_unit(ids))
+            self._set_calibration(scores, ids)
+        else:
+            self.offset_ = float(np.percentile(scores, 100.0 * self._false_alarms().rate))
+        self.fusion_, self.fusion_weights_ = fusion, weights
+        if X is not None:
+            self._log("tune_fusion", units, 0)
+        return self
+
+    def _require_tunable(self) -> FitSummary:
+        reasons = {
+            "fit used tiles, of which the model keeps no whole images": self._fitted_framing.tiles,
+            "fit used calibration='cross', whose images several models scored": (
+                self._is_cross_calibrated
+            ),
+            "fit used fusion='product', whose log-likelihoods have no weights": (
+                self.recipe_.fusion == "product"
+            ),
+            "there is one feature space only": len(self.fusion_) < 2,
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise ValueError(f"the weights of feature spaces cannot be tuned: {reason}")
+        return require_summary(self._fit_summary)
+
+    def _embedded(self, source: ImageSource) -> Iterator[Embedded]:
+        """Features of images, in shards of float64."""
+        inputs = self._inputs_of(source)
+        passes, students = self._scoring_passes(inputs)
+        return in_shards(passes.stream(np.arange(len(inputs)), students))
+
     def _known_calibration(self, replace: bool) -> tuple[np.ndarray, np.ndarray]:
         """Scores that calibrate so far, and their units: ids below 0 where they are not known."""
         if replace or self.calibration_scores_ is None:
@@ -236,6 +332,7 @@ class UpdatableDetector(CalibratedMixin, ImageEstimator):
                     factors=factors,
                     fusion=self.recipe_.fusion,
                     false_alarms=false_alarms,
+                    weights=self.fusion_weights_,
                 )
             warn_of_near_copies(fitted.summary.held_out, one_of_each_unit(fitted.summary.learned))
         # Last, so that an update that fails leaves the old state whole.
