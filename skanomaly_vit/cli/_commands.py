@@ -44,7 +44,6 @@ from skanomaly_vit.cli._options import (
     require,
 )
 from skanomaly_vit.cli._outputs import open_output
-from skanomaly_vit.cli._p_values import p_values_or_none
 from skanomaly_vit.cli._reporting import report_command
 from skanomaly_vit.cli._serving import serve_command
 from skanomaly_vit.cli._steps import (
@@ -256,6 +255,9 @@ def _score(
     detector = load_for_files(model, on_error="nan", **options)
     # Do not wait for paths that are still to come.
     chunk_size = detector.batch_size if STDIN in images else None
+    from skanomaly_vit.calibration._p_values import CalibrationScores
+
+    known = CalibrationScores.of(detector)
     n_scored = n_flagged = 0
     with ExitStack() as stack:
         stream = open_output(output, kind, stack)
@@ -272,7 +274,9 @@ def _score(
                 if image.cause is not None:
                     unreadable(str(image.path), image.cause)
                     continue
-                row = _row(detector, str(image.path), image.score)
+                decision = float(image.score - detector.offset_)
+                p_value = None if known is None else known.p_value(image.score)
+                row = Row(str(image.path), image.score, decision, decision < 0, p_value)
                 with uninterrupted():
                     table.add([row])
                     n_scored += 1
@@ -281,11 +285,6 @@ def _score(
             tell(f"Stopped after {n_scored} images, whose rows are complete.")
             raise
     finish(unreadable, f"{n_scored} images scored, {n_flagged} of them flagged")
-
-
-def _row(detector: TransformalyDetector, path: str, score: float) -> Row:
-    decision = float(score - detector.offset_)
-    return Row(path, score, decision, decision < 0, p_values_or_none(detector, [score])[0])
 
 
 @main.command(

@@ -23,7 +23,7 @@ from skanomaly_vit.cli._options import (
     require,
 )
 from skanomaly_vit.cli._steps import finish, load_for_files, speaking_of_options
-from skanomaly_vit.cli._terminal import Unreadable, tell, told_warnings
+from skanomaly_vit.cli._terminal import Unreadable, tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,10 +79,8 @@ def drift_command(
     scores = {batch: _scores_of(detector, batch, unreadable) for batch in batches}
     rows = []
     for batch, found in scores.items():
-        with speaking_of_options(), told_warnings():
+        with speaking_of_options():
             test = drift_test(known, found, anomaly_share=detector.contamination)
-        if not test.n_compared:  # all lie below what the test leaves out: it tells nothing
-            test.p_value = None
         flagged = float((found < detector.offset_).mean())
         rows.append({"batch": batch, "n_images": len(found), **test, "flagged": flagged})
     if as_json:
@@ -166,7 +164,7 @@ def _print(rows: list[dict[str, Any]], detector: TransformalyDetector) -> None:
 
 
 def _p_value(row: dict[str, Any]) -> str:
-    return "-" if row["p_value"] is None else f"{row['p_value']:.2g}"
+    return f"{row['p_value']:.2g}"
 
 
 def _draw(

@@ -67,17 +67,17 @@ def inspect_command(
 
 
 def _describe(detector: TransformalyDetector, image: str) -> dict[str, Any]:
-    from skanomaly_vit.cli._p_values import p_values_or_none
+    from skanomaly_vit.calibration._p_values import CalibrationScores
 
     parts = detector._score_parts([image])
     score = float(sum(values[0] for values in parts.values()))
-    calibrating = _calibration_parts(detector)
+    calibrating, known = _calibration_parts(detector), CalibrationScores.of(detector)
     return {
         "score": score,
         "threshold": detector.offset_,
         "decision": score - detector.offset_,
         "flag": score < detector.offset_,
-        "p_value": p_values_or_none(detector, [score])[0],
+        "p_value": None if known is None else known.p_value(score),
         "n_calibrating": len(next(iter(calibrating.values()))),
         "parts": sorted(
             (_part(name, float(values[0]), calibrating[name]) for name, values in parts.items()),

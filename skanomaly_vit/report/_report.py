@@ -15,8 +15,9 @@ from skanomaly_vit._utils.composition import find_attribute
 from skanomaly_vit._utils.files import check_target, write_atomically
 from skanomaly_vit._utils.labels import AUTO, as_labels, is_auto, which_are_anomalies
 from skanomaly_vit._utils.provenance import parameters_of, printable, versions
+from skanomaly_vit.calibration._p_values import CalibrationScores
 from skanomaly_vit.display._overlay import colorbar
-from skanomaly_vit.report._calibration import Calibration, find_calibration
+from skanomaly_vit.report._calibration import find_calibration
 from skanomaly_vit.report._figures import (
     certify,
     check_detector,
@@ -146,7 +147,7 @@ def write_report(
         copies = copy_images(source, album, getattr(det, "n_jobs", None), steps.advance)
         scores, offset = score(det, X, len(source), steps.advance)
         calibration = find_calibration(det)
-        rows = _make_rows(named, scores, offset, labels, copies, calibration)
+        rows = _make_rows(named, scores, offset, labels, copies, CalibrationScores.of(det))
         uncertain = np.argsort(np.abs(scores - offset), kind="stable")
         shown = [*list(rows)[:n_shown], *uncertain[:n_shown].tolist()]
         enlarged, scale = enlarge(det, X, source, shown, album, steps.advance)
@@ -209,10 +210,10 @@ def _make_rows(
     offset: float,
     labels: list[str],
     copies: list[Copies],
-    calibration: Calibration | None,
+    known: CalibrationScores | None,
 ) -> dict[int, ImageRow]:
     """Row of each image, under its index in `X`, the most abnormal image first."""
-    p_values = None if calibration is None else calibration.p_values(scores)
+    p_values = None if known is None else known.p_values(scores)
     return {
         int(i): ImageRow(
             rank=rank,

@@ -32,7 +32,7 @@ from skanomaly_vit._backbone import passes as _passes
 from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._images.listing import SUFFIXES
 from skanomaly_vit._images.prefetching import Reader
-from skanomaly_vit.calibration import threshold_bound
+from skanomaly_vit.calibration import _units, threshold_bound
 from skanomaly_vit.cli import main
 from skanomaly_vit.cli._map_files import TargetNames
 from skanomaly_vit.cli._options import ORDER
@@ -1288,3 +1288,18 @@ def test_a_signal_waits_for_what_is_being_written(number):
     assert interrupt_write(number, times=2) == []  # a second one gets through
     with uninterrupted():
         pass
+
+
+def test_score_sorts_the_calibration_scores_once(plant, command, monkeypatch):
+    sorted_ones = []
+    sort = _units.sorted_calibration
+
+    def counting(scores):
+        sorted_ones.append(len(scores))
+        return sort(scores)
+
+    monkeypatch.setattr(_units, "sorted_calibration", counting)
+    done = command("score", plant.model, plant.new)
+    assert done.exit_code == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 21
+    assert len(sorted_ones) == 1

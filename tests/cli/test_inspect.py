@@ -181,13 +181,14 @@ def test_each_batch_is_tested_as_the_detector_does(plant, command, brighter):
     assert "Compare batches of about 20 images" in text
 
 
-def test_a_batch_that_lies_below_all_has_no_p_value_but_a_share(plant, command):
-    done = command("drift", plant.model, plant.defect / "noise", "--json")
-    assert "there is no telling whether anything moved" in done.stderr
-    found = json.loads(done.stdout)
-    assert (found["p_value"], found["flagged"]) == (None, 1)
-    text = command("drift", plant.model, plant.defect / "noise").stdout
-    assert text.splitlines()[1].split()[:4] == ["-", "lower", "100", "%"]
+def test_a_batch_that_lies_below_all_is_drift(plant, command, tmp_path):
+    for day in "ab":
+        shutil.copytree(plant.defect / "noise", tmp_path / "dark" / day)
+    found = json.loads(command("drift", plant.model, tmp_path / "dark", "--json").stdout)
+    assert (found["direction"], found["flagged"], found["n_compared"]) == ("lower", 1, 0)
+    assert found["p_value"] < 0.01
+    text = command("drift", plant.model, tmp_path / "dark").stdout
+    assert text.splitlines()[1].split()[1:4] == ["lower", "100", "%"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
