@@ -54,8 +54,12 @@ def scored(command, plant, images, table, **columns):
 
 @pytest.mark.parametrize(
     ("by", "names"),
-    [("day", ["2025-03-31", "2025-04-01"]), ("week", ["2025-W14"]), ("month", ["2025-03", "2025-04"])],
-)  # fmt: skip
+    [
+        ("day", ["2025-03-31", "2025-04-01"]),
+        ("week", ["2025-W14"]),
+        ("month", ["2025-03", "2025-04"]),
+    ],
+)
 def test_files_have_the_date_of_their_time(by, names, plant, dated, drift):
     found, told = drift(dated, "--by", by)
     assert list(found) == names
