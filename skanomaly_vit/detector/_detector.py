@@ -803,9 +803,10 @@ class TransformalyDetector(
         """
         return load_detector(cls, path)
 
-    def _score_and_map(self, X: Any) -> tuple[np.ndarray, Any]:
+    @with_own_settings
+    def _score_and_map(self, X: Any, method: str | None = None) -> tuple[np.ndarray, Any]:
         source = self._open_images(X, on_error=self.on_error)
-        collector = self._map_collector(None)
+        collector = self._map_collector(method)
         passes, students = self._scoring_passes(source)
         scores = self._score(passes.stream(np.arange(len(source)), students, collector))
         embedded_ones = source.readable()
