@@ -227,7 +227,7 @@ def _draw(detector: TransformalyDetector, of: dict[str, Any], picture: str) -> N
 
     def draw() -> AnomalyMapDisplay:
         if neighbors is None:
-            return AnomalyMapDisplay.from_estimator(detector, [image], titles=[image])
+            return AnomalyMapDisplay.from_estimator(detector, [image])
         from matplotlib import pyplot as plt
 
         from skanomaly_vit.cli._neighbors import draw_neighbors
@@ -237,6 +237,6 @@ def _draw(detector: TransformalyDetector, of: dict[str, Any], picture: str) -> N
         rows = figure.add_gridspec(2, 1, height_ratios=[3, 2])
         ax = figure.add_subplot(rows[0])
         draw_neighbors(rows[1], nearest, detector.max_pixels)
-        return AnomalyMapDisplay.from_estimator(detector, [image], titles=[image], ax=ax)
+        return AnomalyMapDisplay.from_estimator(detector, [image], ax=ax)
 
     save_display(draw, picture)

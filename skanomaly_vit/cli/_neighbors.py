@@ -108,3 +108,4 @@ def draw_neighbors(row: Any, nearest: Sequence[dict[str, Any]], max_pixels: int 
         name = name if len(name) <= _SHOWN else f"...{name[3 - _SHOWN :]}"
         ax.set_title(f"{name}\ndistance {each['distance']:.3g}", fontsize=9)
         ax.set(xticks=[], yticks=[])
+    places[0].set_ylabel("nearest normal images", fontsize=9)
