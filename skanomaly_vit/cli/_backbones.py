@@ -168,7 +168,7 @@ def _lines(rows: list[dict[str, Any]]) -> Iterable[str]:
         ]
         yield "  ".join(cells).rstrip()
     yield ""
-    yield "AUROC: on magnetic tiles, in percent, the mean over five kinds of defects, with the default"
+    yield "AUROC: in percent on magnetic tiles, a mean of five kinds of defects, with the default"
     yield "recipe at these pixels. `skanomaly evaluate` measures a network on your own images."
 
 
