@@ -61,10 +61,10 @@ titles = [*["defective"] * 6, *["functional"] * 2]
 # %%
 # The picture
 # -----------
-# Each image stands beside its map. All maps have one scale: 0 is the mean of patches of normal
-# cells, and the unit is their standard deviation. The contour lies at 5. The p-value says which
-# share of normal cells looks as abnormal. The last two cells are functional ones that the detector
-# has not seen.
+# Each image stands beside its map. All maps have one scale, that of all pictures of maps: 0 is the
+# mean of patches of normal cells, and the unit is their standard deviation; what is below 2 stays
+# as it is. The contour lies at 5. The p-value says which share of normal cells looks as abnormal.
+# The last two cells are functional ones that the detector has not seen.
 
 figure = plt.figure(figsize=(13, 10.5), layout="constrained")
 figure.suptitle("Solar cells and their anomaly maps", fontsize=16)

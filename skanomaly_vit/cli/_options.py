@@ -267,7 +267,7 @@ map_range_option = click.option(
     type=(float, float),
     metavar="LOW HIGH",
     help="Values of maps at the ends of the color scale, in standard deviations of normal patches. "
-    " [default: 0 8]",
+    " [default: 2 8]",
 )
 
 

@@ -47,8 +47,8 @@ _WHITE = "#FFFFFF"
 class AnomalyMapDisplay:
     """Images, each beside a copy under its anomaly map.
 
-    All images share one color scale, the same in all displays: from 0, the mean of normal patches,
-    to 8 of their standard deviations. Create the display with `AnomalyMapDisplay.from_estimator` or
+    All images share one color scale, the same in all displays: from 2 to 8 standard deviations of
+    normal patches, above their mean. Create the display with `AnomalyMapDisplay.from_estimator` or
     `AnomalyMapDisplay.from_predictions`. All parameters are stored as attributes.
 
     Parameters
@@ -234,7 +234,7 @@ class AnomalyMapDisplay:
         ax : matplotlib Axes or None, default=None
             Axes whose place the images share. ``None`` makes a new figure.
         map_range : tuple of two floats or None, default=None
-            Values of the maps at the ends of the color scale. ``None`` is (0, 8) in all pictures
+            Values of the maps at the ends of the color scale. ``None`` is (2, 8) in all pictures
             of maps, so that those of several calls compare.
         contour : float or None, default=None
             Level of the map at which the display draws a line. ``None`` draws no line.

@@ -90,7 +90,7 @@ def write_report(
         Whether pictures are files in a folder beside `path` (``report_files`` beside
         ``report.html``), with a large copy of every image. The page then needs that folder.
     map_range : tuple of two floats or None, default=None
-        Values of the maps at the ends of the color scale. ``None`` is (0, 8) for a
+        Values of the maps at the ends of the color scale. ``None`` is (2, 8) for a
         `TransformalyDetector` in all pictures of maps, so that those of several calls compare; for
         another detector, whose maps may have another unit, it is the range of the maps shown.
     callback : callable or None, default=None

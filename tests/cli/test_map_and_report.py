@@ -50,7 +50,7 @@ def test_a_model_without_calibration_has_maps_without_p_values(plant, command, c
     assert {row["p_value"] for row in rows} == {""}
 
 
-@pytest.mark.parametrize(("options", "ends"), [((), (0, 8)), (("--map-range", -1, 3), (-1, 3))])
+@pytest.mark.parametrize(("options", "ends"), [((), (2, 8)), (("--map-range", -1, 3), (-1, 3))])
 def test_pictures_of_several_calls_have_one_range(options, ends, plant, command, chosen, tmp_path):
     (row,) = rows_of(command("map", plant.model, chosen[2], "-o", tmp_path, *options))
     (values,) = plant.detector.anomaly_map([str(chosen[2])])
@@ -72,7 +72,7 @@ def test_a_report_has_the_range_asked_for(plant, command, chosen, tmp_path):
     done = command("report", plant.model, *chosen, "-o", output, "--map-range", 1, 6)
     assert done.exit_code == 0, done.stderr
     key = re.search(r'<p class="key">.*?</p>', output.read_text(), re.S)[0]
-    assert re.findall(r'class="number">([^<]*)<', key) == ["1.0", "6.0 and above"]
+    assert re.findall(r'class="number">([^<]*)<', key) == ["up to 1.0", "6.0 and above"]
 
 
 def test_a_bar_shows_the_steps_of_a_report(plant, command, chosen, tmp_path, monkeypatch):

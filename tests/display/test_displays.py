@@ -243,7 +243,7 @@ def test_each_image_is_beside_its_map_on_one_scale():
         ground, overlay = row[1].get_images()
         np.testing.assert_allclose(ground.get_array(), image.mean(axis=2))
         np.testing.assert_array_equal(overlay.get_array(), values)
-        assert overlay.get_clim() == (0, 8)
+        assert overlay.get_clim() == (2, 8)
         assert overlay.get_cmap().name == SEQUENTIAL
         assert row[0].get_anchor() == row[1].get_anchor() == "C"  # not drawn to the scale
     label = display.colorbar_.ax.get_ylabel().replace("\n", " ")
@@ -258,13 +258,13 @@ def test_a_map_looks_as_it_does_in_reports_and_from_the_command_line():
     below, above = ground.to_rgba(ground.get_array()), over.to_rgba(over.get_array())
     alpha = over.get_alpha()[..., None]
     drawn = 255 * (below * (1 - alpha) + above * alpha)[..., :3]
-    expected = overlay(Image.fromarray(gray), MAPS[0], Scale(0, 8))
+    expected = overlay(Image.fromarray(gray), MAPS[0], Scale(2, 8))
     np.testing.assert_allclose(drawn, np.asarray(expected), atol=1.5)  # 256 shades of each
 
 
 def test_maps_of_several_calls_have_one_range():
     display = AnomalyMapDisplay.from_predictions(IMAGES[:2], MAPS[:2] / MAPS.max())
-    assert display.axes_[0, 1].get_images()[1].get_clim() == (0, 8)
+    assert display.axes_[0, 1].get_images()[1].get_clim() == (2, 8)
     assert display.colorbar_.extend == "min"
 
 
