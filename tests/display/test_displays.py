@@ -924,7 +924,7 @@ def test_the_evidence_is_drawn_up_to_the_alarm_and_beyond():
     assert list(level.get_ydata()) == [2.0, 2.0]
     assert list(alarm.get_xdata()) == [status.alarm_at]
     assert list(since.get_xdata()) == [status.since, status.since]
-    assert "at most 1 % if nothing has changed" in legend_texts(display.ax_)[1]
+    assert "in at most 1 % of lines without a change" in legend_texts(display.ax_)[1]
 
 
 def test_the_evidence_of_a_group_is_its_own():
