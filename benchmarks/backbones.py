@@ -2,7 +2,8 @@
 
 Prints the table of docs/how_to/choose_a_backbone.md, and draws its picture. Passes of all networks
 alternate, and medians count. The AUROC of the default recipe comes from results/magnetic-tiles.csv,
-which magnetic_tiles.py wrote; networks need no weights here.
+which magnetic_tiles.py wrote; networks need no weights here. ``--auroc`` writes it for the command
+`skanomaly backbones`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ NETWORKS = [
     ("embedded", 224, "224"),
     ("vit_base_patch16_clip_quickgelu_224", 224, "own"),
 ]
+#: Tag of the weights that were measured, where a name has several.
+WEIGHTS = {"vit_base_patch16_clip_quickgelu_224": ".openai"}
 TILES = Path(__file__).parent / "results" / "magnetic-tiles.csv"
 
 
@@ -34,8 +37,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=positive, default=3, help="default: 3")
+    parser.add_argument(
+        "--auroc", type=Path, metavar="FILE",
+        help="only write the AUROC that `skanomaly backbones` shows, as csv",
+    )  # fmt: skip
     parser.add_argument("--picture", type=Path, default=None, metavar="FILE", help="SVG or PNG")
     args = parser.parse_args()
+    if args.auroc is not None:
+        write_auroc(args.auroc)
+        return
     print_circumstances(seed=0)
     rows = table(args.repeats)
     print(rows.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
@@ -71,6 +81,16 @@ def auroc_on_tiles() -> pd.Series:
     rows = pd.read_csv(TILES, dtype={"image_size": str})
     rows = rows[(rows["method"] == "transformaly") & (rows["seed"] == 0)]
     return 100 * rows.groupby(["backbone", "image_size"])["auroc"].mean()
+
+
+def write_auroc(path: Path) -> None:
+    auroc = auroc_on_tiles()
+    rows = [
+        (name + WEIGHTS.get(name, ""), size, round(auroc[name, known_as], 1))
+        for name, size, known_as in NETWORKS
+    ]
+    frame = pd.DataFrame(rows, columns=["name", "image_size", "auroc"])
+    frame.to_csv(path, index=False, lineterminator="\n")
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:

@@ -23,8 +23,9 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
-    "public_names",  # of docs/_ext, like the next one
+    "public_names",  # of docs/_ext, like the next two
     "repository_links",
+    "live_report",
 ]
 exclude_patterns = ["_build", "**/README.md", "**/GALLERY_HEADER.rst"]
 templates_path = ["_templates"]

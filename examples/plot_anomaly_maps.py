@@ -61,17 +61,13 @@ titles = [*["defective"] * 6, *["functional"] * 2]
 # %%
 # The picture
 # -----------
-# Each image stands beside its map. All maps have one scale: 0 is the mean of patches of normal
-# cells, and the unit is their standard deviation. The contour lies at 5. The last two cells are
-# functional ones that the detector has not seen.
-
-maps = detector.anomaly_map(chosen)
-top = max(maps.max(), 6)
+# Each image stands beside its map. All maps have one scale, that of all pictures of maps: 0 is the
+# mean of patches of normal cells, and the unit is their standard deviation; what is below 2 stays
+# as it is. The contour lies at 5. The p-value says which share of normal cells looks as abnormal.
+# The last two cells are functional ones that the detector has not seen.
 
 figure = plt.figure(figsize=(13, 10.5), layout="constrained")
 figure.suptitle("Solar cells and their anomaly maps", fontsize=16)
 for ax, half in zip(figure.subplots(1, 2), (slice(0, 4), slice(4, 8)), strict=True):
-    AnomalyMapDisplay.from_predictions(
-        chosen[half], maps[half], titles=titles[half], vmax=top, contour=5, ax=ax
-    )
+    AnomalyMapDisplay.from_estimator(detector, chosen[half], titles=titles[half], contour=5, ax=ax)
 figure.savefig("anomaly_maps.png", dpi=100)

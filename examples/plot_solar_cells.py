@@ -114,32 +114,45 @@ print(
 # %%
 # The picture
 # -----------
-# The most normal and the most abnormal of the scored cells, each with its score and its label.
+# The most normal and the most abnormal of the scored cells, each with its score and its label;
+# where the abnormal ones are so, from yellow at 2 to red at 8 standard deviations of normal
+# patches; and the worst mistakes, which tell what a threshold costs.
 
 N_COLUMNS = 7
-N_ROWS = 2  # of each kind
 COLORS = {"functional": "#0072B2", "defective": "#D55E00"}  # safe for colour-blind readers
 
 
-def draw_cells(figure, positions, title):
-    """Draw a grid of cells, given as positions in `test`."""
+def draw_cells(figure, positions, title, maps=None):
+    """Draw a row of cells, given as positions in `test`, with maps over them."""
     figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
-    for ax, cell in zip(figure.subplots(N_ROWS, N_COLUMNS).flat, positions, strict=True):
+    for column, (ax, cell) in enumerate(zip(figure.subplots(1, N_COLUMNS), positions, strict=True)):
         label = "defective" if is_defective[cell] else "functional"
         ax.imshow(Image.open(cells.images[test[cell]]), cmap="gray", vmin=0, vmax=255)
-        ax.set_title(f"{scores[cell]:,.1f}\n{label}", fontsize=11, color=COLORS[label])
+        if maps is not None:
+            share = np.clip((maps[column] - 2) / 6, 0, 1)
+            ax.imshow(share, cmap="autumn_r", vmin=0, vmax=1, alpha=0.75 * share)
+        verdict = "flagged" if flagged[cell] else "passed"
+        ax.set_title(f"{scores[cell]:,.1f}, {verdict}\n{label}", fontsize=11, color=COLORS[label])
         ax.set(xticks=[], yticks=[])
         for spine in ax.spines.values():
             spine.set(color=COLORS[label], linewidth=3)
 
 
-n_cells = N_ROWS * N_COLUMNS
 order = np.argsort(scores)
-figure = plt.figure(figsize=(12, 10.5), layout="constrained")
+worst = order[:N_COLUMNS]
+false_alarms = order[~is_defective[order]][:3]
+missed = order[is_defective[order]][: -(N_COLUMNS - 2) : -1]
+figure = plt.figure(figsize=(12, 10), layout="constrained")
 figure.suptitle(f"Solar cells by score (below {detector.offset_:,.1f} = flagged)", fontsize=16)
-top, bottom = figure.subfigures(2, 1)
-draw_cells(top, order[::-1][:n_cells], "Most normal")
-draw_cells(bottom, order[:n_cells], "Most abnormal")
+rows = figure.subfigures(4, 1)
+draw_cells(rows[0], order[::-1][:N_COLUMNS], "Most normal")
+draw_cells(rows[1], worst, "Most abnormal")
+draw_cells(
+    rows[2], worst, "Where they are abnormal", detector.anomaly_map(cells.images[test[worst]])
+)
+draw_cells(
+    rows[3], [*false_alarms, *missed], "Mistakes: the worst false alarms, and the worst misses"
+)
 
 picture = Path("solar_cells.png").resolve()
 figure.savefig(picture, dpi=100)

@@ -39,15 +39,16 @@ class Certificate:
         if self.n_images == 0:
             return f"{percent(self.rate)} of the training images; of new ones, more"
         if self.confidence is None:
-            return f"{self._reached()} of normal images, on average over deployments"
+            return self._describe_average(self.rate)
         return f"at most {percent(self.rate)} of normal images, in {self._share(self.confidence)}"
 
-    def _reached(self) -> str:
+    def _describe_average(self, rate: float) -> str:
         """The rate; if it takes more images than there are, the lowest one, which is in use."""
         lowest = 1 / (self.n_units + 1)
-        if self.rate is None or self.rate >= lowest:
-            return percent(self.rate or 0.0)
-        return f"{percent(lowest)} (more images are needed for {percent(self.rate)})"
+        meaning = "of normal images, on average over deployments"
+        if rate >= lowest:
+            return f"{percent(rate)} {meaning}"
+        return f"{percent(lowest)} {meaning}; {percent(rate)} takes more held-out images"
 
     def describe_calibration(self) -> str:
         """The images that set the threshold, and the bound that they give."""

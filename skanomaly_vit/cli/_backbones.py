@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable
+from importlib import resources
 from typing import Any
 
 import click
@@ -82,7 +84,8 @@ def _list(
 ) -> None:
     """Describe networks by NAME, as timm spells it; some to begin with, if there is none.
 
-    *work* is that of an image, in units of the embedded network at its own size.
+    *work* is that of an image, in units of the embedded network at its own size. *AUROC* is what we
+    have measured on magnetic tiles, at that many pixels.
     """
     from skanomaly_vit._backbone.loading import EMBEDDED, describe_published
 
@@ -91,6 +94,7 @@ def _list(
         found = [describe_published(name, image_size) for name in names or SUGGESTED]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    measured = _measured()
     rows: list[dict[str, Any]] = [
         {
             "name": each.name,
@@ -100,12 +104,25 @@ def _list(
             "n_blocks": each.n_blocks,
             "work": round(_work(each) / unit, 1),
             "license": each.license,
+            "auroc": measured.get((each.name, each.image_size)),
         }
         for each in found
     ]
     if measure:
         _measure(rows, image_size, None if device == "auto" else device)
     click.echo(json.dumps(rows, indent=2) if kind == "json" else "\n".join(_lines(rows)))
+
+
+def _measured() -> dict[tuple[str, tuple[int, int]], float]:
+    """Network and image size -> mean AUROC in percent on magnetic tiles.
+
+    ``benchmarks/backbones.py --auroc skanomaly_vit/cli/measured_auroc.csv`` writes the file.
+    """
+    text = resources.files("skanomaly_vit.cli").joinpath("measured_auroc.csv").read_text("utf-8")
+    return {
+        (row["name"], (int(row["image_size"]),) * 2): float(row["auroc"])
+        for row in csv.DictReader(text.splitlines())
+    }
 
 
 def _work(network: Any) -> float:
@@ -138,6 +155,9 @@ def _lines(rows: list[dict[str, Any]]) -> Iterable[str]:
     if "images_per_second" in rows[0]:
         columns["images/s"] = [f"{row['images_per_second']:.3g}" for row in rows]
         columns["memory"] = [_gibibytes(row["peak_bytes"]) for row in rows]
+    columns["AUROC"] = [
+        "not measured" if row["auroc"] is None else f"{row['auroc']:.1f}" for row in rows
+    ]
     columns["licence"] = [row["license"] for row in rows]
     widths = {title: max(len(title), *map(len, cells)) for title, cells in columns.items()}
     texts = {"name", "licence"}
@@ -147,6 +167,9 @@ def _lines(rows: list[dict[str, Any]]) -> Iterable[str]:
             for cell, (title, width) in zip(line, widths.items(), strict=True)
         ]
         yield "  ".join(cells).rstrip()
+    yield ""
+    yield "AUROC: in percent on magnetic tiles, a mean of five kinds of defects, with the default"
+    yield "recipe at these pixels. `skanomaly evaluate` measures a network on your own images."
 
 
 def _gibibytes(n_bytes: int | None) -> str:

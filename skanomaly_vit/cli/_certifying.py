@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from skanomaly_vit._backbone.image_estimator import share_out
-from skanomaly_vit.calibration import units_needed
+from skanomaly_vit.calibration._thresholds import units_needed
 from skanomaly_vit.detector import TransformalyDetector
 from skanomaly_vit.detector._recipes import resolve
 

@@ -23,6 +23,7 @@ from skanomaly_vit.cli._drifting import drift_command
 from skanomaly_vit.cli._evaluating import evaluate_command
 from skanomaly_vit.cli._inputs import STDIN, count_inputs, list_inputs
 from skanomaly_vit.cli._inspecting import inspect_command
+from skanomaly_vit.cli._mapping import map_command
 from skanomaly_vit.cli._options import (
     EXIT_CODES,
     HARMLESS,
@@ -44,7 +45,6 @@ from skanomaly_vit.cli._options import (
     require,
 )
 from skanomaly_vit.cli._outputs import open_output
-from skanomaly_vit.cli._p_values import p_values_or_none
 from skanomaly_vit.cli._regions import region_options
 from skanomaly_vit.cli._reporting import report_command
 from skanomaly_vit.cli._serving import serve_command
@@ -53,7 +53,6 @@ from skanomaly_vit.cli._steps import (
     finish,
     load,
     load_for_files,
-    require_maps,
     show_fitting,
     summarize,
 )
@@ -64,10 +63,6 @@ from skanomaly_vit.cli._watching import watch_command
 
 if TYPE_CHECKING:
     from skanomaly_vit.detector import TransformalyDetector
-
-
-# Maps are as large as the images: fewer fit into memory than a pass of the backbone takes.
-_MAPS_AT_ONCE = 8
 
 
 # Two to learn a spread from, one to hold out.
@@ -258,6 +253,9 @@ def _score(
     detector = load_for_files(model, on_error="nan", **options)
     # Do not wait for paths that are still to come.
     chunk_size = detector.batch_size if STDIN in images else None
+    from skanomaly_vit.calibration._p_values import CalibrationScores
+
+    known = CalibrationScores.of(detector)
     n_scored = n_flagged = 0
     with ExitStack() as stack:
         stream = open_output(output, kind, stack)
@@ -274,7 +272,9 @@ def _score(
                 if image.cause is not None:
                     unreadable(str(image.path), image.cause)
                     continue
-                row = _row(detector, str(image.path), image.score)
+                decision = float(image.score - detector.offset_)
+                p_value = None if known is None else known.p_value(image.score)
+                row = Row(str(image.path), image.score, decision, decision < 0, p_value)
                 with uninterrupted():
                     table.add([row])
                     n_scored += 1
@@ -285,102 +285,7 @@ def _score(
     finish(unreadable, f"{n_scored} images scored, {n_flagged} of them flagged")
 
 
-def _row(detector: TransformalyDetector, path: str, score: float) -> Row:
-    decision = float(score - detector.offset_)
-    return Row(path, score, decision, decision < 0, p_values_or_none(detector, [score])[0])
-
-
-@main.command(
-    "map",
-    short_help="Show where images are abnormal.",
-    epilog=epilog(
-        "skanomaly map parts.skanomaly parts/new -o maps",
-        "skanomaly map parts.skanomaly parts/new/1.png -o maps --format npy --method features",
-        note=HARMLESS,
-    ),
-)
-@model_argument
-@images_argument
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(file_okay=False),
-    metavar="FOLDER",
-    help="Folder for the files; created if missing.",
-)
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice(["png", "npy", "both"]),
-    default="png",
-    show_default=True,
-    help="Pictures with the map overlaid, raw float32 maps, or both.",
-)
-@click.option(
-    "--method",
-    type=click.Choice(["discrepancy", "features", "both"]),
-    help="Source of the map.  [default: the spaces of the score]",
-)
-@click.option(
-    "--top",
-    type=click.FloatRange(0, min_open=True),
-    default=8.0,
-    show_default=True,
-    metavar="SD",
-    help="Value that gets the brightest color, in standard deviations of normal patches.",
-)
-@null_option
-@device_option
-@jobs_option
-@batch_size_option
-@max_pixels_option
-def _map(
-    model: str,
-    images: tuple[str, ...],
-    output: str,
-    kind: str,
-    method: str | None,
-    top: float,
-    null: bool,
-    batch_size: int | None,
-    **options: Any,
-) -> None:
-    """Write anomaly maps of IMAGES: files, folders, or - for paths on standard input.
-
-    The map of some/where/1.jpg is FOLDER/some/where/1.jpg.png (or .npy), so that images of the
-    same name do not collide. A map has the size of its image; higher is more abnormal.
-    """
-    if kind != "npy":
-        require("plot", f"--format {kind}", "--format npy does without it")
-    unreadable = Unreadable()
-    paths = list_inputs(images, unreadable, null)
-    # Maps are as large as the images: fewer fit into memory than a pass of the backbone takes.
-    batch_size = batch_size or _MAPS_AT_ONCE
-    detector = load_for_files(model, on_error="nan", batch_size=batch_size, **options)
-    require_maps(detector, method)
-    from skanomaly_vit.cli._map_files import TargetNames, save_map, save_overlay
-    from skanomaly_vit.cli._scoring import chunked, compute_readable
-
-    names, n_done = TargetNames(output), 0
-    with progress_bar("mapping", count_inputs(images)) as bar:
-        for chunk in chunked(paths, batch_size):
-            mapped = compute_readable(
-                lambda paths: detector.anomaly_map(paths, method=method), chunk, unreadable
-            )
-            for path, anomaly_map in mapped:
-                target = names.name(path)
-                with uninterrupted():
-                    os.makedirs(os.path.dirname(target), exist_ok=True)
-                    if kind != "png":
-                        save_map(target, anomaly_map)
-                    if kind != "npy":
-                        save_overlay(target, path, anomaly_map, top, detector.max_pixels)
-                n_done += 1
-            bar.update(len(chunk))
-    finish(unreadable, f"{n_done} images mapped")
-
-
+main.add_command(map_command)
 main.add_command(report_command)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from types import SimpleNamespace
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skanomaly_vit.cli._inputs import list_inputs
+from skanomaly_vit.cli._batches import Dating, read_batches
+from skanomaly_vit.cli._dates import PERIODS
 from skanomaly_vit.cli._options import (
     HARMLESS,
     batch_size_option,
@@ -23,15 +23,12 @@ from skanomaly_vit.cli._options import (
     require,
 )
 from skanomaly_vit.cli._steps import finish, load_for_files, speaking_of_options
-from skanomaly_vit.cli._terminal import Unreadable, tell, told_warnings
+from skanomaly_vit.cli._terminal import Unreadable, tell
 
 if TYPE_CHECKING:
     import numpy as np
 
     from skanomaly_vit.detector import TransformalyDetector
-
-# Tables of `skanomaly score` hold six digits in csv.
-_TOLERANCE = 1e-5
 
 
 @click.command(
@@ -40,11 +37,23 @@ _TOLERANCE = 1e-5
     epilog=epilog(
         "skanomaly drift parts.skanomaly monday tuesday wednesday",
         "skanomaly drift parts.skanomaly monday.csv tuesday.csv --picture drift.png",
+        "skanomaly drift parts.skanomaly scores.csv --by day --picture days.png",
         note=HARMLESS,
     ),
 )
 @model_argument
 @click.argument("batches", nargs=-1, required=True, type=click.Path(exists=True))
+@click.option(
+    "--by",
+    type=click.Choice(list(PERIODS)),
+    help="Test days, weeks or months of all BATCHES together, by the dates of the images.",
+)
+@click.option(
+    "--date-column",
+    metavar="NAME",
+    help="Column of dates in the tables, with --by.  [default: one of the usual names, else the "
+    "times of the files]",
+)
 @click.option(
     "--picture",
     metavar="FILE",
@@ -57,7 +66,13 @@ _TOLERANCE = 1e-5
 @batch_size_option
 @max_pixels_option
 def drift_command(
-    model: str, batches: tuple[str, ...], picture: str | None, as_json: bool, **options: Any
+    model: str,
+    batches: tuple[str, ...],
+    by: str | None,
+    date_column: str | None,
+    picture: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Test each of BATCHES: a folder of images, or a .csv or .jsonl table of `skanomaly score`.
 
@@ -65,7 +80,12 @@ def drift_command(
     A small p-value says that its scores are not like those of the calibration images: another
     camera, lamp or supplier. The test leaves out the lowest scores, so that a few anomalies are no
     drift.
+
+    With --by, the batches are the days, weeks or months into which the images fall. The date of an
+    image is that of its row in a table, or the time of its file; the command says which.
     """
+    if date_column is not None and by is None:
+        raise click.UsageError("--date-column is for --by day, week or month.")
     if picture is not None:
         require("plot", "--picture", "leave --picture out")
     unreadable = Unreadable()
@@ -76,13 +96,12 @@ def drift_command(
         known = detector._require_calibration()
     if len(set(batches)) < len(batches):
         raise click.UsageError("a batch is there twice; name each once.")
-    scores = {batch: _scores_of(detector, batch, unreadable) for batch in batches}
+    dating = None if by is None else Dating(by, date_column)
+    scores = read_batches(detector, batches, unreadable, dating)
     rows = []
     for batch, found in scores.items():
-        with speaking_of_options(), told_warnings():
+        with speaking_of_options():
             test = drift_test(known, found, anomaly_share=detector.contamination)
-        if not test.n_compared:  # all lie below what the test leaves out: it tells nothing
-            test.p_value = None
         flagged = float((found < detector.offset_).mean())
         rows.append({"batch": batch, "n_images": len(found), **test, "flagged": flagged})
     if as_json:
@@ -91,58 +110,9 @@ def drift_command(
     else:
         _print(rows, detector)
     if picture is not None:
-        _draw(rows, [known, *scores.values()], picture, detector.offset_)
+        _draw(rows, [known, *scores.values()], picture, detector.offset_, in_time=by is not None)
         tell(f"Picture: {picture}")
-    finish(unreadable, f"{sum(map(len, scores.values()))} images in {len(batches)} batches")
-
-
-def _scores_of(detector: TransformalyDetector, batch: str, unreadable: Unreadable) -> np.ndarray:
-    import numpy as np
-
-    if batch.lower().endswith((".csv", ".jsonl")):
-        return _from_table(detector, batch)
-    scores = []
-    for image in detector.iter_scores(iter(list_inputs([batch], unreadable))):
-        if image.cause is not None:
-            unreadable(str(image.path), image.cause)
-        else:
-            scores.append(image.score)
-    if not scores:
-        raise click.UsageError(f"{batch!r} has no image that can be read.")
-    return np.array(scores)
-
-
-def _from_table(detector: TransformalyDetector, table: str) -> np.ndarray:
-    """Scores of a table of `skanomaly score`; those of another model are refused."""
-    import numpy as np
-
-    try:
-        rows = [(float(row["score"]), float(row["decision"])) for row in _rows(table)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise click.UsageError(
-            f"{table!r} is no table of `skanomaly score`: it needs the columns score and decision "
-            f"with a number in each row ({type(error).__name__}: {error})."
-        ) from error
-    if not rows:
-        raise click.UsageError(f"{table!r} holds no scores.")
-    scores, decisions = np.array(rows).T
-    # A decision is the score minus the threshold, which tells the model.
-    size = np.abs(scores) + np.abs(decisions) + abs(detector.offset_)
-    if (np.abs(scores - decisions - detector.offset_) > _TOLERANCE * size).any():
-        raise click.UsageError(
-            f"the scores in {table!r} are of another model, or of one with another threshold: "
-            f"score - decision is {scores[0] - decisions[0]:.6g} there, and the threshold of this "
-            f"model is {detector.offset_:.6g}. Score the images again."
-        )
-    return scores
-
-
-def _rows(table: str) -> list[dict[str, Any]]:
-    with open(table, encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        if table.lower().endswith(".csv"):
-            # `skanomaly watch` gives unreadable files a row with the cause.
-            return [row for row in csv.DictReader(stream) if not row.get("cause")]
-        return [json.loads(line) for line in stream]
+    finish(unreadable, f"{sum(map(len, scores.values()))} images in {len(rows)} batches")
 
 
 def _print(rows: list[dict[str, Any]], detector: TransformalyDetector) -> None:
@@ -166,26 +136,45 @@ def _print(rows: list[dict[str, Any]], detector: TransformalyDetector) -> None:
 
 
 def _p_value(row: dict[str, Any]) -> str:
-    return "-" if row["p_value"] is None else f"{row['p_value']:.2g}"
+    return f"{row['p_value']:.2g}"
 
 
 def _draw(
-    rows: list[dict[str, Any]], scores: list[np.ndarray], picture: str, offset: float
+    rows: list[dict[str, Any]],
+    scores: list[np.ndarray],
+    picture: str,
+    offset: float,
+    *,
+    in_time: bool,
 ) -> None:
+    """Boxes of scores: one below the other, or, with dates, from left to right."""
     from skanomaly_vit.cli._pictures import save_display
+
+    names = [f"calibration\n{len(scores[0])} images"]
+    for row in rows:
+        names.append(f"{os.path.basename(os.path.abspath(row['batch']))}\np = {_p_value(row)}")
 
     def draw() -> SimpleNamespace:
         from matplotlib import pyplot as plt
 
-        figure, ax = plt.subplots(figsize=(8, 1.2 + 0.5 * len(scores)), layout="constrained")
-        names = [f"calibration\n{len(scores[0])} images"]
-        for row in rows:
-            name = os.path.basename(os.path.abspath(row["batch"]))
-            names.append(f"{name}\np = {_p_value(row)}")
-        ax.boxplot(scores, orientation="horizontal", tick_labels=names, widths=0.6)
-        ax.axvline(offset, linestyle="--", linewidth=1, label=f"threshold {offset:.4g}")
-        ax.invert_yaxis()
-        ax.set_xlabel("score (higher = more normal)")
+        length, label = 1.2 + 0.5 * len(scores), "score (higher = more normal)"
+        line: dict[str, Any] = {
+            "linestyle": "--",
+            "linewidth": 1,
+            "label": f"threshold {offset:.4g}",
+        }
+        size = (max(6.0, length), 5) if in_time else (8, length)
+        figure, ax = plt.subplots(figsize=size, layout="constrained")
+        if in_time:
+            ax.boxplot(scores, tick_labels=names, widths=0.6)
+            ax.axhline(offset, **line)
+            ax.tick_params(axis="x", rotation=90)
+            ax.set_ylabel(label)
+        else:
+            ax.boxplot(scores, orientation="horizontal", tick_labels=names, widths=0.6)
+            ax.axvline(offset, **line)
+            ax.invert_yaxis()
+            ax.set_xlabel(label)
         figure.legend(loc="outside upper right")
         return SimpleNamespace(figure_=figure)
 

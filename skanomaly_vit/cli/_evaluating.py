@@ -187,9 +187,11 @@ def _rows(columns: Bunch) -> list[dict[str, Any]]:
 def _worst(
     detector: TransformalyDetector, found: Bunch, labelled: LabelledPaths, chosen: Any
 ) -> list[dict[str, Any]]:
-    from skanomaly_vit.cli._p_values import p_values_or_none
+    from skanomaly_vit.calibration._p_values import CalibrationScores
 
-    p_values = p_values_or_none(detector, found.scores[chosen])
+    known = CalibrationScores.of(detector)
+    scores = found.scores[chosen]
+    p_values = [None] * len(scores) if known is None else known.p_values(scores).tolist()
     return [
         {
             "path": labelled.paths[i],

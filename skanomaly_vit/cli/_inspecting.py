@@ -10,15 +10,17 @@ import click
 
 from skanomaly_vit.cli._options import (
     HARMLESS,
+    batch_size_option,
     check_picture,
     device_option,
     epilog,
+    jobs_option,
     max_pixels_option,
     model_argument,
     require,
 )
-from skanomaly_vit.cli._steps import load_for_files, require_maps, speaking_of_options
-from skanomaly_vit.cli._terminal import tell
+from skanomaly_vit.cli._steps import finish, load_for_files, require_maps, speaking_of_options
+from skanomaly_vit.cli._terminal import Unreadable, tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,33 +28,65 @@ if TYPE_CHECKING:
     from skanomaly_vit.detector import TransformalyDetector
 
 
+#: How many neighbors to name, if the command line does not say.
+_NEIGHBORS = 5
+
+
 @click.command(
     "inspect",
     short_help="Show what the model has against an image.",
     epilog=epilog(
-        "skanomaly inspect parts.skanomaly parts/new/17.png --picture why.png", note=HARMLESS
+        "skanomaly inspect parts.skanomaly parts/new/17.png --picture why.png",
+        "skanomaly inspect parts.skanomaly parts/new/17.png --normal parts/good",
+        note=HARMLESS,
     ),
 )
 @model_argument
 @click.argument("image", type=click.Path(exists=True, dir_okay=False))
 @click.option(
+    "--normal",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Normal images: name those that are nearest to IMAGE.",
+)
+@click.option(
+    "--neighbors",
+    "n_neighbors",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many of them to name.  [default: 5]",
+)
+@click.option(
     "--picture",
     metavar="FILE",
     callback=check_picture,
-    help="Write a .png file: the image beside its anomaly map.",
+    help="Write a .png file: the image beside its anomaly map, and the nearest normal images.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @device_option
+@jobs_option
+@batch_size_option
 @max_pixels_option
 def inspect_command(
-    model: str, image: str, picture: str | None, as_json: bool, **options: Any
+    model: str,
+    image: str,
+    normal: str | None,
+    n_neighbors: int | None,
+    picture: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Show score and p-value of IMAGE, and which parts of MODEL object to it.
 
     The score is a sum over views and the discrepancy space; a part objects if the image has a lower
     score there than the calibration images have. Of the discrepancy space, the command shows each
     block: the error of its student on the image, and the median error on calibration images.
+
+    With --normal, it names the images of a folder that are nearest to IMAGE in the features of the
+    score. The model itself holds no pictures.
     """
+    if n_neighbors is not None and normal is None:
+        raise click.UsageError("--neighbors is for --normal FOLDER, whose images it counts.")
     if picture is not None:
         require("plot", "--picture", "leave --picture out")
     detector = load_for_files(model, **options)
@@ -60,24 +94,32 @@ def inspect_command(
         require_maps(detector, None)
     with speaking_of_options():
         described = {"model": model, "path": image, **_describe(detector, image)}
+    unreadable = Unreadable()
+    described["neighbors"] = None
+    if normal is not None:
+        from skanomaly_vit.cli._neighbors import find_neighbors
+
+        n = n_neighbors or _NEIGHBORS
+        described["neighbors"] = find_neighbors(detector, image, normal, n, unreadable)
     click.echo(json.dumps(described, indent=2) if as_json else "\n".join(_lines(described)))
     if picture is not None:
-        _draw(detector, image, picture)
+        _draw(detector, described, picture)
         tell(f"Picture: {picture}")
+    finish(unreadable, f"{image} inspected")
 
 
 def _describe(detector: TransformalyDetector, image: str) -> dict[str, Any]:
-    from skanomaly_vit.cli._p_values import p_values_or_none
+    from skanomaly_vit.calibration._p_values import CalibrationScores
 
     parts = detector._score_parts([image])
     score = float(sum(values[0] for values in parts.values()))
-    calibrating = _calibration_parts(detector)
+    calibrating, known = _calibration_parts(detector), CalibrationScores.of(detector)
     return {
         "score": score,
         "threshold": detector.offset_,
         "decision": score - detector.offset_,
         "flag": score < detector.offset_,
-        "p_value": p_values_or_none(detector, [score])[0],
+        "p_value": None if known is None else known.p_value(score),
         "n_calibrating": len(next(iter(calibrating.values()))),
         "parts": sorted(
             (_part(name, float(values[0]), calibrating[name]) for name, values in parts.items()),
@@ -169,19 +211,37 @@ def _lines(of: dict[str, Any]) -> Iterator[str]:
             cells = [_cell(block[key]) for key in ("error", "usual", "ratio")]
             yield "  {:<16} {:>9}  {:>9}  {:>8}".format(block["block"], *cells)
     yield ""
-    yield "The model holds features of normal images, not the images or their names: which normal"
-    yield "images are nearest, it cannot tell."
+    if of["neighbors"] is None:
+        yield "The model holds features of normal images, no pictures and no names. To see which"
+        yield "normal images are nearest, add --normal FOLDER."
+        return
+    from skanomaly_vit.cli._neighbors import describe_neighbors
+
+    yield from describe_neighbors(of["neighbors"])
 
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _draw(detector: TransformalyDetector, image: str, picture: str) -> None:
+def _draw(detector: TransformalyDetector, of: dict[str, Any], picture: str) -> None:
     from skanomaly_vit.cli._pictures import save_display
     from skanomaly_vit.display import AnomalyMapDisplay
 
+    image, neighbors = of["path"], of["neighbors"]
+
     def draw() -> AnomalyMapDisplay:
-        return AnomalyMapDisplay.from_estimator(detector, [image], titles=[image])
+        if neighbors is None:
+            return AnomalyMapDisplay.from_estimator(detector, [image])
+        from matplotlib import pyplot as plt
+
+        from skanomaly_vit.cli._neighbors import draw_neighbors
+
+        nearest = neighbors["nearest"]
+        figure = plt.figure(figsize=(max(6.8, 1.7 * len(nearest)), 6), layout="constrained")
+        rows = figure.add_gridspec(2, 1, height_ratios=[3, 2])
+        ax = figure.add_subplot(rows[0])
+        draw_neighbors(rows[1], nearest, detector.max_pixels)
+        return AnomalyMapDisplay.from_estimator(detector, [image], ax=ax)
 
     save_display(draw, picture)

@@ -53,11 +53,11 @@ def save_map(target: str, anomaly_map: np.ndarray) -> str:
 
 
 def save_overlay(
-    target: str, image_path: str, anomaly_map: np.ndarray, top: float, max_pixels: int | None
+    target: str, image_path: str, anomaly_map: np.ndarray, scale: Scale, max_pixels: int | None
 ) -> str:
-    """Write an image with its map over it as a PNG; `top` gets the brightest color."""
+    """Write an image with its map over it as a PNG."""
     path = f"{target}.png"
     image = Image.fromarray(as_uint8(open_images([image_path], max_pixels=max_pixels)[0]))
     with replacing(Path(path)) as stream:
-        overlay(image, anomaly_map, Scale(0, top)).save(stream, format="PNG")
+        overlay(image, anomaly_map, scale).save(stream, format="PNG")
     return path

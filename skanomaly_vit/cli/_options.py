@@ -262,6 +262,25 @@ readers_option = click.option(
     help="For people, or for programs.",
 )
 
+map_range_option = click.option(
+    "--map-range",
+    type=(float, float),
+    metavar="LOW HIGH",
+    help="Values of maps at the ends of the color scale, in standard deviations of normal patches. "
+    " [default: 2 8]",
+)
+
+
+def check_range(map_range: tuple[float, float] | None) -> tuple[float, float]:
+    """The range of an option, or that of all pictures of maps."""
+    from skanomaly_vit._images.map_range import check_map_range
+
+    try:
+        return check_map_range(map_range)
+    except ValueError as error:
+        raise click.UsageError(str(error).replace("map_range=", "--map-range ")) from error
+
+
 null_option = click.option(
     "-0", "--null", is_flag=True, help="Paths on standard input end in null bytes, not newlines."
 )

@@ -17,17 +17,19 @@ from skanomaly_vit.cli._options import (
     HARMLESS,
     batch_size_option,
     check_output,
+    check_range,
     device_option,
     epilog,
     images_argument,
     jobs_option,
+    map_range_option,
     max_pixels_option,
     model_argument,
     null_option,
     require,
 )
 from skanomaly_vit.cli._steps import finish, load_for_files
-from skanomaly_vit.cli._terminal import Unreadable
+from skanomaly_vit.cli._terminal import Unreadable, told_progress
 
 
 @click.command(
@@ -76,6 +78,7 @@ from skanomaly_vit.cli._terminal import Unreadable
     is_flag=True,
     help="Write pictures as files into a folder beside FILE, with a large copy of each image.",
 )
+@map_range_option
 @null_option
 @device_option
 @jobs_option
@@ -91,6 +94,7 @@ def report_command(
     title: str | None,
     n_maps: int,
     folder: bool,
+    map_range: tuple[float, float] | None,
     null: bool,
     **options: Any,
 ) -> None:
@@ -107,6 +111,7 @@ def report_command(
         raise click.UsageError("--root is for --labels and --names, whose paths begin there.")
     require("report", "a report")
     render = import_module("skanomaly_vit.report").write_report
+    told: dict[str, Any] = {} if map_range is None else {"map_range": check_range(map_range)}
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
     detector = load_for_files(model, **options)
@@ -116,11 +121,14 @@ def report_command(
     if not readable:
         finish(unreadable, "no report was written")
         raise click.UsageError("there are no images to report on")
-    told = {} if labels is None else _read_labels(labels, root, readable)
+    if labels is not None:
+        told |= _read_labels(labels, root, readable)
     if names is not None:
         told["names"] = _read_names(names, root, readable)
+    told |= {"title": title, "n_maps": n_maps, "folder": folder}
     try:
-        render(detector, readable, path=output, title=title, n_maps=n_maps, folder=folder, **told)
+        with told_progress("reporting") as callback:
+            render(detector, readable, path=output, callback=callback, **told)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     finish(unreadable, f"{len(readable)} images in {output}")

@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skanomaly_vit.cli._options import UNREADABLE, MachineMismatch, given
-from skanomaly_vit.cli._terminal import Unreadable, tell
+from skanomaly_vit.cli._terminal import Unreadable, tell, told_warnings
 
 if TYPE_CHECKING:
     from skanomaly_vit.detector import TransformalyDetector
 
 
 def load(model: str, **options: Any) -> TransformalyDetector:
-    """Load a detector onto this machine, with parameters from the options."""
+    """Load a detector onto this machine, with parameters from the options.
+
+    From here on, the command tells its warnings as messages.
+    """
     from skanomaly_vit.cli._machine import MachineError, bring_to_machine, set_machine
     from skanomaly_vit.detector import TransformalyDetector
     from skanomaly_vit.exceptions import ModelFileError
 
+    click.get_current_context().with_resource(told_warnings())
     try:
         detector = TransformalyDetector.load(model)
     except ModelFileError as error:

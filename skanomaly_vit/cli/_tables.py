@@ -85,22 +85,20 @@ class CsvTable(Table):
     ``-3.1`` as a number.
     """
 
-    def __init__(self, stream: BinaryIO, *, safe: bool = False) -> None:
+    def __init__(
+        self, stream: BinaryIO, columns: Sequence[str] = COLUMNS, *, safe: bool = False
+    ) -> None:
         super().__init__(stream)
         self._safe = safe
-        self._add_rows([COLUMNS])
+        self._add_rows([columns])
 
-    def add(self, rows: Sequence[Row]) -> None:
-        self._add_rows([self._readable(row) for row in rows])
+    def add(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._add_rows([[self._readable(cell) for cell in row] for row in rows])
 
-    def _readable(self, row: Row) -> Row:
-        return Row(
-            as_text(row.path) if self._safe else row.path,
-            _rounded(row.score),
-            _rounded(row.decision),
-            row.flag,
-            None if row.p_value is None else _rounded(row.p_value),
-        )
+    def _readable(self, cell: Any) -> Any:
+        if isinstance(cell, float):
+            return _rounded(cell)
+        return as_text(cell) if self._safe and isinstance(cell, str) else cell
 
     def _add_rows(self, rows: Sequence[Sequence[Any]]) -> None:
         text = io.StringIO(newline="")

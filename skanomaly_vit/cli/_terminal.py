@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
 from types import FrameType
@@ -14,11 +14,25 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress_bar(description: str, total: int | None = None, *, shown: bool = True) -> Any:
+def progress_bar(
+    description: str, total: int | None = None, *, shown: bool = True, unit: str = "images"
+) -> Any:
     """Bar on stderr for a `with` statement, visible on a terminal if `shown`."""
     # tqdm takes None for "only on a terminal".
     disable = None if shown else True
-    return tqdm(total=total, desc=description, unit=" images", disable=disable, file=sys.stderr)
+    return tqdm(total=total, desc=description, unit=f" {unit}", disable=disable, file=sys.stderr)
+
+
+@contextmanager
+def told_progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of the steps that a function reports to ``callback(done, total)``."""
+    with progress_bar(description, unit="steps") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
 
 
 class Unreadable:

@@ -24,7 +24,7 @@ from skanomaly_vit.cli._options import (
     model_argument,
 )
 from skanomaly_vit.cli._steps import finish, load_for_files, speaking_of_options
-from skanomaly_vit.cli._terminal import Unreadable, tell, told_warnings
+from skanomaly_vit.cli._terminal import Unreadable, tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,8 +149,7 @@ def _update(
     left_out = _flags_left_out(detector, marked.fine, calibrate)
     n_calibrating = 0
     if marked.fine:
-        with told_warnings():
-            _learn(detector, marked.fine, calibrate)
+        _learn(detector, marked.fine, calibrate)
         n_calibrating = detector._updates[-1]["n_calibrating"]
     if marked.defects:
         units = find_units(open_images(marked.defects, max_pixels=detector.max_pixels))

@@ -26,7 +26,6 @@ from skanomaly_vit.cli._terminal import (
     Unreadable,
     stopping_at_signals,
     tell,
-    told_warnings,
     uninterrupted,
 )
 
@@ -137,7 +136,6 @@ def watch_command(
             writing=uninterrupted,
         )
         stop = stack.enter_context(stopping_at_signals())
-        stack.enter_context(told_warnings())
         if not once:
             tell(f"Watching {folder}; {log.n_rows} rows in {output}")
         hot.run(stop, once=once)

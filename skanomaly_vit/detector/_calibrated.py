@@ -23,7 +23,8 @@ from skanomaly_vit.calibration import (
     false_alarm_bound,
     threshold_bound,
 )
-from skanomaly_vit.detector._dataframes import p_values_of, score_frame
+from skanomaly_vit.calibration._p_values import CalibrationScores
+from skanomaly_vit.detector._dataframes import score_frame
 from skanomaly_vit.exceptions import ThresholdWarning
 
 #: Confidence of the bound of a threshold that was set without one.
@@ -274,8 +275,8 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         return Bunch(scores=scores, order=np.argsort(scores, kind="stable"))
 
     def _p_values(self, X: Any) -> np.ndarray:
-        known = self._require_calibration()
-        return p_values_of(known, self.score_samples(X), self.calibration_units_)
+        known = CalibrationScores(self._require_calibration(), self.calibration_units_)
+        return known.p_values(self.score_samples(X))
 
     def _folds(
         self, n_images: int, groups: Any, cv: int

@@ -9,7 +9,7 @@ import narwhals as nw
 import numpy as np
 
 from skanomaly_vit._utils.missing import is_missing
-from skanomaly_vit.calibration import conformal_p_values
+from skanomaly_vit.calibration._p_values import CalibrationScores
 
 #: Rows of an Arrow dataset to read at once; Arrow's default is too many for rows of images.
 _ROWS = 512
@@ -29,16 +29,6 @@ class Scorer(Protocol):
 
     def score_samples(self, X: Any) -> np.ndarray:
         """See `TransformalyDetector`."""
-
-
-def p_values_of(
-    known: np.ndarray, scores: np.ndarray, groups: np.ndarray | None = None
-) -> np.ndarray:
-    """Conformal p-values of `scores` among `known` ones; NaN where a score is NaN."""
-    scored = ~np.isnan(scores)
-    p_values = np.full(len(scores), np.nan)
-    p_values[scored] = conformal_p_values(known, scores[scored], groups=groups)
-    return p_values
 
 
 def score_frame(detector: Scorer, frame: Any, column: str) -> Any:
@@ -85,10 +75,9 @@ def _score(detector: Scorer, images: Iterable[Any]) -> dict[str, np.ndarray]:
     decision = scores - detector.offset_
     # Negated, so that NaN counts as an anomaly.
     columns = {"score": scores, "decision": decision, "flag": ~(decision >= 0)}
-    if detector.calibration_scores_ is not None:
-        columns["p_value"] = p_values_of(
-            detector.calibration_scores_, scores, detector.calibration_units_
-        )
+    known = CalibrationScores.of(detector)
+    if known is not None:
+        columns["p_value"] = known.p_values(scores)
     return columns
 
 

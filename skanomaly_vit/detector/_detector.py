@@ -689,10 +689,11 @@ class TransformalyDetector(
         """
         return load_detector(cls, path)
 
-    def _score_and_map(self, X: Any) -> tuple[np.ndarray, Any]:
+    @with_own_settings
+    def _score_and_map(self, X: Any, method: str | None = None) -> tuple[np.ndarray, Any]:
         source = self._open_images(X, on_error=self.on_error)
         inputs = self._inputs_of(source)
-        collector = self._map_collector(None)
+        collector = self._map_collector(method)
         passes, students = self._scoring_passes(inputs)
         found = self._score(passes.stream(np.arange(len(inputs)), students, collector))
         scores = merge_scores(found, inputs, source)

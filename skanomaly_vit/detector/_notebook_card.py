@@ -63,7 +63,8 @@ def _sight(teacher: Any) -> str:
 def _row(item: tuple[str, str]) -> str:
     name, value = map(escape, item)
     style = "text-align:left;padding:.1em .8em .1em 0"
-    return f'<tr><th scope="row" style="{style}">{name}</th><td style="{style}">{value}</td></tr>'
+    nowrap = f"{style};white-space:nowrap"
+    return f'<tr><th scope="row" style="{nowrap}">{name}</th><td style="{style}">{value}</td></tr>'
 
 
 def _histogram(detector: Any) -> str:

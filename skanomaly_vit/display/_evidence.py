@@ -137,7 +137,7 @@ class EvidenceDisplay:
         self.ax_.plot(self.images, self.log10_evidence, color=BLUE, label="evidence")
         self.ax_.axhline(
             -math.log10(self.level), color=rcParams["text.color"], linestyle="--",
-            label=f"alarm: reached with at most {percent(self.level)} if nothing has changed",
+            label=f"alarm: reached in at most {percent(self.level)} of lines without a change",
         )  # fmt: skip
         if self.since is not None:
             self.ax_.axvline(

@@ -11,9 +11,8 @@ import numpy as np
 
 from skanomaly_vit._images.pixels import shrink
 from skanomaly_vit._images.source import ImageSource
-from skanomaly_vit._utils.composition import find_attribute
 from skanomaly_vit._utils.detectors import normality, require_normality, threshold_of
-from skanomaly_vit.calibration import conformal_p_values
+from skanomaly_vit.calibration._p_values import CalibrationScores
 from skanomaly_vit.display._style import (
     TITLE_PAD,
     VERMILION,
@@ -147,13 +146,14 @@ class GalleryDisplay:
         source = open_shown(X, estimator)
         names = _titles(titles, source)
         scores = normality(estimator, X)
+        known = CalibrationScores.of(estimator)
         return cls.from_predictions(
             source,
             scores,
             offset=threshold_of(estimator),
             n_images=n_images,
             titles=names,
-            p_values=_p_values(estimator, scores),
+            p_values=None if known is None else known.p_values(scores),
             **options,
         )
 
@@ -284,15 +284,6 @@ class GalleryDisplay:
         if self.offset is not None:
             title += f"\nwide frame: flagged, score below {self.offset:.4g}"
         return title
-
-
-def _p_values(estimator: Any, scores: np.ndarray) -> np.ndarray | None:
-    """P-values by the calibration scores of a detector; None if it has none."""
-    known = find_attribute(estimator, "calibration_scores_")
-    if known is None:
-        return None
-    groups = find_attribute(estimator, "calibration_units_")
-    return conformal_p_values(known, scores, groups=groups)
 
 
 def _titles(titles: Iterable[Any] | None, source: ImageSource) -> list[str] | None:

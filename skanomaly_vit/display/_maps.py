@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from skanomaly_vit._images.map_range import check_map_range
 from skanomaly_vit._images.masks import read_mask
 from skanomaly_vit._images.pixels import as_uint8
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit.calibration._p_values import CalibrationScores
 from skanomaly_vit.display._style import (
     BLACK,
     OPACITY,
@@ -17,6 +19,7 @@ from skanomaly_vit.display._style import (
     TITLE_PAD,
     check_call,
     divided_axes,
+    finite_vector,
     open_shown,
     own_or_new_axes,
     require_matplotlib,
@@ -34,9 +37,6 @@ _LABEL = "anomaly map (standard deviations\nof normal patches)"
 
 _MAX_ROWS = 50
 
-# A lower end would give the brightest color to usual deviations of normal patches.
-_LEAST_VMAX = 5.0
-
 _LEAST_HEIGHT = 2.7  # of a figure, in inches: the length of the label of the colorbar
 
 _TALLEST = 1.5  # height of the place of an image, in widths
@@ -47,8 +47,8 @@ _WHITE = "#FFFFFF"
 class AnomalyMapDisplay:
     """Images, each beside a copy under its anomaly map.
 
-    All images share one color scale. It runs from 0, the mean of normal patches, to the largest
-    value of all maps. Create the display with `AnomalyMapDisplay.from_estimator` or
+    All images share one color scale, the same in all displays: from 2 to 8 standard deviations of
+    normal patches, above their mean. Create the display with `AnomalyMapDisplay.from_estimator` or
     `AnomalyMapDisplay.from_predictions`. All parameters are stored as attributes.
 
     Parameters
@@ -62,6 +62,8 @@ class AnomalyMapDisplay:
         True defects of each image, if known.
     titles : list of str or None, default=None
         Title of each image. ``None`` is ``"image 0"``, ``"image 1"``...
+    p_values : ndarray of shape (n_images,) or None, default=None
+        Their p-values: about that share of normal images looks as abnormal.
 
     Attributes
     ----------
@@ -96,11 +98,13 @@ class AnomalyMapDisplay:
         *,
         masks: list[np.ndarray | None] | None = None,
         titles: list[str] | None = None,
+        p_values: np.ndarray | None = None,
     ) -> None:
         self.images = images
         self.maps = maps
         self.masks = masks
         self.titles = titles
+        self.p_values = p_values
 
     @classmethod
     def from_estimator(
@@ -129,7 +133,7 @@ class AnomalyMapDisplay:
         titles : iterable of str or None, default=None
             Title of each image. ``None`` is the name of its file, else ``"image 0"``...
         **options : dict
-            Options of `plot`: `ax`, `vmax` and `contour`; others raise a TypeError.
+            Options of `plot`: `ax`, `map_range` and `contour`; others raise a TypeError.
 
         Returns
         -------
@@ -144,7 +148,7 @@ class AnomalyMapDisplay:
             If `estimator` gives no anomaly maps, or images, masks or options are invalid.
         """
         check_call(cls, "from_estimator", options)
-        _check_vmax(**options)
+        check_map_range(options.get("map_range"))
         if not hasattr(estimator, "anomaly_map"):
             raise ValueError(
                 f"{type(estimator).__name__} has no anomaly_map; pass a TransformalyDetector, or "
@@ -153,8 +157,10 @@ class AnomalyMapDisplay:
         source = open_shown(X, estimator)
         _check_number(len(source))
         titles = titles_of_source(titles, source)
-        maps = estimator.anomaly_map(X, method=method)
-        return cls.from_predictions(source, maps, masks=masks, titles=titles, **options)
+        maps, p_values = _maps_and_p_values(estimator, X, method)
+        return cls.from_predictions(
+            source, maps, masks=masks, titles=titles, p_values=p_values, **options
+        )
 
     @classmethod
     def from_predictions(
@@ -164,6 +170,7 @@ class AnomalyMapDisplay:
         *,
         masks: Iterable[Any] | None = None,
         titles: Iterable[Any] | None = None,
+        p_values: Any = None,
         **options: Any,
     ) -> AnomalyMapDisplay:
         """Draw existing anomaly maps.
@@ -180,8 +187,10 @@ class AnomalyMapDisplay:
             elsewhere, an image, a path of an image, or None.
         titles : iterable of str or None, default=None
             Title of each image. ``None`` is the name of its file, else ``"image 0"``...
+        p_values : array-like of shape (n_images,) or None, default=None
+            P-value of each image, as ``detector.p_values`` gives them.
         **options : dict
-            Options of `plot`: `ax`, `vmax` and `contour`; others raise a TypeError.
+            Options of `plot`: `ax`, `map_range` and `contour`; others raise a TypeError.
 
         Returns
         -------
@@ -199,12 +208,15 @@ class AnomalyMapDisplay:
         source = open_shown(images)
         _check_number(len(source))
         names = titles_of_source(titles, source)
+        if p_values is not None:
+            p_values = finite_vector(p_values, "p_values", len(source))
         opened = [as_uint8(source[index]) for index in range(len(source))]
         display = cls(
             opened,
             _checked("maps", [np.asarray(values) for values in maps], source, opened),
             masks=None if masks is None else _open_masks(masks, source, opened),
             titles=names,
+            p_values=p_values,
         )
         return display.plot(**options)
 
@@ -212,7 +224,7 @@ class AnomalyMapDisplay:
         self,
         ax: Axes | None = None,
         *,
-        vmax: float | None = None,
+        map_range: tuple[float, float] | None = None,
         contour: float | None = None,
     ) -> AnomalyMapDisplay:
         """Draw a row per image: the image, and its map over it.
@@ -221,9 +233,9 @@ class AnomalyMapDisplay:
         ----------
         ax : matplotlib Axes or None, default=None
             Axes whose place the images share. ``None`` makes a new figure.
-        vmax : float or None, default=None
-            Upper end of the color scale. ``None`` is the largest value of all maps, but at least
-            5, so that normal images stay dark.
+        map_range : tuple of two floats or None, default=None
+            Values of the maps at the ends of the color scale. ``None`` is (2, 8) in all pictures
+            of maps, so that those of several calls compare.
         contour : float or None, default=None
             Level of the map at which the display draws a line. ``None`` draws no line.
 
@@ -237,27 +249,31 @@ class AnomalyMapDisplay:
         ImportError
             If matplotlib is missing.
         ValueError
-            If `vmax` is not above 0, or `ax` has no place in a grid.
+            If `map_range` is no range, or `ax` has no place in a grid.
         """
         require_matplotlib(f"{type(self).__name__}.plot")
-        _check_vmax(vmax=vmax)
+        low, high = check_map_range(map_range)
         n_images = len(self.images)
         heights = [min(image.shape[0] / image.shape[1], _TALLEST) for image in self.images]
         height = 0.3 + sum(0.3 + 2.6 * height for height in heights)
         self.ax_ = own_or_new_axes(ax, (6.8, max(height, _LEAST_HEIGHT)))
         self.figure_ = self.ax_.figure
         self.axes_ = divided_axes(self.ax_, n_images, 2, heights=heights)
-        largest = max(float(values.max()) for values in self.maps)
-        top = max(largest, _LEAST_VMAX) if vmax is None else vmax
+        is_cut = max(float(values.max()) for values in self.maps) > high
         titles = titles_of(self.titles, n_images)
+        if self.p_values is not None:
+            titles = [
+                f"{title}\np {value:.2g}"
+                for title, value in zip(titles, self.p_values, strict=True)
+            ]
         for row, image, values, title in zip(
             self.axes_, self.images, self.maps, titles, strict=True
         ):
-            overlay = _draw_row(row, image, values, title, top)
+            overlay = _draw_row(row, image, values, title, (low, high))
             if contour is not None:
                 _outline(row[1], values, contour, "-")
         self._draw_masks()
-        self._draw_scale(overlay, largest > top, contour)
+        self._draw_scale(overlay, is_cut, contour)
         return self
 
     def _draw_masks(self) -> None:
@@ -285,17 +301,24 @@ class AnomalyMapDisplay:
             self.colorbar_.ax.axhline(contour, color=BLACK, linewidth=1)
 
 
+def _maps_and_p_values(estimator: Any, X: Any, method: str | None) -> tuple[Any, np.ndarray | None]:
+    """Maps of a detector, and p-values if it has some, from one pass if it can."""
+    known = CalibrationScores.of(estimator)
+    if known is None:
+        return estimator.anomaly_map(X, method=method), None
+    if hasattr(estimator, "_score_and_map"):
+        scores, maps = estimator._score_and_map(X, method)
+    else:
+        scores, maps = estimator.score_samples(X), estimator.anomaly_map(X, method=method)
+    return maps, known.p_values(scores)
+
+
 def _check_number(n_images: int) -> None:
     if n_images > _MAX_ROWS:
         raise ValueError(
             f"{n_images} images need more rows than a figure can show; pass at most {_MAX_ROWS}, "
             "such as the most abnormal ones: X[np.argsort(scores)[:8]]"
         )
-
-
-def _check_vmax(*, vmax: float | None = None, **_: Any) -> None:
-    if vmax is not None and not vmax > 0:
-        raise ValueError(f"vmax={vmax} must be above 0, the lower end of the color scale")
 
 
 def _checked(
@@ -330,13 +353,18 @@ def _open_masks(
 
 
 def _draw_row(
-    row: np.ndarray, image: np.ndarray, values: np.ndarray, title: str, top: float
+    row: np.ndarray,
+    image: np.ndarray,
+    values: np.ndarray,
+    title: str,
+    ends: tuple[float, float],
 ) -> Any:
     show_image(row[0], image)
     row[0].set_title(title, fontsize=10)
     show_image(row[1], image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
-    alpha = OPACITY * np.clip(values / top, 0, 1)
-    overlay = show_image(row[1], values, cmap=SEQUENTIAL, vmin=0, vmax=top, alpha=alpha)
+    low, high = ends
+    alpha = OPACITY * np.clip((values - low) / (high - low), 0, 1)
+    overlay = show_image(row[1], values, cmap=SEQUENTIAL, vmin=low, vmax=high, alpha=alpha)
     row[1].set_title(f"map, up to {values.max():.1f}", fontsize=10)
     return overlay
 

@@ -42,9 +42,6 @@ class Calibration:
     limits: Array | None
     bounds: Array | None
 
-    def p_values(self, scores: Array) -> Array:
-        return conformal_p_values(self.scores, scores, groups=self.groups)
-
 
 def find_calibration(det: Any) -> Calibration | None:
     """Calibration of a detector or of a part of it; None if no images were held out."""

@@ -64,6 +64,7 @@ class Page:
     most_abnormal: list[Card]
     least_certain: list[Card]
     scale: Scale | None
+    is_range_given: bool
     colorbar: Picture | None
     rows: list[ImageRow]
     calibration: Calibration | None

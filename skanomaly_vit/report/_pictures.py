@@ -146,6 +146,7 @@ def enlarge(
     shown: Sequence[int],
     album: Album,
     advance: Callable[[], object],
+    map_range: tuple[float, float] | None,
 ) -> tuple[dict[int, Enlarged], Scale | None]:
     """Large copies of some images, and the color scale of their maps."""
     copies: dict[int, Enlarged] = {}
@@ -162,7 +163,7 @@ def enlarge(
         advance()
     if not maps:
         return copies, None
-    scale = Scale.of(list(maps.values()))
+    scale = Scale.of(list(maps.values())) if map_range is None else Scale(*map_range)
     for i, values in maps.items():
         copies[i] = replace(copies[i], layer=album.add(encode_map(values, scale)))
     return copies, scale

@@ -10,13 +10,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from skanomaly_vit._images.map_range import check_map_range
 from skanomaly_vit._images.source import open_images, reading_options
 from skanomaly_vit._utils.composition import find_attribute
 from skanomaly_vit._utils.files import check_target, write_atomically
 from skanomaly_vit._utils.labels import AUTO, as_labels, is_auto, which_are_anomalies
 from skanomaly_vit._utils.provenance import parameters_of, printable, versions
+from skanomaly_vit.calibration._p_values import CalibrationScores
 from skanomaly_vit.display._overlay import colorbar
-from skanomaly_vit.report._calibration import Calibration, find_calibration
+from skanomaly_vit.report._calibration import find_calibration
 from skanomaly_vit.report._figures import (
     certify,
     check_detector,
@@ -52,6 +54,7 @@ def write_report(
     anomaly_label: Any = AUTO,
     n_maps: int = 12,
     folder: bool = False,
+    map_range: tuple[float, float] | None = None,
     callback: Callable[[int, int], object] | None = None,
 ) -> Report:
     """Score images and write the results into one self-contained HTML file.
@@ -86,6 +89,10 @@ def write_report(
     folder : bool, default=False
         Whether pictures are files in a folder beside `path` (``report_files`` beside
         ``report.html``), with a large copy of every image. The page then needs that folder.
+    map_range : tuple of two floats or None, default=None
+        Values of the maps at the ends of the color scale. ``None`` is (2, 8) for a
+        `TransformalyDetector` in all pictures of maps, so that those of several calls compare; for
+        another detector, whose maps may have another unit, it is the range of the maps shown.
     callback : callable or None, default=None
         Called as ``callback(done, total)`` after each step of the work, for a progress bar.
 
@@ -104,7 +111,8 @@ def write_report(
         of the folder of pictures.
     ValueError
         If an image is unreadable, `y` or `names` differs from `X` in length, a score is not
-        finite, or `det` has no threshold. `write_report` then writes no file.
+        finite, `map_range` is no range, or `det` has no threshold. `write_report` then writes no
+        file.
 
     See Also
     --------
@@ -136,6 +144,8 @@ def write_report(
     check_detector(det)
     if not isinstance(n_maps, Integral) or isinstance(n_maps, bool) or n_maps < 0:
         raise ValueError(f"n_maps={n_maps!r} is not an integer of at least 0")
+    if map_range is not None or find_attribute(det, "_normal_patches") is not None:
+        map_range = check_map_range(map_range)
     source = open_images(X, **reading_options(det))
     is_anomaly, labels = _read_labels(y, anomaly_label, len(source))
     named = name_images(names, source)
@@ -146,10 +156,10 @@ def write_report(
         copies = copy_images(source, album, getattr(det, "n_jobs", None), steps.advance)
         scores, offset = score(det, X, len(source), steps.advance)
         calibration = find_calibration(det)
-        rows = _make_rows(named, scores, offset, labels, copies, calibration)
+        rows = _make_rows(named, scores, offset, labels, copies, CalibrationScores.of(det))
         uncertain = np.argsort(np.abs(scores - offset), kind="stable")
         shown = [*list(rows)[:n_shown], *uncertain[:n_shown].tolist()]
-        enlarged, scale = enlarge(det, X, source, shown, album, steps.advance)
+        enlarged, scale = enlarge(det, X, source, shown, album, steps.advance, map_range)
         cards = [Card(rows[i], enlarged[i]) for i in shown]
         known = None if calibration is None else calibration.scores
         page = Page(
@@ -163,6 +173,7 @@ def write_report(
             most_abnormal=cards[:n_shown],
             least_certain=cards[n_shown:],
             scale=scale,
+            is_range_given=map_range is not None,
             colorbar=None if scale is None else colorbar().embed(),
             rows=list(rows.values()),
             calibration=calibration,
@@ -209,10 +220,10 @@ def _make_rows(
     offset: float,
     labels: list[str],
     copies: list[Copies],
-    calibration: Calibration | None,
+    known: CalibrationScores | None,
 ) -> dict[int, ImageRow]:
     """Row of each image, under its index in `X`, the most abnormal image first."""
-    p_values = None if calibration is None else calibration.p_values(scores)
+    p_values = None if known is None else known.p_values(scores)
     return {
         int(i): ImageRow(
             rank=rank,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from images import blobs
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import skanomaly_vit
 from skanomaly_vit.cli import main
 from skanomaly_vit.cli._backbones import SUGGESTED
 
@@ -28,9 +31,41 @@ def run(*args):
 @pytest.mark.parametrize("words", [["backbones"], ["backbones", "list"]])
 def test_networks_to_begin_with(words):
     lines = run(*words).stdout.splitlines()
-    assert lines[0].split() == ["name", "parameters", "pixels", "patches", "work", "licence"]
-    assert [line.split()[0] for line in lines[1:]] == list(SUGGESTED)
-    assert lines[1].split() == ["embedded", "20", "M", "112x112", "64", "1", "apache-2.0,", "mit"]
+    titles = ["name", "parameters", "pixels", "patches", "work", "AUROC", "licence"]
+    assert lines[0].split() == titles
+    assert [line.split()[0] for line in lines[1:-3]] == list(SUGGESTED)
+    assert lines[1].split()[:7] == ["embedded", "20", "M", "112x112", "64", "1", "87.7"]
+    assert "not measured  apache-2.0" in lines[2]
+    assert "magnetic tiles" in lines[-2]
+
+
+def test_the_auroc_is_that_of_the_benchmark():
+    results = Path(skanomaly_vit.__file__).parents[1] / "benchmarks/results/magnetic-tiles.csv"
+    if not results.exists():
+        pytest.skip("the package is not run from a checkout")
+    with open(results, newline="") as stream:
+        rows = [
+            (row["backbone"], row["image_size"], float(row["auroc"]))
+            for row in csv.DictReader(stream)
+            if (row["method"], row["seed"]) == ("transformaly", "0")
+        ]
+    for words, known_as in (
+        (["embedded"], ("embedded", "own")),
+        (["embedded", "--image-size", 168], ("embedded", "168")),
+        (["embedded", "--image-size", 224], ("embedded", "224")),
+        (["vit_base_patch16_clip_quickgelu_224.openai"],
+         ("vit_base_patch16_clip_quickgelu_224", "own")),
+    ):  # fmt: skip
+        kinds = [auroc for *network, auroc in rows if tuple(network) == known_as]
+        assert len(kinds) == 5
+        (found,) = json.loads(run("backbones", "list", *words, "--format", "json").stdout)
+        assert found["auroc"] == pytest.approx(100 * np.mean(kinds), abs=0.05)
+    for words in (
+        ["embedded", "--image-size", 56],
+        ["vit_base_patch16_clip_quickgelu_224.metaclip_400m"],  # other weights
+    ):
+        (found,) = json.loads(run("backbones", "list", *words, "--format", "json").stdout)
+        assert found["auroc"] is None
 
 
 def test_a_network_at_another_size():
@@ -48,6 +83,7 @@ def test_a_network_at_another_size():
             "n_blocks": 12,
             "work": pytest.approx(0.0, abs=0.1),
             "license": "apache-2.0",
+            "auroc": None,
         }
     ]
 

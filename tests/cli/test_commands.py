@@ -32,7 +32,7 @@ from skanomaly_vit._backbone import passes as _passes
 from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._images.listing import SUFFIXES
 from skanomaly_vit._images.prefetching import Reader
-from skanomaly_vit.calibration import threshold_bound
+from skanomaly_vit.calibration import _units, threshold_bound
 from skanomaly_vit.cli import main
 from skanomaly_vit.cli._map_files import TargetNames
 from skanomaly_vit.cli._options import ORDER
@@ -736,7 +736,7 @@ def test_weights_that_cannot_be_had_are_code_3(paths, tmp_path, monkeypatch):
 def mapping(monkeypatch):
     """Maps of a kind: the images' own sizes, high in the middle; a file that is none is refused."""
 
-    def anomaly_map(self, X, method=None):
+    def score_and_map(self, X, method=None):
         from skanomaly_vit._images.source import open_images
         from skanomaly_vit._images.unreadable import warn_unreadable
 
@@ -748,10 +748,10 @@ def mapping(monkeypatch):
         for i, image in images.items():
             maps[i] = np.zeros(image.shape[:2], np.float32)
             maps[i][len(image) // 2] = 20
-        return maps
+        return np.full(len(source), self.offset_ - 1), maps
 
     asked = []
-    monkeypatch.setattr(TransformalyDetector, "anomaly_map", anomaly_map, raising=False)
+    monkeypatch.setattr(TransformalyDetector, "_score_and_map", score_and_map)
     return asked
 
 
@@ -773,6 +773,12 @@ def test_maps_of_equal_names_do_not_meet(mapping, model, broken, tmp_path, monke
     assert (picture[0] == 100).all()  # what is normal stays as it is
     assert (picture[20] != 100).any()
     assert set(mapping) == {None}
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row["path"] for row in rows] == ["a/1.png", "b/1.png", "b/1.tif"]
+    assert [row["map"] for row in rows] == [f"{stem}.png" for stem in stems]
+    assert {(row["highest"], row["decision"], row["flag"]) for row in rows} == {
+        ("20.0", "-1.0", "True")
+    }
 
 
 def test_the_method_of_a_map_can_be_chosen(mapping, model, paths, tmp_path):
@@ -795,7 +801,8 @@ def test_target_names_are_unique_and_inside(tmp_path, monkeypatch):
 def reported(monkeypatch):
     """What a report is asked to show; its file holds the word done."""
 
-    def write_report(det, X, *, path, **options):
+    def write_report(det, X, *, path, callback, **options):
+        callback(1, 2)
         asked.append({"X": X} | options)
         Path(path).write_text("done")
 
@@ -1288,3 +1295,18 @@ def test_a_signal_waits_for_what_is_being_written(number):
     assert interrupt_write(number, times=2) == []  # a second one gets through
     with uninterrupted():
         pass
+
+
+def test_score_sorts_the_calibration_scores_once(plant, command, monkeypatch):
+    sorted_ones = []
+    sort = _units.sorted_calibration
+
+    def counting(scores):
+        sorted_ones.append(len(scores))
+        return sort(scores)
+
+    monkeypatch.setattr(_units, "sorted_calibration", counting)
+    done = command("score", plant.model, plant.new)
+    assert done.exit_code == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 21
+    assert len(sorted_ones) == 1

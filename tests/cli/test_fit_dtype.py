@@ -71,3 +71,16 @@ def test_a_file_of_an_older_version_says_nothing_of_its_type():
     old = Path(__file__).parents[1] / "data" / "format-4.skanomaly"
     assert json.loads(run("info", old, "--json").stdout)["dtype"] is None
     assert "embedded (not in the file)" in run("info", old).stdout
+
+
+@pytest.mark.parametrize("command", ["score", "map", "drift", "inspect"])
+def test_a_command_that_will_be_slow_says_so_in_a_sentence(normal, tmp_path, monkeypatch, command):
+    set_bfloat16(monkeypatch, avx512=True)
+    model = tmp_path / "m"
+    assert fit(normal, model, "--dtype", "bfloat16").exit_code == 0
+    set_bfloat16(monkeypatch)
+    images = normal / "00.png" if command == "inspect" else normal
+    done = run(command, model, images, *(("-o", tmp_path / "maps") if command == "map" else ()))
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("warning: The backbone works in bfloat16") == 1
+    assert ".py:" not in done.stderr

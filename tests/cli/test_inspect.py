@@ -46,7 +46,8 @@ def test_what_the_model_objects_to_adds_up(plant, command):
     assert ratios == sorted(ratios, reverse=True)
     text = command("inspect", plant.model, image).stdout
     assert f"{image}: flagged" in text
-    assert "which normal\nimages are nearest, it cannot tell" in text
+    assert "no pictures and no names" in text
+    assert "add --normal FOLDER" in text
 
 
 def test_a_part_that_scores_as_usual_does_not_object(plant, command):
@@ -77,9 +78,89 @@ def test_a_picture_shows_the_map(plant, command, tmp_path):
         assert picture.size[0] > 300
 
 
+@pytest.fixture(scope="module")
+def look_alikes(plant, tmp_path_factory):
+    """Normal images, a copy of a new one among them."""
+    folder = tmp_path_factory.mktemp("neighbors")
+    for path in files(plant.good)[:8]:
+        shutil.copy(path, folder)
+    shutil.copy(files(plant.new)[0], folder / "copy.png")
+    return folder
+
+
+def test_the_nearest_normal_images_are_named(plant, command, look_alikes):
+    image = files(plant.new)[0]
+    done = command(
+        "inspect", plant.model, image, "--normal", look_alikes, "--neighbors", 3, "--json"
+    )
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)["neighbors"]
+    assert (found["n_images"], len(found["nearest"])) == (9, 3)
+    paths = files(look_alikes)
+    rows, target = (plant.detector.features_.transform(X) for X in (paths, [image]))
+    rows, target = rows.astype(float), target.astype(float)
+    scaled = (rows - target) / rows.std(axis=0)
+    distances = np.sqrt((scaled**2).mean(axis=1))
+    order = np.argsort(distances)[:3]
+    assert [each["path"] for each in found["nearest"]] == [paths[i] for i in order]
+    assert found["nearest"][0]["path"].endswith("copy.png")
+    assert [each["distance"] for each in found["nearest"]] == pytest.approx(
+        distances[order], rel=1e-4, abs=1e-4
+    )
+    between = np.sqrt((((rows - rows[order[1]]) / rows.std(axis=0)) ** 2).mean(axis=1))
+    assert found["nearest"][1]["own"] == pytest.approx(np.sort(between)[1], rel=1e-4)
+    text = command("inspect", plant.model, image, "--normal", look_alikes).stdout
+    assert f"Nearest of 9 images in {look_alikes}" in text
+    assert len(text[text.index("Nearest of") :].splitlines()) == 2 + 5
+
+
+def test_an_image_is_no_neighbor_of_itself(plant, command, look_alikes):
+    image = look_alikes / "copy.png"
+    done = command("inspect", plant.model, image, "--normal", look_alikes, "--json")
+    found = json.loads(done.stdout)["neighbors"]
+    assert found["n_images"] == 8
+    assert str(image) not in [each["path"] for each in found["nearest"]]
+
+
+def test_neighbors_of_a_model_of_errors_alone_are_near_in_these(
+    plant, command, look_alikes, tmp_path
+):
+    detector = clone(plant.detector).set_params(feature_spaces="discrepancy")
+    detector.fit(files(plant.good)).save(tmp_path / "a")
+    done = command(
+        "inspect", tmp_path / "a", files(plant.new)[0], "--normal", look_alikes, "--json"
+    )
+    assert done.exit_code == 0, done.stderr
+    first = json.loads(done.stdout)["neighbors"]["nearest"][0]
+    assert first["path"].endswith("copy.png")
+    assert first["distance"] < 1e-4
+
+
+def test_a_picture_shows_the_neighbors(plant, command, look_alikes, tmp_path):
+    heights = []
+    for options in ((), ("--normal", look_alikes)):
+        picture = tmp_path / "a.png"
+        done = command("inspect", plant.model, files(plant.new)[0], "--picture", picture, *options)
+        assert done.exit_code == 0, done.stderr
+        with Image.open(picture) as drawn:
+            heights.append(drawn.size[1])
+    assert heights[1] > 1.5 * heights[0]
+
+
+def test_neighbors_that_cannot_be_read_are_told(plant, command, look_alikes, tmp_path):
+    shutil.copytree(look_alikes, tmp_path / "normal")
+    (tmp_path / "normal/broken.png").write_bytes(b"no image")
+    done = command("inspect", plant.model, files(plant.new)[0], "--normal", tmp_path / "normal")
+    assert done.exit_code == 2
+    assert "broken.png" in done.stderr
+    assert "Nearest of 9 images" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (("IMAGE", "--neighbors", "3"), "--neighbors is for --normal FOLDER"),
+        (("IMAGE", "--normal", "ONE"), "holds 1 other image(s) that can be read"),
         ((), "Missing argument 'IMAGE'"),
         (("missing.png",), "'missing.png' does not exist"),
         (("FOLDER",), "is a directory"),
@@ -90,7 +171,10 @@ def test_a_picture_shows_the_map(plant, command, tmp_path):
 )
 def test_wrong_usage_of_inspect_is_refused(args, message, plant, command, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "one").mkdir()
+    shutil.copy(files(plant.new)[1], tmp_path / "one")
     named = {"IMAGE": files(plant.new)[0], "FOLDER": plant.new, "BROKEN": tmp_path / "broken.png"}
+    named["ONE"] = tmp_path / "one"
     done = command("inspect", plant.model, *(named.get(arg, arg) for arg in args))
     assert done.exit_code == 1
     assert message in " ".join(done.stderr.split())
@@ -181,13 +265,14 @@ def test_each_batch_is_tested_as_the_detector_does(plant, command, brighter):
     assert "Compare batches of about 20 images" in text
 
 
-def test_a_batch_that_lies_below_all_has_no_p_value_but_a_share(plant, command):
-    done = command("drift", plant.model, plant.defect / "noise", "--json")
-    assert "there is no telling whether anything moved" in done.stderr
-    found = json.loads(done.stdout)
-    assert (found["p_value"], found["flagged"]) == (None, 1)
-    text = command("drift", plant.model, plant.defect / "noise").stdout
-    assert text.splitlines()[1].split()[:4] == ["-", "lower", "100", "%"]
+def test_a_batch_that_lies_below_all_is_drift(plant, command, tmp_path):
+    for day in "ab":
+        shutil.copytree(plant.defect / "noise", tmp_path / "dark" / day)
+    found = json.loads(command("drift", plant.model, tmp_path / "dark", "--json").stdout)
+    assert (found["direction"], found["flagged"], found["n_compared"]) == ("lower", 1, 0)
+    assert found["p_value"] < 0.01
+    text = command("drift", plant.model, tmp_path / "dark").stdout
+    assert text.splitlines()[1].split()[1:4] == ["lower", "100", "%"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

@@ -26,7 +26,7 @@ def test_a_fitted_detector_says_what_it_learned(detector):
         "embedded in float32, which sees 56 x 56 pixels",
         "pooled, pooled:-2, max_patch, max_patch:-2 and 2 students",
         f"{detector.offset_:.4g}; a lower score is an anomaly",
-        "16.7 % (more images are needed for 5 %) of normal images, on average over deployments",
+        "16.7 % of normal images, on average over deployments; 5 % takes more held-out images",
         "5 held-out images; at most",
     ):
         assert text in card

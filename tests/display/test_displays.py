@@ -243,34 +243,61 @@ def test_each_image_is_beside_its_map_on_one_scale():
         ground, overlay = row[1].get_images()
         np.testing.assert_allclose(ground.get_array(), image.mean(axis=2))
         np.testing.assert_array_equal(overlay.get_array(), values)
-        assert overlay.get_clim() == (0, pytest.approx(MAPS[:3].max()))
+        assert overlay.get_clim() == (2, 8)
         assert overlay.get_cmap().name == SEQUENTIAL
         assert row[0].get_anchor() == row[1].get_anchor() == "C"  # not drawn to the scale
     label = display.colorbar_.ax.get_ylabel().replace("\n", " ")
     assert "standard deviations of normal patches" in label
-    assert display.colorbar_.extend == "min"
+    assert display.colorbar_.extend == "both"
 
 
 def test_a_map_looks_as_it_does_in_reports_and_from_the_command_line():
     gray = np.repeat(IMAGES[0][..., :1], 3, axis=2)
-    display = AnomalyMapDisplay.from_predictions([gray], MAPS[:1], vmax=8)
+    display = AnomalyMapDisplay.from_predictions([gray], MAPS[:1])
     ground, over = display.axes_[0, 1].get_images()
     below, above = ground.to_rgba(ground.get_array()), over.to_rgba(over.get_array())
     alpha = over.get_alpha()[..., None]
     drawn = 255 * (below * (1 - alpha) + above * alpha)[..., :3]
-    expected = overlay(Image.fromarray(gray), MAPS[0], Scale(0, 8))
+    expected = overlay(Image.fromarray(gray), MAPS[0], Scale(2, 8))
     np.testing.assert_allclose(drawn, np.asarray(expected), atol=1.5)  # 256 shades of each
 
 
-def test_normal_images_do_not_light_up():
+def test_maps_of_several_calls_have_one_range():
     display = AnomalyMapDisplay.from_predictions(IMAGES[:2], MAPS[:2] / MAPS.max())
-    assert display.axes_[0, 1].get_images()[1].get_clim() == (0, 5)
+    assert display.axes_[0, 1].get_images()[1].get_clim() == (2, 8)
+    assert display.colorbar_.extend == "min"
 
 
-def test_a_smaller_scale_says_that_it_is_cut():
-    display = AnomalyMapDisplay.from_predictions(IMAGES[:2], MAPS[:2], vmax=4)
-    assert display.axes_[1, 1].get_images()[1].get_clim() == (0, 4)
+def test_another_range_says_that_it_is_cut():
+    display = AnomalyMapDisplay.from_predictions(IMAGES[:2], MAPS[:2], map_range=(1, 4))
+    over = display.axes_[1, 1].get_images()[1]
+    assert over.get_clim() == (1, 4)
+    np.testing.assert_allclose(over.get_alpha(), 0.75 * np.clip((MAPS[1] - 1) / 3, 0, 1))
     assert display.colorbar_.extend == "both"
+
+
+def test_maps_show_p_values_where_the_detector_is_calibrated(fitted, images):
+    display = AnomalyMapDisplay.from_estimator(fitted, images[:3], method="discrepancy")
+    np.testing.assert_array_equal(display.p_values, fitted.p_values(images[:3]))
+    np.testing.assert_array_equal(display.maps, fitted.anomaly_map(images[:3], "discrepancy"))
+    titles = [ax.get_title() for ax in display.axes_[:, 0]]
+    assert titles[1] == f"image 1\np {display.p_values[1]:.2g}"
+    given = AnomalyMapDisplay.from_predictions(IMAGES[:2], MAPS[:2], p_values=[0.004, 1])
+    assert given.axes_[0, 0].get_title() == "image 0\np 0.004"
+
+
+def test_a_detector_of_another_kind_shows_p_values_too():
+    class Calibrated(Mapping):
+        calibration_scores_ = np.arange(3.0)
+        calibration_units_ = None
+
+        def score_samples(self, X):
+            return np.array([-1.0, 1.5])
+
+    assert AnomalyMapDisplay.from_estimator(Calibrated(), IMAGES[:2]).p_values.tolist() == [
+        0.25,
+        0.75,
+    ]
 
 
 def test_maps_come_from_the_detector_by_the_method_asked_for():
@@ -341,7 +368,10 @@ def test_a_level_of_the_map_is_outlined_and_marked_on_the_scale():
         ({"masks": [None]}, "masks holds 1 for 2 images"),
         ({"masks": [None, np.ones((3, 3))]}, r"masks\[1\] has shape \(3, 3\)"),
         ({"titles": ["a"]}, "titles holds 1 titles for 2 images"),
-        ({"vmax": 0}, "vmax=0 must be above 0"),
+        ({"map_range": (2, 2)}, r"map_range=\(2, 2\) has to be finite, with low below high"),
+        ({"map_range": (0, np.inf)}, "has to be finite"),
+        ({"map_range": 8}, "map_range=8 is no pair of numbers"),
+        ({"p_values": [0.1]}, "p_values holds 1 values for 2 images"),
     ],
 )
 def test_maps_that_do_not_fit_are_refused(options, message):
@@ -894,7 +924,7 @@ def test_the_evidence_is_drawn_up_to_the_alarm_and_beyond():
     assert list(level.get_ydata()) == [2.0, 2.0]
     assert list(alarm.get_xdata()) == [status.alarm_at]
     assert list(since.get_xdata()) == [status.since, status.since]
-    assert "at most 1 % if nothing has changed" in legend_texts(display.ax_)[1]
+    assert "in at most 1 % of lines without a change" in legend_texts(display.ax_)[1]
 
 
 def test_the_evidence_of_a_group_is_its_own():

@@ -162,6 +162,27 @@ def test_a_map_is_red_where_an_image_is_abnormal(detector, target):
     assert f"highest value {(255 - detector.mean_) / 10:.1f}" in layer["alt"]
 
 
+def range_of(page):
+    """Ends of the color scale, as the page says them, and what they hold for."""
+    low, high, said = re.search(
+        r"up to ([-\d.]+)\s+([-\d.]+) and above\s+red = abnormal; ([\w ]+)", page.text
+    ).groups()
+    return float(low), float(high), said.startswith("maps of reports with the same range compare")
+
+
+def test_maps_of_several_reports_have_one_range(fitted, images, odd_images, target):
+    for X in (images[:2], odd_images[:2]):
+        assert range_of(write(fitted, X, path=target, n_maps=1)) == (2, 8, True)
+
+
+def test_maps_of_another_kind_of_detector_have_the_range_of_the_page(detector, images, target):
+    low, high, compares = range_of(write(detector, images, path=target, n_maps=2))
+    assert (low, high) != (2, 8)
+    assert not compares
+    page = write(detector, images, path=target, n_maps=2, map_range=(1, 2.5))
+    assert range_of(page) == (1, 2.5, True)
+
+
 def test_a_histogram_stacks_the_images_of_each_kind(detector, mixed, y, target):
     page = write(detector, mixed, y, path=target, n_maps=0)
     bars = [attrs for attrs in page.all("rect") if "bar" in attrs.get("class", "") and "y" in attrs]
@@ -517,6 +538,7 @@ class Untouchable(Brightness):
         ({"names": "a" * 20}, ValueError, "names is the text 'aaa"),
         ({"n_maps": -1}, ValueError, "n_maps=-1 is not an integer"),
         ({"n_maps": 1.5}, ValueError, r"n_maps=1\.5 is not an integer"),
+        ({"map_range": (3, 1)}, ValueError, r"map_range=\(3, 1\) has to be finite, with low"),
         ({"X": "folder"}, ValueError, "X is a single path"),
     ],
 )

@@ -25,9 +25,6 @@ from skanomaly_vit.cli._service.pictures import draw_map
 from skanomaly_vit.cli._service.requests import images_of, is_image, media_type, receive
 from skanomaly_vit.cli._service.service import Answer, ScoringError, Service
 
-#: Standard deviations of normal patches that get the brightest color, as in `skanomaly map`.
-_TOP = 8.0
-
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -98,7 +95,7 @@ class _Endpoints:
             raise HTTPException(415, "Send an image with its content type, such as image/png.")
         (answer,) = await self._answers(request, _whole, with_map=True)
         found = _required(answer)
-        picture = await run_in_threadpool(draw_map, found.pixels, found.verdict.anomaly_map, _TOP)
+        picture = await run_in_threadpool(draw_map, found.pixels, found.verdict.anomaly_map)
         return Response(picture, media_type="image/png")
 
     async def health(self, request: Request) -> Response:

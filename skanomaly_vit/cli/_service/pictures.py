@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from skanomaly_vit._images.decoding import Array
+from skanomaly_vit._images.map_range import MAP_RANGE
 from skanomaly_vit._images.pixels import fitting, shrink
 
 #: The opacity of the map's highest values, as in displays.
@@ -17,16 +18,14 @@ _OPACITY = 0.75
 _LONGEST = 1024
 
 
-def draw_map(pixels: Array, anomaly_map: Array, top: float) -> bytes:
-    """Lay a map (h, w) over its image, as a PNG of at most 1024 pixels a side.
-
-    The value `top`, in standard deviations of normal patches, gets the reddest color.
-    """
+def draw_map(pixels: Array, anomaly_map: Array) -> bytes:
+    """Lay a map (h, w) over its image, as a PNG of at most 1024 pixels a side."""
     image = shrink(pixels, _LONGEST).convert("L")
     values = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
     if values.size != image.size:
         values = values.resize(fitting(values.size, _LONGEST), Image.Resampling.BOX)
-    share = np.clip(np.asarray(values) / top, 0, 1)[..., None]  # [h, w, 1]
+    low, high = MAP_RANGE
+    share = np.clip((np.asarray(values) - low) / (high - low), 0, 1)[..., None]  # [h, w, 1]
     gray = np.asarray(image, dtype=np.float32)[..., None]  # [h, w, 1]
     mixed = gray + _OPACITY * share * (color(share[..., 0]) - gray)  # [h, w, 3]
     stream = io.BytesIO()

@@ -90,23 +90,23 @@ class _OnnxScorer(Scorer):
 
 class _TorchScorer(Scorer):
     def __init__(self, detector: TransformalyDetector) -> None:
+        from skanomaly_vit.calibration._p_values import CalibrationScores
+
         self._detector = detector
         self.threshold = float(detector.offset_)
         self.max_pixels = detector.max_pixels
         self.has_maps = _has_maps(detector)
+        self._known = CalibrationScores.of(detector)
 
     def _compute(self, images: list[Array], with_maps: bool) -> tuple[Any, Any, Any]:
-        from skanomaly_vit.detector._dataframes import p_values_of
-
         detector, maps = self._detector, None
         if with_maps:
             scores, maps = detector.score_samples(images, return_map=True)
         else:
             scores = detector.score_samples(images)
-        known = detector.calibration_scores_
-        if known is None:
+        if self._known is None:
             return scores, _unknown(images), maps
-        return scores, p_values_of(known, scores, detector.calibration_units_), maps
+        return scores, self._known.p_values(scores), maps
 
 
 def _has_maps(detector: TransformalyDetector) -> bool:

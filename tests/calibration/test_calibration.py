@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import blobs
-from scipy.stats import binomtest, ks_2samp
+from scipy.stats import betabinom, binomtest, ks_2samp
 from sklearn import config_context
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -167,12 +168,53 @@ class TestDrift:
         known, batch = rng.normal(size=30), rng.normal(size=20)
         found = drift_test(known, batch, anomaly_share=0)
         expected = ks_2samp(known, batch)
-        assert (found.p_value, found.statistic) == (expected.pvalue, expected.statistic)
+        assert found.p_value == pytest.approx(expected.pvalue / 0.99, rel=1e-12)
+        assert found.statistic == expected.statistic
         assert found.n_compared == 20
 
-    def test_with_nothing_to_compare_says_so(self):
-        with pytest.warns(CalibrationWarning, match="0 of 2 images"):
-            assert drift_test(range(100), [-5, -6]).p_value == 1
+    def test_a_batch_that_lies_below_all_is_one(self):
+        # Lamp off: half of 40 may be anomalies, and 20 normal ones below the 5th of 100 scores.
+        found = drift_test(range(100), np.full(40, -1.0))
+        assert found.p_value == pytest.approx(100 * betabinom(20, 5, 96).pmf(20), rel=1e-9)
+        assert found.p_value < 1e-9
+        assert (found.direction, found.statistic, found.n_compared) == ("lower", 0, 0)
+        # Five times of six: what is left to compare has not moved.
+        found = drift_test(range(100), [*np.full(50, -1.0), *range(5, 100, 10)])
+        assert found.p_value < 1e-3
+        assert (found.direction, found.n_compared) == ("lower", 10)
+
+    def test_a_bad_lot_of_half_the_batch_is_none(self, rng):
+        known, batch = rng.normal(size=400), rng.normal(size=80)
+        batch[:40] = -50
+        assert drift_test(known, batch).p_value > 0.01
+
+    def test_a_few_images_below_all_are_no_proof(self):
+        assert drift_test(range(100), [-1.0, -1.0]).p_value == 1
+
+    @pytest.mark.parametrize("n_ties", [1, 10])
+    def test_of_low_batches_is_valid_for_every_exchangeable_draw(self, n_ties):
+        """Two normal images beside an anomaly: all places of two among the scores are as likely."""
+        scores = np.arange(12) // n_ties
+        p_values = []
+        for pair in itertools.combinations(range(12), 2):
+            known = np.delete(scores, pair)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CalibrationWarning)
+                found = drift_test(known, [*scores[list(pair)], -9.0], anomaly_share=0.5)
+            p_values.append(found.p_value)
+        for level in np.unique(p_values):
+            assert (np.array(p_values) <= level).mean() <= level + 1e-12
+
+    @pytest.mark.parametrize(
+        ("known", "batch", "message"),
+        [
+            (range(100), [], "0 of 0 images and 95 calibration images"),
+            ([1.0] * 50, [1.0, 1.0, 2.0], "1 of 3 images and 0 calibration images"),
+        ],
+    )
+    def test_with_nothing_to_compare_says_so(self, known, batch, message):
+        with pytest.warns(CalibrationWarning, match=message):
+            assert drift_test(known, batch).p_value == 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             drift_test(range(100), [-5, 50])
