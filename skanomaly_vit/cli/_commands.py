@@ -58,6 +58,7 @@ from skanomaly_vit.cli._steps import (
 )
 from skanomaly_vit.cli._tables import FORMATS, FlaggedTable, Row, TopTable, open_table
 from skanomaly_vit.cli._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
+from skanomaly_vit.cli._tuning import tune_command
 from skanomaly_vit.cli._updating import update_command
 from skanomaly_vit.cli._watching import watch_command
 
@@ -345,6 +346,7 @@ for _command in (
     serve_command,
     watch_command,
     update_command,
+    tune_command,
     threshold_command,
     audit_command,
     drift_command,

@@ -31,7 +31,8 @@ EXIT_CODES = (
 #: Commands in the order of work.
 ORDER = (
     "fit", "info", "evaluate", "score", "report", "map", "inspect",
-    "serve", "watch", "update", "threshold", "audit", "drift", "compare", "export", "backbones",
+    "serve", "watch", "update", "tune", "threshold", "audit", "drift", "compare", "export",
+    "backbones",
 )  # fmt: skip
 
 

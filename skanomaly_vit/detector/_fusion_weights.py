@@ -11,7 +11,7 @@ from skanomaly_vit._backbone.discrepancy import Embedded
 from skanomaly_vit.detector._fusion import _collect, _scaled, _score_left_out
 
 #: Strength of the pull towards equal weights, in defects.
-PRIOR = 1.0
+PRIOR = 2.0
 
 #: A score counts no lower than this, in standard deviations: a gross defect teaches no more than a
 #: clear one.

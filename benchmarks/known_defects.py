@@ -1,0 +1,133 @@
+"""Measure what a few known defects teach the weights of feature spaces (`tune_fusion`).
+
+For each kind of defect, some images of it are given to the fitted detector, in several draws. The
+script prints how the AUROC changes on the other images of that kind, and on kinds that were not
+given, and which share of fresh normal images the new threshold flags. Data: magnetic tiles
+(`--tiles FOLDER`, in the layout of magnetic_tiles.py), and solar cells with a real defect, a
+scratch or a stain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import append_csv, not_negative, positive, print_circumstances
+from magnetic_tiles import load_tiles
+from sklearn.metrics import roc_auc_score
+
+from skanomaly_vit import TransformalyDetector, datasets
+from skanomaly_vit.datasets import paste_defects
+from skanomaly_vit.exceptions import CalibrationWarning
+
+Parts = dict[str, np.ndarray]
+
+
+def main() -> None:
+    args = parse_args()
+    print_circumstances(args.seeds[0])
+    print(
+        f"{'data':<15} {'given':>5} {'kind':<8} {'AUROC':>6} {'change':>7} {'worst':>6} "
+        f"{'alarms':>7}"
+    )
+    found: dict[tuple[str, int, str], list[tuple[float, float, float]]] = {}
+    for seed in args.seeds:
+        for name, normal, kinds in load(args, seed):
+            detector = TransformalyDetector(random_state=seed).fit(list(normal[: args.train]))
+            fresh = list(normal[args.train :][: args.test])
+            for case, figures in measure(args, detector, fresh, kinds, seed):
+                found.setdefault((name, *case), []).append(figures)
+    for (name, n_given, side), figures in found.items():
+        before, changes, flagged = np.array(figures).T
+        row = {"dataset": name, "n_given": n_given, "kind": side, "n_draws": len(changes),
+               "auroc_before": before.mean(), "change": changes.mean(),
+               "change_error": changes.std() / len(changes) ** 0.5, "worst_change": changes.min(),
+               "false_alarms": flagged.mean()}  # fmt: skip
+        print(f"{name:<15} {n_given:>5} {side:<8} {before.mean():6.2f} {changes.mean():+7.2f} "
+              f"{changes.min():+6.1f} {flagged.mean():7.1%}")  # fmt: skip
+        append_csv(args.output, {k: v if isinstance(v, str | int) else round(float(v), 4)
+                                 for k, v in row.items()})  # fmt: skip
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--tiles", type=Path, default=None, metavar="FOLDER")
+    add("--given", nargs="+", type=positive, default=[1, 5, 20], help="default: 1 5 20")
+    add("--draws", type=positive, default=8, help="default: 8")
+    add("--train", type=positive, default=200, help="images to fit on; default: 200")
+    add("--test", type=positive, default=150, help="normal images to test on; default: 150")
+    add("--seeds", nargs="+", type=not_negative, default=[2, 3])
+    add("--output", type=Path, required=True, metavar="CSV")
+    return parser.parse_args()
+
+
+def load(
+    args: argparse.Namespace, seed: int
+) -> Iterator[tuple[str, np.ndarray, dict[str, list[Any]]]]:
+    """Name, normal images, and defective ones by kind, of each data set."""
+    rng = np.random.default_rng(seed)
+    if args.tiles is not None:
+        tiles = load_tiles(args.tiles)
+        yield "magnetic-tiles", rng.permutation(tiles.good), tiles.defects
+    cells = datasets.load_elpv()
+    for module in ("mono", "poly"):
+        of_module = cells.module_type == module
+        normal = rng.permutation(cells.images[of_module & (cells.y == 1)])
+        real = rng.permutation(cells.images[of_module & (cells.y != 1)])[:200]
+        spare = normal[args.train + args.test :][:80]
+        pasted = {
+            kind: list(paste_defects(spare, kinds=[kind], size=0.06, random_state=seed).images)
+            for kind in ("scratch", "stain")
+        }
+        yield f"elpv-{module}", normal, {"real": list(real), **pasted}
+
+
+def measure(
+    args: argparse.Namespace,
+    detector: TransformalyDetector,
+    fresh: list[Any],
+    kinds: dict[str, list[Any]],
+    seed: int,
+) -> Iterator[tuple[tuple[int, str], tuple[float, float, float]]]:
+    """Number given and side -> AUROC before, its change, share of normal images flagged."""
+    normal = detector._score_parts(fresh)
+    parts = {kind: detector._score_parts(images) for kind, images in kinds.items()}
+    before = {kind: auroc(normal, of_kind, {}) for kind, of_kind in parts.items()}
+    for kind, images in kinds.items():
+        for n_given in args.given:
+            for draw in range(args.draws if len(images) >= n_given + 5 else 0):
+                order = np.random.default_rng([seed, draw]).permutation(len(images))
+                given, others = order[:n_given], order[n_given:]
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", CalibrationWarning)
+                    detector.tune_fusion([images[i] for i in given])
+                weights = detector.fusion_weights_
+                flagged = float((total(normal, weights) < detector.offset_).mean())
+                rest = {space: values[others] for space, values in parts[kind].items()}
+                old, new = auroc(normal, rest, {}), auroc(normal, rest, weights)
+                yield (n_given, "given"), (old, new - old, flagged)
+                for other in kinds.keys() - {kind}:
+                    change = auroc(normal, parts[other], weights) - before[other]
+                    yield (n_given, "other"), (before[other], change, flagged)
+    detector.tune_fusion()
+
+
+def total(parts: Parts, weights: dict[str, float]) -> np.ndarray:
+    return np.sum([weights.get(space, 1.0) * values for space, values in parts.items()], axis=0)
+
+
+def auroc(normal: Parts, defective: Parts, weights: dict[str, float]) -> float:
+    sides = total(normal, weights), total(defective, weights)
+    is_defect = np.repeat([0, 1], [len(side) for side in sides])
+    return 100 * float(roc_auc_score(is_defect, -np.concatenate(sides)))
+
+
+if __name__ == "__main__":
+    main()
