@@ -72,9 +72,8 @@ def tune_command(
 
 
 def _text(described: dict[str, Any]) -> str:
-    lines = [
-        f"Weights of feature spaces, by {described['n_defects']} known defects (1 = as before)"
-    ]
+    n_defects = described["n_defects"]
+    lines = [f"Weights of feature spaces, by {n_defects} known defects; 1 each without them"]
     ordered = sorted(described["weights"].items(), key=lambda item: -item[1])
     lines += [f"{weight:>8.2f}  {space}" for space, weight in ordered]
     return "\n".join([*lines, f"Threshold {described['threshold']:.6g}"])
