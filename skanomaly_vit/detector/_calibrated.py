@@ -25,6 +25,7 @@ from skanomaly_vit.calibration import (
 )
 from skanomaly_vit.calibration._p_values import CalibrationScores
 from skanomaly_vit.detector._dataframes import score_frame
+from skanomaly_vit.detector._groups import verdicts_of
 from skanomaly_vit.exceptions import ThresholdWarning
 
 #: Confidence of the bound of a threshold that was set without one.
@@ -114,6 +115,60 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         """
         check_is_fitted(self)
         return score_frame(self, frame, column)
+
+    def score_groups(self, X: Any, groups: Any, *, aggregate: str = "max") -> Bunch:
+        """Score groups of images, such as several views of one part: one verdict a group.
+
+        The groups of the images that calibrate are scored alike, and set p-values and threshold:
+        the rate of false alarms, `contamination_`, is one of groups.
+
+        Parameters
+        ----------
+        X : images
+            Images of any form that `fit` takes.
+        groups : array-like of shape (n_images,)
+            Group of each image, such as the number of its part. `fit` needs groups of the same
+            kind, with as many images in each.
+        aggregate : {"max", "mean"}, default="max"
+            ``"max"`` is the score of the most abnormal image of a group, ``"mean"`` the mean.
+
+        Returns
+        -------
+        verdicts : Bunch of ndarray of shape (n_groups,)
+            ``groups`` (in the order in which they come), ``scores`` (float64, higher = more normal;
+            NaN if an image is unreadable), ``p_values`` (float64, small = abnormal), ``labels``
+            (+1 normal, -1 anomaly) and ``n_images``; and the numbers ``offset``, the threshold of
+            groups, and ``n_calibrating``.
+
+        Raises
+        ------
+        ValueError
+            If `fit` had no groups of several images, `aggregate` or `groups` is not as described,
+            or as `score_samples` does.
+
+        Warns
+        -----
+        CalibrationWarning
+            If groups have other numbers of images than those that calibrate, or too few groups
+            calibrate for the rate.
+
+        Examples
+        --------
+        >>> from skanomaly_vit import TransformalyDetector
+        >>> def rejected(detector: TransformalyDetector, paths: list[str], parts: list[str]):
+        ...     verdicts = detector.score_groups(paths, parts)
+        ...     return verdicts.groups[verdicts.labels == -1]
+        """
+        known = self._require_calibration()
+        rate = self.contamination if self.contamination_ is None else self.contamination_
+        return verdicts_of(
+            self.score_samples(X),
+            groups,
+            aggregate=aggregate,
+            known=known,
+            units=self.calibration_units_,
+            rate=rate,
+        )
 
     def set_threshold(self, *, target_fpr: float, confidence: float | None = None) -> Self:
         """Move the threshold, without fitting again.
