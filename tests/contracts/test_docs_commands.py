@@ -84,11 +84,16 @@ def folder(cells, model, tmp_path, monkeypatch):
         "inbox": good[16:20],
         "monday": good[16:23],
         "tuesday": good[23:30],
+        "parts/known_defects": odd[10:13],
         "FOLDER": good[16:20],
     }.items():
         (tmp_path / place).mkdir(parents=True)
         for index, image in enumerate(images, 10):
             image.save(tmp_path / place / f"{index}.png")
+    for name, box in {"part.png": (4, 4, 52, 52), "number.png": (30, 8, 50, 14)}.items():
+        mask = Image.new("L", (56, 56))
+        mask.paste(255, box)
+        mask.save(tmp_path / name)
     for name in ("parts", "parts-2", "cells"):
         model.save(tmp_path / f"{name}.skanomaly")
     (tmp_path / "marks.csv").write_text("path,mark,note\nparts/new/10.png,fine,\n")
