@@ -67,7 +67,9 @@ def inspect_command(
 
 
 def _describe(detector: TransformalyDetector, image: str) -> dict[str, Any]:
-    from skanomaly_vit.cli._p_values import p_values_or_none
+    import numpy as np
+
+    from skanomaly_vit.cli._p_values import known_p_values
 
     parts = detector._score_parts([image])
     score = float(sum(values[0] for values in parts.values()))
@@ -77,7 +79,7 @@ def _describe(detector: TransformalyDetector, image: str) -> dict[str, Any]:
         "threshold": detector.offset_,
         "decision": score - detector.offset_,
         "flag": score < detector.offset_,
-        "p_value": p_values_or_none(detector, [score])[0],
+        "p_value": known_p_values(detector._p_values_or_nan(np.array([score])))[0],
         "n_calibrating": len(next(iter(calibrating.values()))),
         "parts": sorted(
             (_part(name, float(values[0]), calibrating[name]) for name, values in parts.items()),

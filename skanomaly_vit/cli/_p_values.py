@@ -1,21 +1,11 @@
-"""P-values of scores, for models that have calibration images."""
+"""P-values in the tables of the command line."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from skanomaly_vit.detector import TransformalyDetector
+import math
+from typing import Any
 
 
-def p_values_or_none(detector: TransformalyDetector, scores: Any) -> list[float | None]:
-    """P-value of each score; None without calibration images, or for a score of NaN."""
-    import numpy as np
-
-    from skanomaly_vit.detector._dataframes import p_values_of
-
-    values = np.asarray(scores, dtype=np.float64)
-    if detector.calibration_scores_ is None:
-        return [None] * len(values)
-    found = p_values_of(detector.calibration_scores_, values, detector.calibration_units_)
-    return [None if np.isnan(p_value) else float(p_value) for p_value in found]
+def known_p_values(p_values: Any) -> list[float | None]:
+    """P-values, with None for NaN: without calibration images, or for an unreadable image."""
+    return [None if math.isnan(p_value) else float(p_value) for p_value in p_values]

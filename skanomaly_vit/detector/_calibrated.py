@@ -277,6 +277,13 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         known = self._require_calibration()
         return p_values_of(known, self.score_samples(X), self.calibration_units_)
 
+    def _p_values_or_nan(self, scores: np.ndarray) -> np.ndarray:
+        """P-values of scores; NaN without calibration scores."""
+        known = self.calibration_scores_
+        if known is None:
+            return np.full(len(scores), np.nan)
+        return p_values_of(known, scores, self.calibration_units_)
+
     def _folds(
         self, n_images: int, groups: Any, cv: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -32,7 +32,7 @@ from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
-from skanomaly_vit._images.score_stream import ScoreStreamMixin
+from skanomaly_vit._images.score_stream import Scores, ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._images.units import CONTENT, UNIT, Units, find_units
 from skanomaly_vit._utils.blas import one_blas_thread
@@ -851,11 +851,12 @@ class TransformalyDetector(
         check_is_fitted(self)
         return self._open(X, reset=False, on_error=on_error)
 
-    def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
-        """Yield the scores of the readable images of a source, batch by batch."""
+    def _score_batches(self, source: ImageSource) -> Iterator[Scores]:
+        """Yield scores and p-values of the readable images of a source, batch by batch."""
         passes, students = self._scoring_passes(source)
         for batch in passes.stream(np.arange(len(source)), students):
-            yield sum_spaces(self._score([batch]))
+            scores = sum_spaces(self._score([batch]))
+            yield scores, self._p_values_or_nan(scores)
 
     def _score(self, batches: Iterable[Embedded]) -> dict[str, np.ndarray]:
         return score_shards(self.density_, self.fusion_, in_shards(batches))

@@ -117,12 +117,13 @@ class AnomalyMapDisplay:
 
         Parameters
         ----------
-        estimator : TransformalyDetector
+        estimator : TransformalyDetector or OnnxDetector
             A fitted detector.
         X : images
             At most 50 images, of any form that `estimator` takes.
         method : {"discrepancy", "features", "both"} or None, default=None
-            Feature spaces of the map. ``None`` takes those of the score.
+            Feature spaces of the map, with a `TransformalyDetector`. ``None`` takes those of the
+            score, and those of an ONNX file.
         masks : iterable of masks or None, default=None
             True defects of each image, drawn as outlines: an array (height, width) that is 0
             elsewhere, an image, a path of an image, or None.
@@ -153,7 +154,8 @@ class AnomalyMapDisplay:
         source = open_shown(X, estimator)
         _check_number(len(source))
         titles = titles_of_source(titles, source)
-        maps = estimator.anomaly_map(X, method=method)
+        # An ONNX file has the maps of one method.
+        maps = estimator.anomaly_map(X, **{} if method is None else {"method": method})
         return cls.from_predictions(source, maps, masks=masks, titles=titles, **options)
 
     @classmethod

@@ -10,7 +10,7 @@ import numpy as np
 
 from skanomaly_vit._images.missing import fill_maps, fill_scores
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
-from skanomaly_vit._images.score_stream import ScoreStreamMixin
+from skanomaly_vit._images.score_stream import Scores, ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource, open_images
 from skanomaly_vit._utils.decisions import DecisionMixin
 from skanomaly_vit._utils.settings import with_own_settings
@@ -182,7 +182,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
             If the images are not as described, or one cannot be read (`on_error`).
         """
         if return_map:
-            self._require(MAP)
+            self._require_maps()
             scores, maps = self._run(X, SCORE, MAP)
             return scores, maps
         return self._run(X, SCORE)[0]
@@ -208,26 +208,27 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         ValueError
             If the file holds no maps, or as `score_samples` does.
         """
-        self._require(MAP)
+        self._require_maps()
         return self._run(X, MAP)[0]
 
     def _p_values(self, X: Any) -> np.ndarray:
-        self._require(P_VALUE)
+        self._require_p_values()
         return self._run(X, P_VALUE)[0]
 
-    def _require(self, output: str) -> None:
-        if output in self.card["outputs"]:
-            return
-        if output == P_VALUE:
+    def _require_p_values(self) -> None:
+        if P_VALUE not in self.card["outputs"]:
             raise ValueError(
                 "The detector in this file was fitted with validation_fraction=0, so there are no "
                 "scores of images that it has not learned from, and no p-values. Fit with "
                 "validation_fraction > 0 and export again."
             )
-        raise ValueError(
-            "There are no anomaly maps in this file: the patch size of its backbone is unknown. "
-            "Fit with a ViT of timm, and export again."
-        )
+
+    def _require_maps(self) -> None:
+        if MAP not in self.card["outputs"]:
+            raise ValueError(
+                "There are no anomaly maps in this file: the patch size of its backbone is "
+                "unknown. Fit with a ViT of timm, and export again."
+            )
 
     def _run(self, X: Any, *names: str) -> list[Any]:
         """Outputs of the graph for all images, with gaps for unreadable ones."""
@@ -245,8 +246,11 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
             X, image_shape=self.image_shape, max_pixels=self.max_pixels, on_error=on_error
         )
 
-    def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
-        return (outputs[SCORE] for _, outputs in self._batches(source, [SCORE]))
+    def _score_batches(self, source: ImageSource) -> Iterator[Scores]:
+        names = [name for name in (SCORE, P_VALUE) if name in self.card["outputs"]]
+        for _, outputs in self._batches(source, names):
+            scores = outputs[SCORE]
+            yield scores, outputs.get(P_VALUE, np.full(len(scores), np.nan))
 
     def _batches(
         self, source: ImageSource, names: Sequence[str]

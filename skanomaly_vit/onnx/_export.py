@@ -135,7 +135,7 @@ def _session(proto: Any) -> Any:
 def _verify_own(found: OnnxDetector, detector: TransformalyDetector, images: Any) -> None:
     """Compare decisions and p-values of a graph with those of its own scores."""
     score, decision, p_value = found._run(images, SCORE, DECISION, P_VALUE)
-    expected = Calibration(detector.calibration_scores_, detector.calibration_units_)
+    expected = Calibration(detector._require_calibration(), detector.calibration_units_)
     same = np.allclose(p_value, expected(torch.from_numpy(score)).numpy(), atol=1e-9)
     if not same or not np.allclose(decision, score - detector.offset_, atol=1e-9):
         raise ValueError(

@@ -105,6 +105,4 @@ def export_onnx(
     """
     from skanomaly_vit.onnx._export import write_onnx
 
-    return write_onnx(
-        det, path, map_method, quantize, calibration_images, calibration_groups
-    )
+    return write_onnx(det, path, map_method, quantize, calibration_images, calibration_groups)

@@ -23,7 +23,6 @@ from skanomaly_vit._backbone.views import PENULTIMATE, Readout, n_prefix
 from skanomaly_vit.distillation._ridge import RidgeModule
 from skanomaly_vit.onnx._density_graphs import density_graph
 
-
 #: Names of the constants of a graph that say where normal scores lie.
 OFFSET, CALIBRATION = "offset", "calibration"
 

@@ -71,7 +71,7 @@ def use_own_scores(proto: Any, detector: TransformalyDetector, scores: np.ndarra
     ValueError
         If the noise is too large.
     """
-    former, units = detector.calibration_scores_, detector.calibration_units_
+    former, units = detector._require_calibration(), detector.calibration_units_
     noise = float(np.std(scores - former) / max(np.std(former), np.finfo(float).tiny))
     if not noise <= _MOST_NOISE:
         raise ValueError(
@@ -81,7 +81,7 @@ def use_own_scores(proto: Any, detector: TransformalyDetector, scores: np.ndarra
     detector.offset_ = detector._false_alarms().threshold(scores, units)
     detector.calibration_scores_ = scores
     calibration = Calibration(scores, units)
-    values = {OFFSET: np.float64(detector.offset_)}
+    values: dict[str, Any] = {OFFSET: np.float64(detector.offset_)}
     values |= {f"{CALIBRATION}.{name}": v.numpy() for name, v in calibration.named_buffers()}
     _set(proto, values)
     return noise

@@ -96,17 +96,12 @@ class _TorchScorer(Scorer):
         self.has_maps = _has_maps(detector)
 
     def _compute(self, images: list[Array], with_maps: bool) -> tuple[Any, Any, Any]:
-        from skanomaly_vit.detector._dataframes import p_values_of
-
         detector, maps = self._detector, None
         if with_maps:
             scores, maps = detector.score_samples(images, return_map=True)
         else:
             scores = detector.score_samples(images)
-        known = detector.calibration_scores_
-        if known is None:
-            return scores, _unknown(images), maps
-        return scores, p_values_of(known, scores, detector.calibration_units_), maps
+        return scores, detector._p_values_or_nan(scores), maps
 
 
 def _has_maps(detector: TransformalyDetector) -> bool:
