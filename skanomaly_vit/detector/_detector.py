@@ -146,8 +146,9 @@ class TransformalyDetector(
         Type to which `fit` rounds students, and in which pickles store them. ``None`` is float32;
         for block students, the backbone's.
     activation_cache : int, default=2**30
-        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
-        that images pass through the backbone once, not in every epoch. Results do not depend on it.
+        Bytes in which `fit` may keep the backbone's tokens of the training images, so that images
+        pass through the backbone once, not in every epoch: on a GPU in its memory, else in a
+        temporary file beyond the first 64 MiB. Results do not depend on it.
     recipe : {"default", "paper"}, default="default"
         Values of the parameters that are ``"auto"``: the most accurate ones in our benchmarks, or
         those of the paper. `recipe_` holds them after `fit`.
