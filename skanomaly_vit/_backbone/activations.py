@@ -26,7 +26,7 @@ FEATURES: Level = -1
 Tokens: TypeAlias = dict[Level, torch.Tensor]
 
 #: Bytes of tokens that stay in the memory of the process.
-IN_MEMORY = 2**26
+IN_MEMORY = 2**23
 
 _FULL = (
     "the folder for temporary files, {folder!r}, cannot take the tokens of more images ({error}): "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 from threading import Lock
@@ -44,7 +45,8 @@ class TensorFile:
         with self._lock:
             if self._file is None:
                 # Without a buffer, which would hold what a full disk has refused.
-                self._file = TemporaryFile(buffering=0)  # noqa: SIM115 - as long as this object
+                self._file = TemporaryFile(buffering=0)  # noqa: SIM115 - lives as this object
+                weakref.finalize(self, self._file.close)
             self._file.seek(self._end)
             if self._file.write(data) < data.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

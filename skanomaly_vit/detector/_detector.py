@@ -148,7 +148,7 @@ class TransformalyDetector(
     activation_cache : int, default=2**30
         Bytes in which `fit` may keep the backbone's tokens of the training images, so that images
         pass through the backbone once, not in every epoch: on a GPU in its memory, else in a
-        temporary file beyond the first 64 MiB. Results do not depend on it.
+        temporary file beyond the first 8 MiB. Results do not depend on it.
     recipe : {"default", "paper"}, default="default"
         Values of the parameters that are ``"auto"``: the most accurate ones in our benchmarks, or
         those of the paper. `recipe_` holds them after `fit`.

@@ -547,7 +547,7 @@ OTHER_FILES = {
     "pickle": (pickle.dumps([1.0] * 9), "another kind of file, a pickle, which was not run;"),
     "graph.onnx": (
         b"\x08\x08......",
-        "is an ONNX file, which score, evaluate, info, serve and watch take;",
+        "is an ONNX file, which score, evaluate, info,",
     ),
     "text": (b"a,b,c,d,e\n", "another kind of file; expected"),
     "empty": (b"", "it is empty"),
