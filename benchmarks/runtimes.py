@@ -2,7 +2,8 @@
 
 The detector of a default fit scores the same images, in memory, in torch (float32, bfloat16) and in
 ONNX Runtime (float32, int8), beside the bare backbone's forward pass in torch. Sides take turns;
-medians count. *of bare* compares with the bare backbone in float32. On processors without
+medians count, per second of processor time, which other work on the machine distorts less: run it
+with one thread. *of bare* compares with the bare backbone in float32. On processors without
 instructions for bfloat16 its sides are left out.
 """
 
@@ -13,7 +14,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import torch
@@ -38,10 +39,10 @@ def main() -> None:
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(args.repeats + 1):
         for side, run in sides.items():
-            start = perf_counter()
+            start = process_time()
             run()
             if turn:  # the first one warms up
-                seconds[side].append(perf_counter() - start)
+                seconds[side].append(process_time() - start)
     rates = {side: args.images / statistics.median(times) for side, times in seconds.items()}
     if args.csv:
         args.csv.unlink(missing_ok=True)

@@ -191,6 +191,8 @@ def _worst(
     from skanomaly_vit.cli._p_values import known_p_values
 
     paths = [labelled.paths[i] for i in chosen]
+    if not paths:
+        return []
     p_values = known_p_values(image.p_value for image in detector.iter_scores(paths))
     return [
         {

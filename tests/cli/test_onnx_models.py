@@ -107,6 +107,16 @@ def test_an_evaluation_of_a_graph_is_that_of_its_model(plant, graph, command):
     assert "could not be checked" in found["remarks"][0]
 
 
+@pytest.mark.parametrize("kind", ["model", "graph"])
+def test_an_evaluation_without_any_miss(plant, graph, command, tmp_path, kind):
+    noise = "--normal", plant.new, "--anomaly", plant.defect / "noise"
+    model = plant.model if kind == "model" else graph
+    done = command("evaluate", model, *noise, "--worst", 0, "--format", "json")
+    assert done.exit_code == 0, done.output
+    described = json.loads(done.stdout)
+    assert (described["misses"], described["alarms"]) == ([], [])
+
+
 def test_pictures_of_an_evaluation_of_a_graph(plant, graph, command, tmp_path):
     pytest.importorskip("matplotlib")
     done = command("evaluate", graph, *labelled(plant), "--pictures", tmp_path / "pictures")
