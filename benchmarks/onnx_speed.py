@@ -12,7 +12,8 @@ work on the machine distorts less: medians of `score_samples` over repeats in wh
 turns, on images in memory, so run it with one thread; *of_onnx* compares with *onnx*. AUROC is the
 mean over kinds of anomalies. *flagged* is the share of normal test images below the threshold of
 the side, *low* and *high* its exact interval of 95 %, and *asked* the rate of the threshold.
-*noise* is the standard deviation of the differences from torch on normal test images, in that of their scores.
+*noise* is the standard deviation of the differences from torch on normal test images, in that of
+their scores.
 
 `--data` is a folder with `good/` and `defect/KIND/`, or `elpv` for monocrystalline solar cells
 (`skanomaly_vit.datasets.load_elpv`), by probability of a defect.
