@@ -50,7 +50,8 @@ class WeightsUnavailableError(OSError):
 class OutOfMemoryWarning(UserWarning):
     """A device ran out of memory; from now on it gets batches in smaller parts.
 
-    Fitting and scoring issue it. Results stay the same up to rounding.
+    Fitting and scoring issue it. Results stay the same up to rounding. Fitting also issues it if
+    the folder for temporary files has no room for tokens, which changes no result.
     """
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from tempfile import gettempdir
 from typing import TypeAlias
 
 import torch
 from safetensors.torch import load, save
 
+from skanomaly_vit._backbone.tensor_file import FiledTensor, TensorFile
 from skanomaly_vit._caching.disk_cache import DiskCache
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.hashing import combine
+from skanomaly_vit._utils.user_warnings import warn_user
+from skanomaly_vit.exceptions import OutOfMemoryWarning
 
 #: Key of a tensor of an image: i for the tokens before block i, L for those after the last block,
 #: FEATURES for the pooled features.
@@ -23,6 +27,15 @@ FEATURES: Level = -1
 REGION: Level = -2
 
 Tokens: TypeAlias = dict[Level, torch.Tensor]
+
+#: Bytes of tokens that stay in the memory of the process.
+IN_MEMORY = 2**23
+
+_FULL = (
+    "the folder for temporary files, {folder!r}, cannot take the tokens of more images ({error}): "
+    "these images pass through the backbone again, which takes longer and changes no result. Set "
+    "TMPDIR to a folder with room, or a smaller activation_cache."
+)
 
 
 class Activations(ABC):
@@ -42,19 +55,24 @@ class Activations(ABC):
 
 
 class HeldActivations(Activations):
-    """Keeps tokens in memory, on the teacher's device, up to a number of bytes."""
+    """Keeps tokens up to a number of bytes: those on a GPU there, most of those on a CPU in a file.
+
+    A CPU's memory is that of the process, which a temporary file spares it.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._bytes_per_image = 0
-        self._tokens: dict[int, Tokens] = {}
+        self._tokens: dict[int, dict[Level, torch.Tensor | FiledTensor]] = {}
+        self._file = TensorFile()
 
     def find(self, positions: Sequence[int], levels: Collection[Level]) -> dict[int, Tokens]:
+        wanted = set(levels)
         return {
-            position: self._tokens[position]
+            position: {level: self._load(self._tokens[position][level]) for level in wanted}
             for position in positions
-            if position in self._tokens and self._tokens[position].keys() >= set(levels)
+            if position in self._tokens and self._tokens[position].keys() >= wanted
         }
 
     def keep(self, tokens: Mapping[int, Tokens]) -> None:
@@ -64,7 +82,12 @@ class HeldActivations(Activations):
             size = sum(value.nbytes for value in new.values())
             if self._bytes + size > self._max_bytes:
                 return
-            self._tokens[position] = there | new
+            try:
+                self._tokens[position] = there | {k: self._store(v) for k, v in new.items()}
+            except OSError as error:
+                self._max_bytes = 0
+                warn_user(_FULL.format(folder=gettempdir(), error=error), OutOfMemoryWarning)
+                return
             self._bytes += size
             self._bytes_per_image = size
 
@@ -72,6 +95,13 @@ class HeldActivations(Activations):
         # The first image tells the size; `keep` checks that one.
         wanted = self._bytes + n_images * self._bytes_per_image
         return self._max_bytes > 0 and wanted <= self._max_bytes
+
+    def _store(self, value: torch.Tensor) -> torch.Tensor | FiledTensor:
+        is_small = self._bytes + value.nbytes <= IN_MEMORY
+        return value if is_small or value.device.type != "cpu" else self._file.append(value)
+
+    def _load(self, stored: torch.Tensor | FiledTensor) -> torch.Tensor:
+        return stored if isinstance(stored, torch.Tensor) else self._file.read(stored)
 
 
 class LayeredActivations(Activations):

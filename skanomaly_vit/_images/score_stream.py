@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,13 +18,21 @@ from skanomaly_vit._utils.settings import with_own_settings
 _BATCHES_AT_ONCE = 16
 
 
+#: Scores and p-values of a batch; NaN for p-values without calibration images.
+Scores: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+
 @dataclass(frozen=True, slots=True)
 class ImageScore:
-    """The score of an image, or the cause why it has none."""
+    """The score of an image, or the cause why it has none.
+
+    `p_value` is NaN for an unreadable image, and without calibration images.
+    """
 
     index: int
     path: str | None
     score: float
+    p_value: float
     cause: str | None
 
 
@@ -41,7 +50,7 @@ class ScoreStreamMixin(ABC):
         """Check the form of images, and open them."""
 
     @abstractmethod
-    def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
+    def _score_batches(self, source: ImageSource) -> Iterator[Scores]:
         """Scores of the readable images of a source, a batch as soon as it is done."""
 
     @with_own_settings
@@ -64,8 +73,9 @@ class ScoreStreamMixin(ABC):
         image : ImageScore
             In the order of `X`, with the attributes ``index`` (place in `X`), ``path`` (None if the
             image was not given as one), ``score`` (higher = more normal; NaN for an unreadable
-            image) and ``cause`` (why the image is unreadable; None if it is readable). Unreadable
-            images raise and warn of nothing here, whatever `on_error` says.
+            image), ``p_value`` (small = abnormal; NaN for an unreadable image, and without
+            calibration images) and ``cause`` (why the image is unreadable; None if it is readable).
+            Unreadable images raise and warn of nothing here, whatever `on_error` says.
 
         Raises
         ------
@@ -89,8 +99,8 @@ class ScoreStreamMixin(ABC):
             raise ValueError(f"chunk_size={chunk_size!r} must be at least 1")
         first = 0
         for source in self._open_chunks(X, size):
-            for position, score, cause in _in_order(source, self._score_batches(source)):
-                yield ImageScore(first + position, source.path(position), score, cause)
+            for position, score, p_value, cause in _in_order(source, self._score_batches(source)):
+                yield ImageScore(first + position, source.path(position), score, p_value, cause)
             first += len(source)
 
     def _open_chunks(self, X: Any, size: int) -> Iterator[ImageSource]:
@@ -105,18 +115,19 @@ class ScoreStreamMixin(ABC):
 
 
 def _in_order(
-    source: ImageSource, batches: Iterator[np.ndarray]
-) -> Iterator[tuple[int, float, str | None]]:
-    """Position, score and cause of each image, the unreadable ones in their places."""
+    source: ImageSource, batches: Iterator[Scores]
+) -> Iterator[tuple[int, float, float, str | None]]:
+    """Position, score, p-value and cause of each image, the unreadable ones in their places."""
     n_seen = n_scored = 0
     # Behind the last image that has a score, there may be more that cannot be read.
-    for scores in itertools.chain(batches, [np.empty(0)]):
+    for scores, p_values in itertools.chain(batches, [(np.empty(0), np.empty(0))]):
         places = source.readable()[n_scored : n_scored + len(scores)].tolist()
-        found = dict(zip(places, scores.tolist(), strict=True))
+        rows = zip(scores.tolist(), p_values.tolist(), strict=True)
+        found = dict(zip(places, rows, strict=True))
         stop = places[-1] + 1 if places else len(source)
         for position in range(n_seen, stop):
             if position in found:
-                yield position, found[position], None
+                yield position, *found[position], None
             else:
-                yield position, float("nan"), source.unreadable[position].cause
+                yield position, math.nan, math.nan, source.unreadable[position].cause
         n_seen, n_scored = stop, n_scored + len(scores)

@@ -19,6 +19,8 @@ from skanomaly_vit.cli._auditing import audit_command
 from skanomaly_vit.cli._backbones import backbones
 from skanomaly_vit.cli._comparing import compare_command
 from skanomaly_vit.cli._deciding import threshold_command
+from skanomaly_vit.cli._describing import describe, summarize
+from skanomaly_vit.cli._detectors import load_detector
 from skanomaly_vit.cli._drifting import drift_command
 from skanomaly_vit.cli._evaluating import evaluate_command
 from skanomaly_vit.cli._inputs import STDIN, count_inputs, list_inputs
@@ -45,16 +47,15 @@ from skanomaly_vit.cli._options import (
     require,
 )
 from skanomaly_vit.cli._outputs import open_output
+from skanomaly_vit.cli._p_values import known_p_values
 from skanomaly_vit.cli._regions import region_options
 from skanomaly_vit.cli._reporting import report_command
 from skanomaly_vit.cli._serving import serve_command
 from skanomaly_vit.cli._steps import (
-    describe,
     finish,
     load,
-    load_for_files,
     show_fitting,
-    summarize,
+    speaking_of_options,
 )
 from skanomaly_vit.cli._tables import FORMATS, FlaggedTable, Row, TopTable, open_table
 from skanomaly_vit.cli._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
@@ -63,6 +64,7 @@ from skanomaly_vit.cli._updating import update_command
 from skanomaly_vit.cli._watching import watch_command
 
 if TYPE_CHECKING:
+    from skanomaly_vit._images.score_stream import ImageScore
     from skanomaly_vit.detector import TransformalyDetector
 
 
@@ -251,12 +253,9 @@ def _score(
         raise click.UsageError(f"--safe-csv is for csv; the format is {kind}, which runs nothing.")
     unreadable = Unreadable()
     paths = list_inputs(images, unreadable, null)
-    detector = load_for_files(model, on_error="nan", **options)
+    detector = load_detector(model, on_error="nan", **options)
     # Do not wait for paths that are still to come.
     chunk_size = detector.batch_size if STDIN in images else None
-    from skanomaly_vit.calibration._p_values import CalibrationScores
-
-    known = CalibrationScores.of(detector)
     n_scored = n_flagged = 0
     with ExitStack() as stack:
         stream = open_output(output, kind, stack)
@@ -273,9 +272,7 @@ def _score(
                 if image.cause is not None:
                     unreadable(str(image.path), image.cause)
                     continue
-                decision = float(image.score - detector.offset_)
-                p_value = None if known is None else known.p_value(image.score)
-                row = Row(str(image.path), image.score, decision, decision < 0, p_value)
+                row = _row(image, detector.offset_)
                 with uninterrupted():
                     table.add([row])
                     n_scored += 1
@@ -287,13 +284,25 @@ def _score(
 
 
 main.add_command(map_command)
+
+
+def _row(image: ImageScore, threshold: float) -> Row:
+    decision = float(image.score - threshold)
+    (p_value,) = known_p_values([image.p_value])
+    return Row(str(image.path), image.score, decision, decision < 0, p_value)
+
+
 main.add_command(report_command)
 
 
 @main.command(
     "export",
     short_help="Write an ONNX file, to score without torch.",
-    epilog=epilog("skanomaly export parts.skanomaly -o parts.onnx", note=HARMLESS),
+    epilog=epilog(
+        "skanomaly export parts.skanomaly -o parts.onnx",
+        "skanomaly export parts.skanomaly -o fast.onnx --quantize int8 --calibration parts/more",
+        note=HARMLESS,
+    ),
 )
 @model_argument
 @click.option(
@@ -304,22 +313,60 @@ main.add_command(report_command)
     type=click.Choice(["discrepancy", "features", "both"]),
     help="Source of the maps.  [default: the spaces of the score]",
 )
-def _export(model: str, output: str, map_method: str | None) -> None:
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8"]),
+    help="Compute matrix products with integers, about twice as fast; needs --calibration.",
+)
+@click.option(
+    "--calibration",
+    multiple=True,
+    type=click.Path(exists=True),
+    metavar="PATH",
+    help="Normal images that the model has not learned from, a file or folder: with --quantize, "
+    "they set threshold and p-values. May be repeated.",
+)
+@max_pixels_option
+@jobs_option
+def _export(
+    model: str,
+    output: str,
+    map_method: str | None,
+    quantize: str | None,
+    calibration: tuple[str, ...],
+    **options: Any,
+) -> None:
     """Write a model as one ONNX graph: from normalized pixels to score, p-value and map.
 
     The command runs the graph once in ONNX Runtime, and writes it only if its scores match the
-    model's.
+    model's. In int8 they do not: threshold and p-values are then of the scores that the graph
+    gives to the images of --calibration.
     """
     if not output.lower().endswith(".onnx"):
         raise click.UsageError(f"{output!r} does not end in .onnx, as an ONNX file must.")
+    if (quantize is None) != (not calibration):
+        raise click.UsageError(
+            "--quantize int8 and --calibration go together: the images set threshold and p-values "
+            "of the file in int8."
+        )
     require("onnx", "an export")
-    detector = load(model, device="cpu")
+    unreadable = Unreadable()
+    paths = list(list_inputs(calibration, unreadable))
+    detector = load(model, device="cpu", **options)
+    from skanomaly_vit.cli._scoring import select_readable
     from skanomaly_vit.onnx import export_onnx
 
-    try:
-        export_onnx(detector, output, map_method=map_method)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    select_readable(paths, detector, unreadable)
+    if unreadable.count:
+        finish(unreadable, "nothing was exported")
+    with speaking_of_options(), told_warnings():
+        export_onnx(
+            detector,
+            output,
+            map_method=map_method,
+            quantize=quantize,
+            calibration_images=paths or None,
+        )
     tell(f"Exported {model}: {output}")
 
 

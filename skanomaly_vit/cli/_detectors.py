@@ -1,4 +1,4 @@
-"""Detectors for the line: of a model file or an ONNX file, the latter without torch."""
+"""Detectors of image files: of a model file or an ONNX file, the latter without torch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,39 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skanomaly_vit.cli._options import given, require
-from skanomaly_vit.cli._steps import load_for_files
+from skanomaly_vit.cli._steps import is_onnx, load_for_files, require_maps
+from skanomaly_vit.cli._terminal import tell_loading
 
 if TYPE_CHECKING:
     from skanomaly_vit.cli._service.scorers import Scorer
 
 
+def load_detector(model: str, *, device: str | None, **options: Any) -> Any:
+    """Load the detector of a model for image files; by the suffix .onnx, without torch."""
+    if is_onnx(model):
+        return _load_onnx(model, device, **options)
+    return load_for_files(model, device=device, **options)
+
+
 def load_scorer(model: str, device: str | None, **options: Any) -> Scorer:
-    """Load the scorer of a model; by the suffix .onnx, without torch."""
-    if model.lower().endswith(".onnx"):
-        detector = _load_onnx(model, device, **options)
-    else:
-        detector = load_for_files(model, device=device, **options)
+    """Load the scorer of a model for the line."""
+    detector = load_detector(model, device=device, **options)
     from skanomaly_vit.cli._service.scorers import scorer_of
 
     return scorer_of(detector)
+
+
+def require_any_maps(detector: Any) -> None:
+    """Raise unless a detector has maps, before any image is read."""
+    from skanomaly_vit.onnx import OnnxDetector
+
+    if not isinstance(detector, OnnxDetector):
+        require_maps(detector, None)
+        return
+    try:
+        detector._require_maps()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _load_onnx(model: str, device: str | None, **options: Any) -> Any:
@@ -32,6 +50,7 @@ def _load_onnx(model: str, device: str | None, **options: Any) -> Any:
             "Leave --device out, or pass the model that was exported."
         )
     require("runtime", "an ONNX file")
+    tell_loading(model)
     from skanomaly_vit.exceptions import ModelFileError
     from skanomaly_vit.onnx import OnnxDetector
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from skanomaly_vit.cli._detectors import load_detector, require_any_maps
 from skanomaly_vit.cli._labelled import (
     ANOMALY,
     LabelledPaths,
@@ -26,7 +27,7 @@ from skanomaly_vit.cli._options import (
     readers_option,
     require,
 )
-from skanomaly_vit.cli._steps import finish, load_for_files, require_maps, speaking_of_options
+from skanomaly_vit.cli._steps import finish, speaking_of_options
 from skanomaly_vit.cli._terminal import Unreadable, tell
 
 if TYPE_CHECKING:
@@ -119,9 +120,9 @@ def evaluate_command(
         require("plot", "--pictures", "leave --pictures out")
     unreadable = Unreadable()
     labelled = list_labelled(normal, anomaly, table, root, unreadable)
-    detector = load_for_files(model, **options)
+    detector = load_detector(model, **options)
     if pictures is not None:
-        require_maps(detector, None)
+        require_any_maps(detector)
     labelled = labelled.readable(detector, unreadable)
     found = evaluate_paths(detector, labelled, leave_out_known, confidence)
     described = {"model": model, **describe_evaluation(detector, found, labelled, worst)}
@@ -187,19 +188,20 @@ def _rows(columns: Bunch) -> list[dict[str, Any]]:
 def _worst(
     detector: TransformalyDetector, found: Bunch, labelled: LabelledPaths, chosen: Any
 ) -> list[dict[str, Any]]:
-    from skanomaly_vit.calibration._p_values import CalibrationScores
+    from skanomaly_vit.cli._p_values import known_p_values
 
-    known = CalibrationScores.of(detector)
-    scores = found.scores[chosen]
-    p_values = [None] * len(scores) if known is None else known.p_values(scores).tolist()
+    paths = [labelled.paths[i] for i in chosen]
+    if not paths:
+        return []
+    p_values = known_p_values(image.p_value for image in detector.iter_scores(paths))
     return [
         {
-            "path": labelled.paths[i],
+            "path": path,
             "kind": labelled.kinds[i],
             "score": float(found.scores[i]),
             "p_value": p_value,
         }
-        for i, p_value in zip(chosen, p_values, strict=True)
+        for i, path, p_value in zip(chosen, paths, p_values, strict=True)
     ]
 
 

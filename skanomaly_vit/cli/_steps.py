@@ -11,10 +11,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skanomaly_vit.cli._options import UNREADABLE, MachineMismatch, given
-from skanomaly_vit.cli._terminal import Unreadable, tell, told_warnings
+from skanomaly_vit.cli._terminal import Unreadable, tell, tell_loading, told_warnings
 
 if TYPE_CHECKING:
     from skanomaly_vit.detector import TransformalyDetector
+
+
+def is_onnx(model: str) -> bool:
+    """Whether a model is an ONNX file, by its name."""
+    return model.lower().endswith(".onnx")
+
+
+def refuse_onnx(model: str) -> None:
+    """Refuse an ONNX file where a command needs more than it holds."""
+    if is_onnx(model):
+        raise click.UsageError(
+            f"{model!r} is an ONNX file, which score, evaluate, info, serve and watch take; this "
+            "command needs the .skanomaly file that it was exported from."
+        )
 
 
 def load(model: str, **options: Any) -> TransformalyDetector:
@@ -22,6 +36,8 @@ def load(model: str, **options: Any) -> TransformalyDetector:
 
     From here on, the command tells its warnings as messages.
     """
+    refuse_onnx(model)
+    tell_loading(model)
     from skanomaly_vit.cli._machine import MachineError, bring_to_machine, set_machine
     from skanomaly_vit.detector import TransformalyDetector
     from skanomaly_vit.exceptions import ModelFileError
@@ -54,6 +70,8 @@ def load_for_files(model: str, **options: Any) -> TransformalyDetector:
 #: What messages of Python name -> the option of a command that it is.
 _OPTIONS = {
     "known_images='leave_out'": "add --leave-out-known",
+    "calibration_images are": "--calibration gives",
+    "Export without quantize": "Export without --quantize",
     "more normal images (calibrate)": "more images marked fine to `skanomaly update`",
 }
 
@@ -78,18 +96,6 @@ def require_maps(detector: TransformalyDetector, method: str | None) -> None:
         raise click.UsageError(str(error)) from error
 
 
-def describe(model: str) -> dict[str, Any]:
-    """Read the model card, and add the versions of packages here."""
-    from skanomaly_vit._utils.provenance import versions
-    from skanomaly_vit.exceptions import ModelFileError
-    from skanomaly_vit.persistence import model_card
-
-    try:
-        return {**model_card(model), "versions_here": versions()}
-    except ModelFileError as error:
-        raise click.UsageError(str(error)) from error
-
-
 def show_fitting(detector: TransformalyDetector) -> None:
     """Show bars on stderr while a detector is fitted, on a terminal."""
     if not sys.stderr.isatty() or detector.verbose:
@@ -111,57 +117,3 @@ def finish(unreadable: Unreadable, summary: str) -> None:
         click.get_current_context().exit(UNREADABLE)
     if sys.stderr.isatty():
         tell(summary)
-
-
-def summarize(described: dict[str, Any]) -> str:
-    """Format the result of `describe` for people."""
-    from skanomaly_vit._utils.certificates import Certificate
-    from skanomaly_vit._utils.provenance import printable
-
-    parameters, changed = described["parameters"], described["changed_parameters"]
-    dtype = f" in {described['dtype']}" if described["dtype"] else ""  # not in older files
-    inside = "in the file" if described["has_backbone"] else "not in the file"
-    written, here = (
-        ", ".join(f"{name} {version}" for name, version in described[key].items())
-        for key in ("versions", "versions_here")
-    )
-    certificate = Certificate(
-        rate=described["false_alarm_rate"],
-        confidence=described["threshold_confidence"],
-        n_images=described["n_calibrating"] or 0,
-        n_units=described["n_calibration_units"] or 0,
-        bound=described["false_alarm_bound"],
-        bound_confidence=described["false_alarm_bound_confidence"],
-    )
-    is_recorded = described["n_calibrating"] is not None
-    lines = {
-        "file": f"{described['path']} ({described['file_size'] / 2**20:.1f} MiB)",
-        "written": described["created"],
-        "backbone": f"{described['backbone']}{dtype} ({inside})",
-        "fingerprint": described["backbone_fingerprint"],
-        "densities": ", ".join(f"{k} {v}" for k, v in described["densities"].items()),
-        "students": f"{described['student'] or 'none'} {described['blocks'] or ''}".rstrip(),
-        "images": f"{described['n_images']} "
-        f"({described['n_images_held_out']} of them held out for the threshold)",
-        "region": "all pixels count"
-        if described["region_share"] is None
-        else f"{described['region_share']:.1%} of the pixels count",
-        "threshold": f"{described['threshold']:.6g} (a lower score is an anomaly)",
-        "false alarms": certificate.describe_rate() if is_recorded else "not recorded",
-        "calibration": certificate.describe_calibration() if is_recorded else "not recorded",
-        "updates": "; ".join(map(_describe_update, described["updates"] or [])) or "none",
-        "parameters": ", ".join(f"{name}={parameters.get(name)!r}" for name in changed)
-        or "all default",
-        "versions": written,
-        "versions here": here,
-    }
-    # A file may come from anyone; its text must not steer the terminal.
-    return "\n".join(f"{name + ':':<16}{printable(value)}" for name, value in lines.items())
-
-
-def _describe_update(entry: dict[str, Any]) -> str:
-    calibrate = f", {entry['n_calibrating']} of them calibrate" if entry["n_calibrating"] else ""
-    return (
-        f"{entry['date'][:10]} {entry['n_images']} images by {entry['what']}{calibrate} "
-        f"({entry['digest'][:12]})"
-    )

@@ -52,6 +52,12 @@ def tell(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
+def tell_loading(model: str) -> None:
+    """Say, on a terminal, what takes the next seconds: call it before slow imports."""
+    if sys.stderr.isatty():
+        tell(f"Loading {model} ...")
+
+
 @contextmanager
 def told_warnings() -> Iterator[None]:
     """Show each warning of a fit on one line, without the place in our code."""

@@ -33,7 +33,7 @@ from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._images.missing import fill_maps, fill_scores, warn_gaps
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.regions import Framing, read_roi
-from skanomaly_vit._images.score_stream import ScoreStreamMixin
+from skanomaly_vit._images.score_stream import Scores, ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._images.tiles import (
     TiledSource,
@@ -160,8 +160,9 @@ class TransformalyDetector(
         Type to which `fit` rounds students, and in which pickles store them. ``None`` is float32;
         for block students, the backbone's.
     activation_cache : int, default=2**30
-        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
-        that images pass through the backbone once, not in every epoch. Results do not depend on it.
+        Bytes in which `fit` may keep the backbone's tokens of the training images, so that images
+        pass through the backbone once, not in every epoch: on a GPU in its memory, else in a
+        temporary file beyond the first 8 MiB. Results do not depend on it.
     recipe : {"default", "paper"}, default="default"
         Values of the parameters that are ``"auto"``: the most accurate ones in our benchmarks, or
         those of the paper. `recipe_` holds them after `fit`.
@@ -747,16 +748,16 @@ class TransformalyDetector(
         check_is_fitted(self)
         return self._open(X, reset=False, on_error=on_error)
 
-    def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
-        """Yield the scores of the readable images of a source, batch by batch."""
+    def _score_batches(self, source: ImageSource) -> Iterator[Scores]:
+        """Yield scores and p-values of the readable images of a source, batch by batch."""
         inputs = self._inputs_of(source)
         passes, students = self._scoring_passes(inputs)
         batches = passes.stream(np.arange(len(inputs)), students)
-        scores = (sum_spaces(self._score([batch])) for batch in batches)
+        scores: Iterator[np.ndarray] = (sum_spaces(self._score([batch])) for batch in batches)
         if isinstance(inputs, TiledSource):
-            yield from inputs.worst_in_order(scores, source)
-        else:
-            yield from scores
+            scores = inputs.worst_in_order(scores, source)
+        for of_images in scores:
+            yield of_images, self._p_values_or_nan(of_images)
 
     def _score(self, batches: Iterable[Embedded]) -> dict[str, np.ndarray]:
         return score_shards(self.density_, self.fusion_, in_shards(batches))

@@ -121,12 +121,13 @@ class AnomalyMapDisplay:
 
         Parameters
         ----------
-        estimator : TransformalyDetector
+        estimator : TransformalyDetector or OnnxDetector
             A fitted detector.
         X : images
             At most 50 images, of any form that `estimator` takes.
         method : {"discrepancy", "features", "both"} or None, default=None
-            Feature spaces of the map. ``None`` takes those of the score.
+            Feature spaces of the map, with a `TransformalyDetector`. ``None`` takes those of the
+            score, and those of an ONNX file.
         masks : iterable of masks or None, default=None
             True defects of each image, drawn as outlines: an array (height, width) that is 0
             elsewhere, an image, a path of an image, or None.
@@ -304,12 +305,14 @@ class AnomalyMapDisplay:
 def _maps_and_p_values(estimator: Any, X: Any, method: str | None) -> tuple[Any, np.ndarray | None]:
     """Maps of a detector, and p-values if it has some, from one pass if it can."""
     known = CalibrationScores.of(estimator)
+    # An ONNX file has the maps of one method.
+    options = {} if method is None else {"method": method}
     if known is None:
-        return estimator.anomaly_map(X, method=method), None
+        return estimator.anomaly_map(X, **options), None
     if hasattr(estimator, "_score_and_map"):
         scores, maps = estimator._score_and_map(X, method)
     else:
-        scores, maps = estimator.score_samples(X), estimator.anomaly_map(X, method=method)
+        scores, maps = estimator.score_samples(X), estimator.anomaly_map(X, **options)
     return maps, known.p_values(scores)
 
 

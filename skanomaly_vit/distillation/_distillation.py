@@ -94,8 +94,9 @@ class BlockDistillation(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         Type to which `fit` rounds students, and in which pickles store them. ``None`` is float32;
         for block students, the backbone's.
     activation_cache : int, default=2**30
-        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
-        that images pass through the backbone once, not in every epoch. Results do not depend on it.
+        Bytes in which `fit` may keep the backbone's tokens of the training images, so that images
+        pass through the backbone once, not in every epoch: on a GPU in its memory, else in a
+        temporary file beyond the first 8 MiB. Results do not depend on it.
     validation_fraction : float, default=0.2
         Share of the images in [0, 1) that students do not learn from. These images choose each
         block student's best epoch. With 0, block students keep the last epoch.

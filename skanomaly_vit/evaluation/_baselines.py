@@ -6,6 +6,7 @@ All of them see images through the same backbone, so comparisons are between met
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -21,7 +22,6 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skanomaly_vit._utils.compat import Interval, StrOptions, _fit_context
 from skanomaly_vit.density import GaussianDensity
-from skanomaly_vit.features import CompactFeatures, MeanShiftedFeatures, ViTFeatures
 
 
 class NeighborDistance(BaseEstimator):
@@ -123,23 +123,32 @@ def _seeded(parameters: dict[str, Any]) -> Any:
     return parameters.get("random_state")
 
 
+def _features(name: str, parameters: dict[str, Any]) -> Any:
+    # Imports torch, which evaluations of fitted detectors can do without.
+    return getattr(import_module("skanomaly_vit.features"), name)(**parameters)
+
+
+def _vit(parameters: dict[str, Any]) -> Any:
+    return _features("ViTFeatures", parameters)
+
+
 def _one_class_svm(parameters: dict[str, Any]) -> list[Any]:
-    return [ViTFeatures(**parameters), StandardScaler(), OneClassSVM(nu=0.1)]
+    return [_vit(parameters), StandardScaler(), OneClassSVM(nu=0.1)]
 
 
 def _isolation_forest(parameters: dict[str, Any]) -> list[Any]:
-    return [ViTFeatures(**parameters), IsolationForest(random_state=_seeded(parameters))]
+    return [_vit(parameters), IsolationForest(random_state=_seeded(parameters))]
 
 
 #: Name -> the steps of a baseline, from the parameters of its features.
 BASELINES: dict[str, Callable[[dict[str, Any]], list[Any]]] = {
-    "dn2": lambda parameters: [ViTFeatures(**parameters), NeighborDistance()],
-    "gaussian": lambda parameters: [ViTFeatures(**parameters), GaussianDensity()],
+    "dn2": lambda parameters: [_vit(parameters), NeighborDistance()],
+    "gaussian": lambda parameters: [_vit(parameters), GaussianDensity()],
     "ocsvm": _one_class_svm,
     "isolation_forest": _isolation_forest,
-    "panda": lambda parameters: [CompactFeatures(**parameters), NeighborDistance()],
+    "panda": lambda parameters: [_features("CompactFeatures", parameters), NeighborDistance()],
     "msad": lambda parameters: [
-        MeanShiftedFeatures(**parameters),
+        _features("MeanShiftedFeatures", parameters),
         NeighborDistance(metric="cosine"),
     ],
 }

@@ -7,17 +7,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
-import torch
 from sklearn.base import clone
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.utils import Bunch
 
-from skanomaly_vit._backbone.teacher import resolve_device
-from skanomaly_vit._caching.memory import Memory, surroundings
 from skanomaly_vit._images.digests import digest_image
 from skanomaly_vit._images.source import open_images, reading_options
 from skanomaly_vit._utils.compat import _safe_indexing
@@ -34,6 +31,10 @@ from skanomaly_vit._utils.labels import (
     which_are_anomalies,
 )
 from skanomaly_vit.exceptions import CalibrationWarning, UnreadableImageError
+
+# torch is imported where it is needed: evaluations of fitted detectors can do without.
+if TYPE_CHECKING:
+    import torch
 
 SETTINGS = ("unimodal", "multimodal")
 
@@ -291,6 +292,10 @@ def _take_turn(
     key: bytes,
     contents: bytes,
 ) -> dict[str, float]:
+    import torch
+
+    from skanomaly_vit._caching.memory import Memory
+
     def compute(_: list[str]) -> dict[str, dict[str, torch.Tensor]]:
         measured = _measure(estimator, images, test_images, is_anomaly, positions)
         return {"row": {k: torch.tensor(v, dtype=torch.float64) for k, v in measured.items()}}
@@ -313,6 +318,8 @@ class _Keys:
     """Keys of turns: digests of everything that their figures depend on."""
 
     def __init__(self, estimator: Any, images: Any, test_images: Any) -> None:
+        from skanomaly_vit._caching.memory import surroundings
+
         self._context = combine(
             "turn",
             *surroundings(_device_of(estimator)),
@@ -333,6 +340,8 @@ class _Keys:
 def _device_of(estimator: Any) -> torch.device:
     """Device of the network, if there is one: `device` of other estimators may mean anything."""
     has_network = find_attribute(estimator, "backbone") is not None
+    from skanomaly_vit._backbone.teacher import resolve_device
+
     return resolve_device(find_attribute(estimator, "device") if has_network else "cpu")
 
 

@@ -95,8 +95,9 @@ class CompactFeatures(TunedFeatures):
         Share in [0, 1) of the held-out loss before tuning. The first epoch with a smaller loss
         ends tuning, and does not count.
     activation_cache : int, default=2**30
-        Bytes of memory in which `fit` may keep the backbone's tokens of the training images, so
-        that images pass through the backbone once, not in every epoch. Results do not depend on it.
+        Bytes in which `fit` may keep the backbone's tokens of the training images, so that images
+        pass through the backbone once, not in every epoch: on a GPU in its memory, else in a
+        temporary file beyond the first 8 MiB. Results do not depend on it.
     max_pixels : int or None, default=2**27
         Largest number of pixels of a file or PIL image. Larger ones count as unreadable and are
         not decoded, so that a small file cannot fill the memory. ``None`` is no limit.

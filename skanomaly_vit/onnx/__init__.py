@@ -5,6 +5,7 @@ it through ONNX Runtime. Both need ``pip install 'skanomaly-vit[onnx]'``. docs/h
 describes inputs and outputs of a graph, calls from other languages, and speed.
 """
 
-from skanomaly_vit.onnx._detector import OnnxDetector, export_onnx
+from skanomaly_vit.onnx._detector import OnnxDetector
+from skanomaly_vit.onnx._exporting import export_onnx
 
 __all__ = ["OnnxDetector", "export_onnx"]

@@ -1,17 +1,16 @@
-"""ONNX detector, and the export of a detector to ONNX."""
+"""ONNX detector: a detector from an ONNX file, which needs no torch."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from skanomaly_vit._images.missing import fill_maps, fill_scores
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
-from skanomaly_vit._images.score_stream import ScoreStreamMixin
+from skanomaly_vit._images.score_stream import Scores, ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource, open_images
 from skanomaly_vit._utils.decisions import DecisionMixin
 from skanomaly_vit._utils.settings import with_own_settings
@@ -27,74 +26,6 @@ from skanomaly_vit.onnx._file import (
 )
 from skanomaly_vit.onnx._resizing import enlarge, prepare
 from skanomaly_vit.persistence._container import refusal
-
-
-def export_onnx(det: Any, path: str | os.PathLike[str], *, map_method: str | None = None) -> Path:
-    """Write a fitted detector as one ONNX graph: from normalized pixels to score, p-value and map.
-
-    The graph holds backbone, students, PCA, densities, fusion, threshold and calibration scores.
-    Backbone and students compute in their own type, usually float32; all later steps compute in
-    float64. `export_onnx` runs the graph in ONNX Runtime first, and raises if its scores differ
-    from those of torch.
-
-    Parameters
-    ----------
-    det : TransformalyDetector
-        Fitted, with densities of these classes: `GaussianDensity`, `GaussianMixtureDensity`,
-        `KNNDensity`, `WhitenedKNNDensity`, `ExcessDensity`.
-    path : str or path-like
-        The file, in a folder that exists. `export_onnx` replaces an older one in one step, once
-        the new one is complete.
-    map_method : {"discrepancy", "features", "both"} or None, default=None
-        Source of the anomaly maps, as `method` of `TransformalyDetector.anomaly_map`. ``None``
-        takes the feature spaces of the score.
-
-    Returns
-    -------
-    path : pathlib.Path
-        Path of the file.
-
-    Raises
-    ------
-    ValueError
-        If `det` is no fitted detector (NotFittedError), a density is of another class, the backbone
-        cannot be exported, or the weights take more than 2 GiB.
-    ImportError
-        If onnx, onnxscript or onnxruntime is not installed.
-    OSError
-        If the file cannot be written.
-
-    See Also
-    --------
-    OnnxDetector : Reads the file.
-    TransformalyDetector.save : A file that can be loaded as a detector again.
-
-    Notes
-    -----
-    The graph takes ``pixels``, float32 of shape (n, 3, height, width), any n: images resized to the
-    backbone's input, ``(x - mean) / std`` with x in [0, 1]. It returns
-
-    - ``score``: float64 (n,), `score_samples`, higher = more normal;
-    - ``decision``: float64 (n,), score - threshold, negative = anomaly;
-    - ``p_value``: float64 (n,); absent if no images were held out;
-    - ``anomaly_map``: float32 (n, rows, columns), a value for each patch of the backbone, higher =
-      more abnormal; absent if the size of the patches is unknown. Linear interpolation to the size
-      of the image gives the maps of `anomaly_map`.
-
-    Size, mean, standard deviation and interpolation, threshold, versions and fingerprint of the
-    backbone are in the model's metadata, a JSON text under the key ``skanomaly_vit``. With
-    `KNNDensity` or `WhitenedKNNDensity` the file holds the features of the training images.
-
-    Examples
-    --------
-    >>> from skanomaly_vit.onnx import OnnxDetector, export_onnx
-    >>> path = export_onnx(detector, "parts.onnx")  # doctest: +SKIP
-    >>> OnnxDetector.load(path).predict(["new.png"])  # doctest: +SKIP
-    array([1])
-    """
-    from skanomaly_vit.onnx._export import write_onnx
-
-    return write_onnx(det, path, map_method)
 
 
 class OnnxDetector(DecisionMixin, ScoreStreamMixin):
@@ -124,10 +55,14 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
     ----------
     card : dict
         ``created``, ``versions``, ``backbone``, ``backbone_fingerprint``, ``preprocessing``,
-        ``image_shape``, ``threshold``, ``n_calibrating``, ``map_method`` and ``outputs`` (name ->
-        description).
+        ``image_shape``, ``threshold``, ``false_alarm_rate`` (of the threshold), ``n_calibrating``,
+        ``map_method``, ``quantization`` (``"int8"`` or None), ``noise`` (of int8: standard
+        deviation of the differences from the scores in float32, in that of the scores of
+        calibration images) and ``outputs`` (name -> description).
     offset_ : float
         The threshold: ``decision_function = score_samples - offset_``.
+    contamination_ : float or None
+        False-alarm rate at which the threshold was set; None if an older version wrote the file.
 
     See Also
     --------
@@ -135,7 +70,8 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
 
     Notes
     -----
-    Scores equal those of the exported detector up to rounding, less than 1e-4 of their spread.
+    Scores equal those of the exported detector up to rounding, less than 1e-4 of their spread;
+    those in int8 differ by ``noise``, and threshold and p-values are of scores in int8.
     Pillow resizes pixels in place of torch; results differ by less than 3e-5 of white. The held-out
     image whose score *is* the threshold may fall to either side.
 
@@ -164,6 +100,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         self.card = dict(card)
         self.offset_ = float(card["threshold"])
+        self.contamination_: float | None = card["false_alarm_rate"]
         self.image_shape = image_shape
         self.max_pixels = max_pixels
         self.on_error = on_error
@@ -245,7 +182,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
             If the images are not as described, or one cannot be read (`on_error`).
         """
         if return_map:
-            self._require(MAP)
+            self._require_maps()
             scores, maps = self._run(X, SCORE, MAP)
             return scores, maps
         return self._run(X, SCORE)[0]
@@ -271,26 +208,27 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         ValueError
             If the file holds no maps, or as `score_samples` does.
         """
-        self._require(MAP)
+        self._require_maps()
         return self._run(X, MAP)[0]
 
     def _p_values(self, X: Any) -> np.ndarray:
-        self._require(P_VALUE)
+        self._require_p_values()
         return self._run(X, P_VALUE)[0]
 
-    def _require(self, output: str) -> None:
-        if output in self.card["outputs"]:
-            return
-        if output == P_VALUE:
+    def _require_p_values(self) -> None:
+        if P_VALUE not in self.card["outputs"]:
             raise ValueError(
                 "The detector in this file was fitted with validation_fraction=0, so there are no "
                 "scores of images that it has not learned from, and no p-values. Fit with "
                 "validation_fraction > 0 and export again."
             )
-        raise ValueError(
-            "There are no anomaly maps in this file: the patch size of its backbone is unknown. "
-            "Fit with a ViT of timm, and export again."
-        )
+
+    def _require_maps(self) -> None:
+        if MAP not in self.card["outputs"]:
+            raise ValueError(
+                "There are no anomaly maps in this file: the patch size of its backbone is "
+                "unknown. Fit with a ViT of timm, and export again."
+            )
 
     def _run(self, X: Any, *names: str) -> list[Any]:
         """Outputs of the graph for all images, with gaps for unreadable ones."""
@@ -308,8 +246,11 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
             X, image_shape=self.image_shape, max_pixels=self.max_pixels, on_error=on_error
         )
 
-    def _score_batches(self, source: ImageSource) -> Iterator[np.ndarray]:
-        return (outputs[SCORE] for _, outputs in self._batches(source, [SCORE]))
+    def _score_batches(self, source: ImageSource) -> Iterator[Scores]:
+        names = [name for name in (SCORE, P_VALUE) if name in self.card["outputs"]]
+        for _, outputs in self._batches(source, names):
+            scores = outputs[SCORE]
+            yield scores, outputs.get(P_VALUE, np.full(len(scores), np.nan))
 
     def _batches(
         self, source: ImageSource, names: Sequence[str]

@@ -26,8 +26,25 @@ from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.density._row_sample import RowSample
 from skanomaly_vit.detector import TransformalyDetector
 from skanomaly_vit.detector._fusion import sum_spaces
-from skanomaly_vit.onnx._file import LARGEST_FILE, MAP, PIXELS, require, write
-from skanomaly_vit.onnx._graph import DetectorGraph
+from skanomaly_vit.onnx._detector import OnnxDetector
+from skanomaly_vit.onnx._file import (
+    DECISION,
+    LARGEST_FILE,
+    MAP,
+    P_VALUE,
+    PIXELS,
+    SCORE,
+    require,
+    write,
+)
+from skanomaly_vit.onnx._graph import Calibration, DetectorGraph
+from skanomaly_vit.onnx._int8 import compute_in_int8
+from skanomaly_vit.onnx._recalibrating import (
+    INT8,
+    calibrated_anew,
+    check_quantize,
+    use_own_scores,
+)
 
 # The lowest that the exporters of all supported torch versions write; runtimes since 2023 read it.
 _OPSET = 18
@@ -56,8 +73,16 @@ _MEANING = {
 
 
 @with_own_settings
-def write_onnx(detector: Any, path: str | os.PathLike[str], map_method: str | None) -> Path:
+def write_onnx(
+    detector: Any,
+    path: str | os.PathLike[str],
+    map_method: str | None,
+    quantize: str | None = None,
+    calibration_images: Any = None,
+    calibration_groups: Any = None,
+) -> Path:
     """Write a fitted detector into an ONNX file; see `skanomaly_vit.onnx.export_onnx`."""
+    check_quantize(quantize, calibration_images, calibration_groups)
     if not isinstance(detector, TransformalyDetector):
         raise ValueError(
             f"only a TransformalyDetector can be exported, not a {type(detector).__name__}; pass "
@@ -75,6 +100,9 @@ def write_onnx(detector: Any, path: str | os.PathLike[str], map_method: str | No
     target = check_target(path, "model.onnx")
     teacher = detector._held_teacher()
     method = _map_method(detector, map_method)
+    if quantize is not None:
+        _require_float32(teacher)
+        detector = calibrated_anew(detector, calibration_images, calibration_groups)
     graph = _graph_of(detector, teacher, method)
     _require_size(graph)
     height, width = teacher.preprocessing.image_size
@@ -86,8 +114,40 @@ def write_onnx(detector: Any, path: str | os.PathLike[str], map_method: str | No
     images = torch.cat([_near_the_threshold(graph, teacher.preprocessing, spread), example[:2]])
     proto = _export(graph, example[:2])
     _verify(proto, graph, images, spread)
-    write(target, proto, _values(detector, teacher, graph, method))
+    values = _values(detector, teacher, graph, method)
+    if quantize is not None:
+        compute_in_int8(proto)
+        scores = _scorer(proto, values, detector).score_samples(calibration_images)
+        noise = use_own_scores(proto, detector, scores)
+        values |= {"threshold": float(detector.offset_), "quantization": INT8, "noise": noise}
+        _verify_own(_scorer(proto, values, detector), detector, calibration_images)
+    write(target, proto, values)
     return target
+
+
+def _scorer(proto: Any, values: Mapping[str, Any], detector: TransformalyDetector) -> OnnxDetector:
+    """The scorer of a file that is not written yet."""
+    session = _session(proto)
+    options = {name: getattr(detector, name) for name in ("image_shape", "max_pixels", "n_jobs")}
+    return OnnxDetector(session, values, **options)
+
+
+def _session(proto: Any) -> Any:
+    return require("onnxruntime").InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+def _verify_own(found: OnnxDetector, detector: TransformalyDetector, images: Any) -> None:
+    """Compare decisions and p-values of a graph with those of its own scores."""
+    score, decision, p_value = found._run(images, SCORE, DECISION, P_VALUE)
+    expected = Calibration(detector._require_calibration(), detector.calibration_units_)
+    same = np.allclose(p_value, expected(torch.from_numpy(score)).numpy(), atol=1e-9)
+    if not same or not np.allclose(decision, score - detector.offset_, atol=1e-9):
+        raise ValueError(
+            "the graph in int8 gives other p-values or decisions than its scores have; export "
+            "without quantize"
+        )
 
 
 def _map_method(detector: Any, method: str | None) -> str | None:
@@ -100,11 +160,7 @@ def _map_method(detector: Any, method: str | None) -> str | None:
 
 
 def _graph_of(detector: Any, teacher: Teacher, method: str | None) -> DetectorGraph:
-    if teacher.dtype != torch.float32:
-        raise ValueError(
-            f"the backbone is of {teacher.dtype}, for which ONNX Runtime has no convolution on "
-            "a CPU; fit with dtype='float32', or with a network of torch.float32"
-        )
+    _require_float32(teacher)
     students = {}
     if detector.distillation_ is not None:
         parts = detector.distillation_
@@ -123,6 +179,14 @@ def _graph_of(detector: Any, teacher: Teacher, method: str | None) -> DetectorGr
         map_method=method or FEATURES,
     )
     return graph.cpu().eval()
+
+
+def _require_float32(teacher: Teacher) -> None:
+    if teacher.dtype != torch.float32:
+        raise ValueError(
+            f"the backbone is of {teacher.dtype}, for which ONNX Runtime has no convolution on "
+            "a CPU; fit with dtype='float32', or with a network of torch.float32"
+        )
 
 
 def _require_size(graph: nn.Module) -> None:
@@ -236,9 +300,7 @@ def _verify(proto: Any, graph: DetectorGraph, images: torch.Tensor, spread: floa
     expected = dict(zip(graph.output_names(), map(to_numpy, graph(images)), strict=True))
     name = type(graph.model).__name__
     try:
-        session = require("onnxruntime").InferenceSession(
-            proto.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
+        session = _session(proto)
         names = graph.output_names()
         found = dict(zip(names, session.run(names, {PIXELS: images.numpy()}), strict=True))
     except Exception as error:  # the runtime has an error class for each cause
@@ -286,8 +348,11 @@ def _values(
         "preprocessing": asdict(teacher.preprocessing),
         "image_shape": None if shape is None else [int(side) for side in shape],
         "threshold": float(detector.offset_),
+        "false_alarm_rate": detector.contamination_,
         "n_calibrating": 0 if known is None else len(known),
         "map_method": method,
+        "quantization": None,
+        "noise": None,
         "outputs": {
             name: _MEANING[name].format(**asdict(layout) if layout else {})
             for name in graph.output_names()

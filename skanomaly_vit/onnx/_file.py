@@ -55,6 +55,10 @@ _CONTENT: dict[str, type | tuple[type, ...]] = {
     "n_calibrating": int,
     "map_method": (str, type(None)),
     "outputs": dict,
+    # Not in files of older versions:
+    "false_alarm_rate": (int, float, type(None)),
+    "quantization": (str, type(None)),
+    "noise": (int, float, type(None)),
 }
 
 
@@ -109,7 +113,7 @@ def read(path: str) -> tuple[bytes, dict[str, Any]]:
             )
     _check_values(path, values)
     _check_ends(path, proto.graph, values)
-    return content, values
+    return content, dict.fromkeys(_CONTENT) | values
 
 
 def preprocessing_of(values: Mapping[str, Any]) -> Preprocessing:

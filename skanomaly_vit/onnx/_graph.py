@@ -23,6 +23,9 @@ from skanomaly_vit._backbone.views import PENULTIMATE, Readout, n_prefix
 from skanomaly_vit.distillation._ridge import RidgeModule
 from skanomaly_vit.onnx._density_graphs import density_graph
 
+#: Names of the constants of a graph that say where normal scores lie.
+OFFSET, CALIBRATION = "offset", "calibration"
+
 
 class DetectorGraph(nn.Module):
     """A fitted detector as one exportable network.
@@ -71,10 +74,10 @@ class DetectorGraph(nn.Module):
         self.densities = nn.ModuleDict({name: density_graph(d) for name, d in densities.items()})
         self._fusion = dict(fusion)
         # A buffer: the exporter would write a Python number as float32.
-        self.register_buffer("offset", torch.tensor(offset, dtype=torch.float64))
+        self.register_buffer(OFFSET, torch.tensor(offset, dtype=torch.float64))
         self.calibration = None
         if calibration_scores is not None:
-            self.calibration = _Calibration(calibration_scores, calibration_units)
+            self.calibration = Calibration(calibration_scores, calibration_units)
         self.maps = None if normal is None else _Maps(normal, map_method)
         self._calls: list[BlockCall] = []
         blocks = list(model.blocks)  # type: ignore[arg-type]
@@ -179,7 +182,7 @@ def _exportable(student: nn.Module) -> nn.Module:
     return _LinearStudent(student) if isinstance(student, RidgeModule) else student
 
 
-class _Calibration(nn.Module):
+class Calibration(nn.Module):
     """The p-values of `conformal_p_values`, by counting."""
 
     known: torch.Tensor
@@ -190,12 +193,13 @@ class _Calibration(nn.Module):
         order = np.argsort(scores, kind="stable")
         unit = np.unique(np.arange(len(scores)) if units is None else units, return_inverse=True)[1]
         share = 1 / np.bincount(unit)[unit]
-        self.register_buffer("known", torch.from_numpy(scores[order]))
+        # With its first axis, lest the exporter give the constant another name.
+        self.register_buffer("known", torch.from_numpy(scores[None, order]))
         self.register_buffer("share", torch.from_numpy(share[order]))
         self._n_units = int(unit.max()) + 1
 
     def forward(self, score: torch.Tensor) -> torch.Tensor:
-        is_below = (self.known[None] <= score[:, None]).double()  # [B, n_calibrating]
+        is_below = (self.known <= score[:, None]).double()  # [B, n_calibrating]
         rank = (is_below * self.share).sum(dim=1)  # [B]
         return (1 + rank) / (self._n_units + 1)
 
