@@ -118,13 +118,12 @@ def label_mask(shape: tuple[int, int]) -> np.ndarray:
 def printed(data: Bunch, seed: int) -> Bunch:
     """The same images with a number printed on each, in the same place."""
     rng = np.random.default_rng(seed)
-    return Bunch(**{k: np.stack([number(image, rng) for image in v]) for k, v in data.items()})
+    return Bunch(**{k: [number(Image.open(path), rng) for path in v] for k, v in data.items()})
 
 
-def number(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    rows, columns = np.nonzero(label_mask(image.shape[:2]))
+def number(drawn: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    rows, columns = np.nonzero(label_mask(drawn.size[::-1]))
     top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
-    drawn = Image.fromarray(image)
     draw = ImageDraw.Draw(drawn)
     white = 255 if drawn.mode == "L" else (255, 255, 255)
     draw.rectangle((left, top, right, bottom), fill=white)
