@@ -9,6 +9,7 @@ from skanomaly_vit._utils.version import __version__
 
 if TYPE_CHECKING:
     from skanomaly_vit._caching.disk_cache import DiskCache
+    from skanomaly_vit._utils.progress_bar import ProgressBar
     from skanomaly_vit.density import (
         ExcessDensity,
         GaussianDensity,
@@ -29,6 +30,7 @@ __all__ = [
     "GaussianMixtureDensity",
     "KNNDensity",
     "MeanShiftedFeatures",
+    "ProgressBar",
     "TransformalyDetector",
     "ViTFeatures",
     "WhitenedKNNDensity",
@@ -45,6 +47,7 @@ _FOLDERS = {
     "GaussianMixtureDensity": "density",
     "KNNDensity": "density",
     "MeanShiftedFeatures": "features",
+    "ProgressBar": "_utils.progress_bar",
     "TransformalyDetector": "detector",
     "ViTFeatures": "features",
     "WhitenedKNNDensity": "density",
