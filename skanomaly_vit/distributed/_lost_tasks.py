@@ -29,6 +29,9 @@ def is_loss(error: BaseException) -> bool:
     """
     if isinstance(error, BrokenProcessPool):
         return True
+    # joblib-spark gives joblib the error of Spark in place of results, which it iterates over.
+    if isinstance(error, TypeError) and "_ExceptionWithTraceback" in str(error):
+        return True
     return any(
         kind.__name__ in names and kind.__module__.startswith(module)
         for kind in type(error).__mro__
@@ -86,9 +89,9 @@ class Outstanding:
         if self._n_losses == MAX_LOSSES:
             raise error
         warn_user(
-            f"a worker was lost ({type(error).__name__}); {n_lost} shard(s) that have no result "
-            f"yet are computed again, for the {self._n_losses}. of at most {MAX_LOSSES - 1} times. "
-            "Results do not change. Workers are often ended because the machine has run out of "
+            f"a worker was lost ({type(error).__name__}); {n_lost} shard(s) without a result are "
+            f"computed again (retry {self._n_losses} of at most {MAX_LOSSES - 1}). Results do not "
+            "change. Workers are often ended because the machine has run out of "
             "memory: try fewer of them.",
             WorkerWarning,
         )

@@ -48,7 +48,7 @@ def test_the_tasks_of_a_killed_worker_are_done_again(tmp_path):
 
 def test_a_task_that_kills_each_worker_ends_the_call():
     with (
-        pytest.warns(WorkerWarning, match="of at most 2 times") as caught,
+        pytest.warns(WorkerWarning, match=r"retry \d of at most 2") as caught,
         pytest.raises(BrokenProcessPool),
     ):
         squares("always")
