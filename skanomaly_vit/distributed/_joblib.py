@@ -149,7 +149,7 @@ class JoblibEngine:
         if backend.supports_return_generator:
             yield from joblib.Parallel(batch_size=1, return_as="generator")(calls)
             return
-        # Other backends (Spark) give all results at once: send tasks in waves.
+        # Other backends (Ray, Spark) give all results at once: send tasks in waves.
         iterator = iter(calls)
         while wave := list(itertools.islice(iterator, 4 * self.n_workers)):
             yield from joblib.Parallel(batch_size=1)(wave)

@@ -56,6 +56,11 @@ def test_every_requirement_has_a_lower_and_an_upper_bound(declared):
     assert unbounded == {"scikit-learn"}
 
 
+def test_an_extra_lists_each_package_once(declared):
+    names = {extra: [requirement.name for requirement in each] for extra, each in declared.items()}
+    assert {extra: each for extra, each in names.items() if len(each) != len(set(each))} == {}
+
+
 def test_scikit_learn_has_no_upper_bound(declared):
     """It has a minor release each half-year, and who waits for ours could take neither."""
     (requirement,) = [each for each in declared[""] if each.name == "scikit-learn"]

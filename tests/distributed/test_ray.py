@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import joblib
 import numpy as np
 import pytest
-from engines import BACKBONE, NOT_OURS, call_at, code_with, kill, processes_below, save_images
+from engines import BACKBONE, NOT_OURS, code_with, kill, processes_below, save_images
 
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._backbone import passes as _passes
-from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit.exceptions import WorkerWarning
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; `make engines` installs it")
@@ -42,20 +44,23 @@ def detector(paths, monkeypatch):
     ).fit(paths)
 
 
-def test_killed_actors_change_no_bit(cluster, detector, paths, monkeypatch):
+def kill_a_working_actor():
+    """An actor takes the name of the method that it runs."""
+    while not (found := processes_below("ray::PoolActor.run_batch")):
+        time.sleep(0.01)
+    kill(min(found))
+
+
+def test_a_killed_actor_changes_no_bit(cluster, detector, paths):
     alone, maps = detector.score_samples(paths, return_map=True)
-    call_at(
-        monkeypatch,
-        ImageSource,
-        "merge_findings",
-        2,
-        lambda: kill(*processes_below("ray::PoolActor")),
-    )
     with (
+        ThreadPoolExecutor(1) as watcher,
         joblib.parallel_config(backend="ray", n_jobs=2),
         pytest.warns(WorkerWarning, match="a worker was lost"),
     ):
+        watching = watcher.submit(kill_a_working_actor)
         scores, shared_maps = detector.score_samples(paths, return_map=True)
+        watching.result()
     np.testing.assert_array_equal(scores, alone)
     np.testing.assert_array_equal(shared_maps, maps)
 
