@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 class ProgressBar:
-    """Progress bars of a fit, a callback for `TransformalyDetector.set_callbacks`.
+    """Progress bars of a fit, a callback for ``set_callbacks``.
 
     One bar counts the epochs of the students and the pass for features, and one below it counts
     the batches of each, on standard error.
