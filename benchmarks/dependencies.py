@@ -27,7 +27,7 @@ def requirements_of(name: str) -> set[str]:
 
 def megabytes(name: str) -> float:
     files = distribution(name).files or []
-    paths = (Path(str(file.locate())) for file in files)
+    paths = (Path(str(file.locate())) for file in files if file.suffix != ".pyc")
     return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
 
 
