@@ -26,16 +26,14 @@ from time import perf_counter
 
 import numpy as np
 from PIL import Image
-from sklearn.callback import ProgressBar
 from sklearn.metrics import roc_auc_score
 
-from skanomaly_vit import TransformalyDetector
+from skanomaly_vit import ProgressBar, TransformalyDetector
 from skanomaly_vit.datasets import load_elpv
 
 try:
     import elpv_dataset  # noqa: F401, the images
     import matplotlib.pyplot as plt
-    import rich  # noqa: F401, ProgressBar needs it
 except ImportError as error:
     raise SystemExit(
         f'This example needs {error.name}. Install: pip install "skanomaly-vit[demo]"'

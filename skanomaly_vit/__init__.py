@@ -10,6 +10,7 @@ from skanomaly_vit._utils.version import __version__
 if TYPE_CHECKING:
     from skanomaly_vit._caching.disk_cache import DiskCache
     from skanomaly_vit._images.regions import MaskedImages, read_roi
+    from skanomaly_vit._utils.progress_bar import ProgressBar
     from skanomaly_vit.density import (
         ExcessDensity,
         GaussianDensity,
@@ -31,6 +32,7 @@ __all__ = [
     "KNNDensity",
     "MaskedImages",
     "MeanShiftedFeatures",
+    "ProgressBar",
     "TransformalyDetector",
     "ViTFeatures",
     "WhitenedKNNDensity",
@@ -49,6 +51,7 @@ _FOLDERS = {
     "KNNDensity": "density",
     "MaskedImages": "_images.regions",
     "MeanShiftedFeatures": "features",
+    "ProgressBar": "_utils.progress_bar",
     "TransformalyDetector": "detector",
     "ViTFeatures": "features",
     "WhitenedKNNDensity": "density",

@@ -20,6 +20,7 @@ __all__ = [
     "UnreadableImageError",
     "UnreadableImageWarning",
     "WeightsUnavailableError",
+    "WorkerWarning",
 ]
 
 
@@ -174,3 +175,10 @@ class ModelFileError(ValueError):
     """
 
     cause = ""
+
+
+class WorkerWarning(UserWarning):
+    """A worker of joblib's backend was lost; its shards are computed again.
+
+    Fitting and scoring issue it. No result changes.
+    """

@@ -1,7 +1,7 @@
-"""Private helpers of scikit-learn, which no other file imports.
+"""What scikit-learn has made private, or only has in some versions; no other file imports it.
 
-scikit-learn may move or rename them between minor releases without notice. One file then needs
-one line mended, and the upper bound on the dependency guards the rest.
+scikit-learn may move or rename private helpers between minor releases without notice. This file
+then needs a line mended. It is also the only one that asks what the installed version has.
 """
 
 from typing import Any
@@ -17,7 +17,18 @@ from sklearn.utils._param_validation import (
     validate_parameter_constraints,
 )
 
+try:  # scikit-learn 1.9 and later
+    from sklearn.callback import CallbackContext, CallbackSupportMixin, with_callbacks
+except ModuleNotFoundError:
+    from skanomaly_vit._utils.older_callbacks import (
+        CallbackContext,
+        CallbackSupportMixin,
+        with_callbacks,
+    )
+
 __all__ = [
+    "CallbackContext",
+    "CallbackSupportMixin",
     "HasMethods",
     "Interval",
     "StrOptions",
@@ -26,6 +37,7 @@ __all__ = [
     "check_matplotlib_support",
     "fitted_samples",
     "validate_parameter_constraints",
+    "with_callbacks",
 ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sklearn.callback import CallbackContext
+from skanomaly_vit._utils.compat import CallbackContext
 
 #: Up to this number, each batch is a sub-task; beyond it, several batches share one. scikit-learn
 #: keeps a context of each sub-task.

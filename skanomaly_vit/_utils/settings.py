@@ -120,8 +120,10 @@ def _settings_of_the_process() -> Iterator[None]:
             torch.set_float32_matmul_precision("highest")
             undo.callback(torch.set_float32_matmul_precision, precision)
         # On GPUs, convolutions stay as torch has them, in TF32: they are no part of a block.
-        backends = torch.backends
-        for library in (backends.mkldnn.matmul, backends.mkldnn.conv, backends.cuda.matmul):
+        mkldnn = torch.backends.mkldnn
+        # Older versions of torch have fewer of them.
+        libraries = [getattr(mkldnn, name, None) for name in ("matmul", "conv")]
+        for library in (*libraries, torch.backends.cuda.matmul):
             found = getattr(library, "fp32_precision", "ieee")
             if found in _LOWER:
                 library.fp32_precision = "ieee"

@@ -49,7 +49,7 @@ def _load_onnx(model: str, device: str | None, **options: Any) -> Any:
             f"--device {device} is for .skanomaly files; an ONNX file is computed on the CPU. "
             "Leave --device out, or pass the model that was exported."
         )
-    require("runtime", "an ONNX file")
+    require("onnx:runtime", "an ONNX file")
     tell_loading(model)
     from skanomaly_vit.exceptions import ModelFileError
     from skanomaly_vit.onnx import OnnxDetector

@@ -120,27 +120,34 @@ def check_format(output: str | None, kind: str | None) -> str:
 #: Extra that a format needs, and what it is needed for.
 _OF_FORMAT = {"parquet": ("parquet", "a Parquet file"), "xlsx": ("excel", "a file of Excel")}
 
-#: Packages that a command needs from each extra.
+#: Packages that a command needs from each extra; after a colon, for a part of its uses.
 _EXTRAS = {
     "excel": ("openpyxl",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "onnx:runtime": ("onnx", "onnxruntime"),
     "parquet": ("pyarrow",),
     "plot": ("matplotlib",),
     "report": ("jinja2", "markupsafe", "matplotlib"),
-    "runtime": ("onnx", "onnxruntime"),
     "serve": ("prometheus_client", "starlette", "uvicorn", "watchdog"),
 }
 
 
 def require(extra: str, purpose: str, way_out: str = "") -> None:
     """Raise if a package of an extra is missing."""
-    missing = [package for package in _EXTRAS[extra] if find_spec(package) is None]
+    missing = [package for package in _EXTRAS[extra] if not _is_installed(package)]
     if missing:
-        command = f"pip install 'skanomaly-vit[{extra}]'"
+        command = f"pip install 'skanomaly-vit[{extra.partition(':')[0]}]'"
         raise click.UsageError(
             f"{purpose} needs {', '.join(missing)}, not installed here: "
             f"{'; '.join(filter(None, [command, way_out]))}."
         )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # a finder refuses it, or it is None in `sys.modules`
+        return False
 
 
 def _check_device(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

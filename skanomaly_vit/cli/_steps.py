@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -100,13 +99,8 @@ def show_fitting(detector: TransformalyDetector) -> None:
     """Show bars on stderr while a detector is fitted, on a terminal."""
     if not sys.stderr.isatty() or detector.verbose:
         return
-    if find_spec("rich") is None:
-        tell("Fitting. For bars, pip install rich.")
-        return
-    import rich
-    from sklearn.callback import ProgressBar
+    from skanomaly_vit._utils.progress_bar import ProgressBar
 
-    rich.reconfigure(stderr=True)  # scikit-learn's bars use rich's own console
     detector.set_callbacks(ProgressBar())
 
 

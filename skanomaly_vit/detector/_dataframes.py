@@ -20,6 +20,10 @@ _ACCEPTED = (
 )
 
 
+#: How engines that keep their tables to themselves call a function on parts of them.
+_OWN_METHODS = {"pyspark": "`mapInArrow` or `mapInPandas`", "ray": "`map_batches`"}
+
+
 class Scorer(Protocol):
     """A fitted detector."""
 
@@ -43,10 +47,18 @@ def score_frame(detector: Scorer, frame: Any, column: str) -> Any:
     if type(frame).__module__.partition(".")[0] == "pyarrow" and hasattr(frame, "schema"):
         _check_columns(detector, frame.schema.names, column)
         return _score_batches(detector, frame, column)
-    found = f"{type(frame).__module__}.{type(frame).__qualname__}"
-    raise TypeError(
-        f"frame is of type {found}; pass {_ACCEPTED}. docs/how_to/distributed.md says how Spark "
-        "and Ray score their tables."
+    raise TypeError(_describe_other(frame))
+
+
+def _describe_other(frame: Any) -> str:
+    module = type(frame).__module__
+    found = f"frame is of type {module}.{type(frame).__qualname__}"
+    methods = _OWN_METHODS.get(module.partition(".")[0])
+    if methods is None:
+        return f"{found}; pass {_ACCEPTED}."
+    return (
+        f"{found}, whose rows lie on workers; call {methods} of it with a function that calls "
+        "`score_dataframe` there. docs/how_to/distributed.md (Tables of Ray and Spark) has code."
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.utils import Bunch, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -45,7 +44,14 @@ from skanomaly_vit._images.tiles import (
 )
 from skanomaly_vit._images.units import IDS, Units, find_units
 from skanomaly_vit._utils.blas import one_blas_thread
-from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions, _fit_context
+from skanomaly_vit._utils.compat import (
+    CallbackSupportMixin,
+    HasMethods,
+    Interval,
+    StrOptions,
+    _fit_context,
+    with_callbacks,
+)
 from skanomaly_vit._utils.labels import AUTO, warn_about_labels
 from skanomaly_vit._utils.progress import Progress, log
 from skanomaly_vit._utils.settings import with_own_settings

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from sklearn.base import TransformerMixin
-from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -31,7 +30,7 @@ from skanomaly_vit._backbone.views import Readout, share_of
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._images.units import find_units
-from skanomaly_vit._utils.compat import _fit_context
+from skanomaly_vit._utils.compat import CallbackSupportMixin, _fit_context, with_callbacks
 from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit._utils.progress import Progress
 from skanomaly_vit._utils.settings import with_own_settings

@@ -25,6 +25,7 @@ from skanomaly_vit._utils.torch_settings import (
     settings_here,
     under,
 )
+from skanomaly_vit.distributed._lost_tasks import Outstanding, is_loss
 from skanomaly_vit.distributed._tasks import (
     Engine,
     Failure,
@@ -112,27 +113,35 @@ class JoblibEngine:
         """Run tasks in processes that share no memory, and perhaps no disk, with this one."""
         # The rounding of some sums depends on the number of threads.
         n_threads, settings = torch.get_num_threads(), tuple(settings_here().values())
-        waiting: deque[Task] = deque()
+        outstanding = Outstanding(tasks)
         missed = False
 
         def call(task: Task, *, whole: bool) -> Any:
             sent = objects if whole else [shared_object.by_name() for shared_object in objects]
-            return joblib.delayed(_run_here)(function, sent, task, n_threads, settings)
+            return joblib.delayed(_run_here)(function, sent, packed(task), n_threads, settings)
 
-        def calls() -> Iterator[Any]:
-            for task in tasks:
-                waiting.append(task)
-                yield call(task, whole=missed)
+        def results() -> Iterator[Success[Result] | Failure]:
+            nonlocal missed
+            calls = (call(task, whole=missed) for task in outstanding.hand_out())
+            for result in map(pickle.loads, self._in_order(calls)):
+                if isinstance(result, _Missing):
+                    # This worker cannot see the folder. From now on the objects go with each task.
+                    missed = True
+                    (again,) = self._in_order([call(outstanding.first, whole=True)])
+                    result = pickle.loads(again)
+                outstanding.settle()
+                yield result
 
         with TemporaryDirectory(prefix="skanomaly-", dir=_shared_folder()) as folder:
             objects = [SharedObject.pack(thing, folder) for thing in shared]
-            for outcome in self._in_order(calls()):
-                task = waiting.popleft()
-                if isinstance(outcome, _Missing):
-                    # This worker cannot see the folder. From now on the objects go with each task.
-                    missed = True
-                    (outcome,) = self._in_order([call(task, whole=True)])
-                yield outcome
+            while True:
+                try:
+                    yield from results()
+                    return
+                except Exception as error:
+                    if not is_loss(error):
+                        raise
+                    outstanding.lose(error)
 
     def _in_order(self, calls: Iterable[Any]) -> Iterator[Any]:
         backend, _ = get_active_backend()
@@ -144,6 +153,16 @@ class JoblibEngine:
         iterator = iter(calls)
         while wave := list(itertools.islice(iterator, 4 * self.n_workers)):
             yield from joblib.Parallel(batch_size=1)(wave)
+
+
+def packed(thing: Any) -> bytes:
+    """Pickle a thing, so that a backend has no say in how.
+
+    Arrays that Ray hands over, and large ones of other backends, lie in a store that they share,
+    and may not be written to.
+    """
+    # The script of the user may define the class of a network; pickle would leave it behind.
+    return pickle.dumps(joblib.wrap_non_picklable_objects(thing, keep_wrapper=False))
 
 
 def _shared_folder() -> str | None:
@@ -171,9 +190,7 @@ class SharedObject:
     @classmethod
     def pack(cls, thing: Any, folder: str) -> SharedObject:
         """Write an object into a file named after its content."""
-        packed = thing.pack() if hasattr(thing, "pack") else thing
-        # The script of the user may define the class of a network; pickle would leave it behind.
-        content = pickle.dumps(joblib.wrap_non_picklable_objects(packed, keep_wrapper=False))
+        content = packed(thing.pack() if hasattr(thing, "pack") else thing)
         digest = hashlib.sha256(content)
         path = os.path.join(folder, digest.hexdigest())
         with open(path, "wb") as file:
@@ -236,18 +253,18 @@ def _run_in_thread(
 def _run_here(
     function: Function[Result],
     objects: Sequence[SharedObject],
-    task: Task,
+    task: bytes,
     n_threads: int,
     settings: tuple[Any, ...],
-) -> Success[Result] | Failure | _Missing:
-    """Run a task in a worker, with the number of threads and the settings of its sender."""
+) -> bytes:
+    """Run a packed task in a worker, with the number of threads and the settings of its sender."""
     if torch.get_num_threads() != n_threads:
         torch.set_num_threads(n_threads)
     try:
         with under(named(settings)):
             shared = tuple(_unpacked(shared_object) for shared_object in objects)
-            return run_task(function, shared, task)
+            return packed(run_task(function, shared, pickle.loads(task)))
     except _MissingError:
-        return _Missing()
+        return packed(_Missing())
     except Exception as error:  # noqa: BLE001 - `result` raises it again
-        return Failure(error)
+        return packed(Failure(error))

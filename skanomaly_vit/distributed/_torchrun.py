@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import torch.distributed as dist
@@ -38,6 +40,7 @@ class Ranks:
         self._group = group
         self.n_workers = dist.get_world_size(group)
         self._rank = dist.get_rank(group)
+        self._ended = False
 
     @property
     def is_first(self) -> bool:
@@ -67,6 +70,7 @@ class Ranks:
         differences = _compare(self.gather(facts))
         if not differences:
             return
+        self._ended = True
         if not self.is_first:
             raise SystemExit(0)
         raise ValueError(
@@ -75,17 +79,47 @@ class Ranks:
         )
 
     def gather(self, value: Value) -> list[Value]:
-        """The values of all ranks, in their order."""
-        values: list[Any] = [None] * self.n_workers
-        dist.all_gather_object(values, value, group=self._group)
+        """The values of all ranks, in their order; an error if one has left the block."""
+        values = self._gather(value)
+        for rank, theirs in enumerate(values):
+            if isinstance(theirs, _Left):
+                self._ended = True
+                raise RuntimeError(
+                    f"Rank {rank} has left the block of `torchrun()` "
+                    f"{theirs.why or 'without making this call; all ranks have to make it'}."
+                )
         return values
 
     def follow(self, value: Value) -> Value:
         """Rank 0's value."""
-        values = [value]
-        dist.broadcast_object_list(values, dist.get_global_rank(self._group, 0), self._group)
+        theirs = self.gather(value)[0]
         # Rank 0 keeps its own: draws from a copy would not advance the original.
-        return value if self._rank == 0 else values[0]
+        return value if self._rank == 0 else theirs
+
+    def leave(self, error: Exception | None = None) -> bool:
+        """Wait for the other ranks at the end of the block; whether rank 0 shows the same error.
+
+        Ranks that still work raise an error that names this one's.
+        """
+        if self._ended:
+            return False
+        self._ended = True
+        left = _Left(None if error is None else f"with {type(error).__name__}: {error}")
+        alike = all(theirs == left for theirs in self._gather(left))
+        return alike and error is not None and not self.is_first
+
+    # One kind of collective call for all: ranks that fall out of step meet in it, and are told.
+    def _gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.n_workers
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What a rank says at the end of the block: its error, if it has one."""
+
+    why: str | None
 
 
 def _settings_by_name() -> dict[str, str]:
@@ -144,10 +178,27 @@ def sharing_ranks() -> Iterator[None]:
         try:
             ranks.require_alike({"versions": versions(), "settings of torch": _settings_by_name()})
             yield
-            dist.barrier(group)  # rank 0, the hub of the group, must not leave first
+            ranks.leave()  # rank 0, the hub of the group, must not leave first
+        except Exception as error:
+            with suppress(RuntimeError):  # another rank is gone without a word
+                if ranks.leave(error):
+                    _leave_to_rank_0(error)
+            raise
         finally:
             _ranks.reset(token)
             dist.destroy_process_group(group)
+
+
+def _leave_to_rank_0(error: Exception) -> None:
+    """If nobody catches an error, end in silence: the log shows it once, not once a rank."""
+    show = sys.excepthook
+
+    def show_others(kind: type[BaseException], value: BaseException, trace: Any) -> None:
+        if value is error:
+            sys.exit(0)  # torchrun would end rank 0, perhaps before its error is written
+        show(kind, value, trace)
+
+    sys.excepthook = show_others
 
 
 @contextmanager
@@ -188,7 +239,8 @@ def torchrun() -> Iterator[None]:
     ------
     RuntimeError
         If there are no ranks: torchrun did not start the script, and nobody has called
-        ``torch.distributed.init_process_group``.
+        ``torch.distributed.init_process_group``; or if another rank has left the block, with an
+        error or without making the same calls.
     ValueError
         If ranks differ in settings of torch or versions of packages that change results, or in
         images or parameters. For settings and versions rank 0 raises it, and says which rank
@@ -203,7 +255,8 @@ def torchrun() -> Iterator[None]:
     Sharing is explicit, since a call by only one of the ranks would wait for the others forever.
     The block initialises ``torch.distributed`` (with gloo) if needed, and restores its state at
     the end. With ``device=None`` a rank runs on its own GPU. If `random_state` is no int, rank 0
-    draws for all.
+    draws for all. An error that all ranks meet, such as an unreadable image, is raised on each; if
+    nobody catches it, rank 0 shows it, and the others exit with code 0.
 
     Examples
     --------

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -24,7 +23,12 @@ from skanomaly_vit._backbone.teacher import Teacher, resolve_device
 from skanomaly_vit._backbone.views import PENULTIMATE
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._images.units import find_units
-from skanomaly_vit._utils.compat import Interval, _fit_context
+from skanomaly_vit._utils.compat import (
+    CallbackSupportMixin,
+    Interval,
+    _fit_context,
+    with_callbacks,
+)
 from skanomaly_vit._utils.labels import warn_about_labels
 from skanomaly_vit._utils.progress import Progress
 from skanomaly_vit._utils.settings import with_own_settings

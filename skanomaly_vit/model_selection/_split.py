@@ -190,15 +190,18 @@ class NormalOnlyKFold(BaseCrossValidator):
     def _assign_groups(
         self, is_anomaly: np.ndarray, codes: np.ndarray, groups: np.ndarray
     ) -> np.ndarray:
-        n_groups = len(np.unique(groups))
+        groups = np.unique(groups, return_inverse=True)[1]
+        n_groups = groups.max() + 1
         if n_groups < self.n_splits:
             raise ValueError(
                 f"n_splits={self.n_splits} folds need as many groups, and there are {n_groups} "
                 "(copies of one sample are in one). Pass a smaller n_splits"
             )
-        folds = StratifiedGroupKFold(
-            self.n_splits, shuffle=self.shuffle, random_state=self.random_state
-        )
+        if self.shuffle:
+            # Here, since scikit-learn before 1.8 parts groups from their labels as it shuffles.
+            order = check_random_state(self.random_state).permutation(n_groups)
+            groups = np.argsort(order)[groups]
+        folds = StratifiedGroupKFold(self.n_splits)
         # Even labels can leave a fold without anomalies; even kinds do so more rarely.
         for strata in (codes, is_anomaly.astype(int)):
             if np.bincount(strata).max() < self.n_splits:

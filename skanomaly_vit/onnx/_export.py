@@ -198,6 +198,10 @@ def _require_size(graph: nn.Module) -> None:
         )
 
 
+# Bounds that torch before 2.10 sets itself, and then finds violated; graphs take one image too.
+_N_IMAGES = torch.export.Dim("n", min=2, max=2**31 - 1)
+
+
 def _export(graph: DetectorGraph, example: torch.Tensor) -> Any:
     try:
         # The exporter warns of its own internals.
@@ -209,7 +213,7 @@ def _export(graph: DetectorGraph, example: torch.Tensor) -> Any:
                 dynamo=True,
                 input_names=[PIXELS],
                 output_names=graph.output_names(),
-                dynamic_shapes=({0: torch.export.Dim("n")},),
+                dynamic_shapes=({0: _N_IMAGES},),
                 opset_version=_OPSET,
                 verbose=False,
             )

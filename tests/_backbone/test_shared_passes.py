@@ -56,7 +56,14 @@ sent: list[bytes] = []
 
 
 def work(call):
-    return pickle.loads(pickle.dumps(pickle.loads(call)()))
+    return through_a_store(through_a_store(pickle.loads(call))())
+
+
+def through_a_store(thing):
+    """As Ray hands things over: their arrays lie in memory that nobody may write to."""
+    buffers = []
+    data = pickle.dumps(thing, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(data, buffers=[bytes(buffer.raw()) for buffer in buffers])
 
 
 register_parallel_backend("elsewhere", Elsewhere)
@@ -218,7 +225,7 @@ def test_paths_travel_and_pixels_do_not(make, many, paths):
     with joblib.parallel_config(backend="elsewhere", n_jobs=2):
         detector.score_samples(paths)
     assert len(sent) == N_IMAGES / 8
-    assert max(len(call) for call in sent) < 8 * 300
+    assert max(len(call) for call in sent) < 8 * 320
     assert sum(call.count(b".png") for call in sent) == N_IMAGES
 
 

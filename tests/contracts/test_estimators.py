@@ -259,9 +259,8 @@ PUBLIC = [
 
 @pytest.mark.parametrize("cls", PUBLIC)
 def test_documented_defaults_are_the_real_ones(cls):
-    documented = dict(
-        re.findall(r"^    (\w+) : .*default=(.+)$", cls.__doc__.split("Attributes")[0], re.M)
-    )
+    parameters = inspect.cleandoc(cls.__doc__).split("Attributes")[0]
+    documented = dict(re.findall(r"^(\w+) : .*default=(.+)$", parameters, re.M))
     real = {
         name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()
     }

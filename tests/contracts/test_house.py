@@ -131,9 +131,18 @@ def test_timm_is_imported_in_one_file():
     assert files_with(r"^\s*(from|import) timm\b") == {"_backbone/loading.py"}
 
 
-def test_scikit_learns_private_modules_are_imported_in_one_file():
-    private = r"^\s*from sklearn\S*\._|^\s*from sklearn\.base import .*\b_"
-    assert files_with(private) == {"_utils/compat.py"}
+@pytest.mark.parametrize(
+    "what",
+    [
+        r"(from|import) sklearn\S*\._",  # private modules
+        r"from sklearn\S* import (.*\W)?_",  # private names
+        r"(from|import) sklearn\.callback\b",  # new in 1.9
+        r".*\b(sklearn\.__version__|parse_version)\b",
+        r".*\._fit_X\b",
+    ],
+)
+def test_one_file_knows_what_scikit_learn_hides_or_has_not_always_had(what):
+    assert files_with(rf"^\s*{what}") <= {"_utils/compat.py"}
 
 
 def run(code: str) -> str:

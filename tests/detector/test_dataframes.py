@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,22 @@ def test_columns_are_checked_before_any_work(detector, frame):
     for other in ([1, 2], frame["path"], frame["path"].to_numpy(), lazy, lazy.collect()["path"]):
         with pytest.raises(TypeError, match="pass a DataFrame of pandas, Polars or Dask"):
             detector.score_dataframe(other, "path")
+
+
+@pytest.mark.parametrize(
+    ("module", "method"),
+    [
+        ("pyspark.sql.classic.dataframe", "call `mapInArrow` or `mapInPandas` of it"),
+        ("ray.data.dataset", "call `map_batches` of it"),
+    ],
+)
+def test_tables_of_ray_and_spark_are_told_where_to_be_scored(detector, module, method):
+    table = type("Table", (), {"__module__": module})()
+    with pytest.raises(TypeError, match=rf"of type {module}\.Table, .*{method}") as caught:
+        detector.score_dataframe(table, "path")
+    (page,) = re.findall(r"(docs/\S+\.md) \((.*)\)", str(caught.value))
+    source = Path(__file__).parents[2] / page[0]
+    assert f"# {page[1]}\n" in source.read_text()
 
 
 def test_what_dask_sends_holds_no_backbone_that_has_a_name(images):

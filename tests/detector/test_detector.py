@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -20,7 +21,6 @@ from backbones import family
 from images import blobs
 from PIL import Image
 from sklearn.base import clone
-from sklearn.callback import ProgressBar
 from sklearn.compose import ColumnTransformer
 from sklearn.covariance import EllipticEnvelope
 from sklearn.decomposition import PCA
@@ -42,6 +42,7 @@ from skanomaly_vit import (
     GaussianDensity,
     GaussianMixtureDensity,
     KNNDensity,
+    ProgressBar,
     TransformalyDetector,
     ViTFeatures,
     WhitenedKNNDensity,
@@ -505,18 +506,32 @@ def test_distillation_alone_reports_too(tiny, images):
 
 
 def test_progress_bar_shows_epochs_and_batches(make_detector, images, capsys):
-    make_detector().set_callbacks(ProgressBar()).fit(images)
-    shown = capsys.readouterr().out
-    assert "TransformalyDetector" in shown
-    assert "epoch" in shown
-    assert "100%" in shown
+    detector = make_detector(batch_size=8).set_callbacks(ProgressBar()).fit(images)
+    shown = capsys.readouterr().err
+    assert re.search(r"TransformalyDetector fit: 100%\|.*\| 2/2 ", shown)
+    assert "TransformalyDetector epoch: " in shown
+    assert "TransformalyDetector features: " in shown
+    assert pickle.loads(pickle.dumps(detector))._skl_callbacks  # no bar is left open
 
 
-def test_progress_bar_on_a_grid_search_reaches_the_detector(make_detector, images, capsys):
+def test_progress_bar_of_a_failed_fit_is_closed(make_detector, images, capsys):
+    class Stop(Recorder):
+        def on_fit_task_begin(self, estimator, context):
+            if context.task_name == "features":
+                raise RuntimeError("stopped")
+
+    bar = ProgressBar()
+    with pytest.raises(RuntimeError, match="stopped"):
+        make_detector().set_callbacks(bar, Stop()).fit(images)
+    assert bar._bars == {}
+
+
+def test_bars_of_scikit_learn_on_a_grid_search_reach_the_detector(make_detector, images, capsys):
+    callback = pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has callbacks")
     search = GridSearchCV(
         make_detector(), {"n_blocks": [1]}, cv=2, scoring=lambda d, X, y=None: d.offset_
     )
-    search.set_callbacks(ProgressBar()).fit(images)
+    search.set_callbacks(callback.ProgressBar()).fit(images)
     shown = capsys.readouterr().out
     assert "GridSearchCV" in shown
     assert "epoch" in shown

@@ -10,6 +10,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from engines import call_at
 from images import blobs
 from PIL import Image
 from sklearn.model_selection import GridSearchCV
@@ -80,19 +81,6 @@ def kill(client):
     assert len(killed) == 1
     client.wait_for_workers(2, timeout=300)
     assert not set(killed) & set(client.run(os.getpid).values())
-
-
-def call_at(monkeypatch, owner, name, n, then):
-    """Have something done when a method is called the n-th time."""
-    method, calls = getattr(owner, name), []
-
-    def counting(*args, **options):
-        calls.append(name)
-        if len(calls) == n:
-            then()
-        return method(*args, **options)
-
-    monkeypatch.setattr(owner, name, counting)
 
 
 def assert_same_detector(detector, other):

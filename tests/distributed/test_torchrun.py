@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,69 @@ def test_ranks_that_differ_end_in_one_error(kind, message, tmp_path):
     assert "rank 0:" not in log.split("ValueError: ")[1].splitlines()[0]
     assert done.stdout.count(b"reading") == (2 if kind == "later" else 0)
     assert b"worked" not in done.stdout
+
+
+#: Two ranks, of which both or the second meet an error, or the second does not make the call.
+FAILING = """
+import os, sys
+import torch
+from test_torchrun import BACKBONE, make_images
+from skanomaly_vit import ViTFeatures
+from skanomaly_vit._backbone import passes as _passes
+from skanomaly_vit.distributed import torchrun
+
+_passes.IMAGES_PER_SHARD = 8
+rank, kind = int(os.environ["RANK"]), sys.argv[1]
+paths = [f"no {i}.png" for i in range(40)]
+try:
+    with torchrun():
+        if rank == 0 or kind in ("both", "caught"):
+            X = paths if kind in ("both", "caught") else make_images()
+            ViTFeatures(**BACKBONE).fit_transform(X)
+        elif kind == "second":
+            raise LookupError("no images here")
+except ValueError:
+    if kind != "caught":
+        raise
+    print("caught", flush=True)
+"""
+
+
+@pytest.fixture
+def failing(tmp_path):
+    def failing(kind):
+        (tmp_path / "script.py").write_text(FAILING)
+        done = launch(
+            tmp_path / "script.py", kind, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return failing
+
+
+def test_an_error_of_all_ranks_is_shown_once(failing):
+    code, _, log = failing("both")
+    assert code != 0
+    assert len(re.findall(r"^.*UnreadableImageError: .*no 0\.png", log, re.M)) == 1
+
+
+def test_an_error_of_all_ranks_can_be_caught_on_all(failing):
+    code, output, _ = failing("caught")
+    assert code == 0
+    assert output.count("caught") == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("second", "Rank 1 has left the block of `torchrun()` with LookupError: no images here."),
+        ("absent", "Rank 1 has left the block of `torchrun()` without making this call"),
+    ],
+)
+def test_a_rank_that_leaves_is_named(failing, kind, message):
+    code, _, log = failing(kind)
+    assert code != 0
+    assert message in log
 
 
 def test_outside_of_the_block_each_rank_works_alone(ranks):
