@@ -35,7 +35,7 @@ PROGRESS = awk '(/^ *(Downloading|Using cached) / && !/\.metadata/) || /^(Instal
 GALLERY ?= 1
 SPHINX = GALLERY=$(GALLERY) $(BIN)/python -m sphinx --fail-on-warning --keep-going
 
-.PHONY: help demo test lint docs docs-links lowest middle smoke engines audit clean
+.PHONY: help demo test lint docs docs-links lowest middle older smoke engines audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -80,6 +80,18 @@ lowest: $(BIN)/python ## all tests with the lowest versions that setup.cfg allow
 
 middle: $(BIN)/python ## all tests with versions between the lowest and the newest
 	$(call TEST_OTHER_VERSIONS,$(MIDDLE))
+
+# scikit-learn in front of the installed one: no other environment, which takes minutes and GBs.
+OLDER := 1.6.1 1.7.2
+older: export OMP_NUM_THREADS := 1
+older: $(VENV)/.installed-test ## callbacks, searches and parts with older versions of scikit-learn
+	@set -e; for version in $(OLDER); do \
+		echo "scikit-learn $$version"; \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade \
+			--target $(VENV)/scikit-learn-$$version "scikit-learn==$$version"; \
+		PYTHONPATH=$(VENV)/scikit-learn-$$version $(BIN)/$(PYTEST) -q \
+			tests/_utils tests/model_selection tests/detector/test_score_groups.py; \
+	done
 
 smoke: export OMP_NUM_THREADS := 1
 smoke: $(VENV)/.installed-test ## what depends on versions, in minutes; SCIPY_ARRAY_API=1 make smoke
