@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 def load_scorer(model: str, device: str | None, **options: Any) -> Scorer:
     """Load the scorer of a model; by the suffix .onnx, without torch."""
     if model.lower().endswith(".onnx"):
-        detector = _load_onnx(model, device, **options)
+        detector = load_onnx(model, device, **options)
+        if detector.image_shape is not None:
+            raise click.UsageError(
+                f"{model!r} was fitted on rows of a table (image_shape={detector.image_shape}), "
+                "and this command takes image files; score such rows in Python "
+                "(OnnxDetector.load)."
+            )
     else:
         detector = load_for_files(model, device=device, **options)
     from skanomaly_vit.cli._service.scorers import scorer_of
@@ -25,7 +31,8 @@ def load_scorer(model: str, device: str | None, **options: Any) -> Scorer:
     return scorer_of(detector)
 
 
-def _load_onnx(model: str, device: str | None, **options: Any) -> Any:
+def load_onnx(model: str, device: str | None, **options: Any) -> Any:
+    """Load the detector of an ONNX file, without torch."""
     if device not in (None, "auto", "cpu"):
         raise click.UsageError(
             f"--device {device} is for .skanomaly files; an ONNX file is computed on the CPU. "
@@ -36,15 +43,9 @@ def _load_onnx(model: str, device: str | None, **options: Any) -> Any:
     from skanomaly_vit.onnx import OnnxDetector
 
     try:
-        detector = OnnxDetector.load(model, **given(**options))
+        return OnnxDetector.load(model, **given(**options))
     except ModelFileError as error:
         raise click.UsageError(str(error)) from error
-    if detector.image_shape is not None:
-        raise click.UsageError(
-            f"{model!r} was fitted on rows of a table (image_shape={detector.image_shape}), and "
-            "this command takes image files; score such rows in Python (OnnxDetector.load)."
-        )
-    return detector
 
 
 def digest_of(model: str) -> str:

@@ -1,0 +1,81 @@
+"""Fixtures in an ONNX file: images with the scores that torch gave them, compared without torch."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from skanomaly_vit._images.fixture_files import (
+    compare_decoding,
+    compare_resizing,
+    digests_of,
+    sample_inputs,
+    sample_pixels,
+)
+from skanomaly_vit._images.source import open_images
+from skanomaly_vit._utils.stages import Stage, largest
+
+#: Largest difference of a score that is the same, in standard deviations of calibration scores: as
+#: `export_onnx` accepts.
+TOLERANCE = 0.005
+
+#: Pillow resizes here, and torch did there.
+_RESIZING = 3e-5
+
+
+def describe_fixtures(fixtures: Any) -> dict[str, Any]:
+    """JSON of the fixtures of a detector, for the metadata of a file."""
+    numbers = fixtures.numbers
+    return {
+        "files": [_packed(content) for content in fixtures.files],
+        "digests": numbers.digests,
+        "pixels": _packed(numbers.pixels.tobytes()),
+        "inputs": _packed(numbers.inputs.astype("<f4").tobytes()),
+        "scores": numbers.scores.sum(axis=0).tolist(),
+        "unit": fixtures.unit,
+    }
+
+
+def check_fixtures(found: Any) -> None:
+    """Refuse what `describe_fixtures` does not give, with a ValueError, TypeError or KeyError."""
+    n = len(found["files"])
+    if not n or not len(found["digests"]) == len(found["scores"]) == n:
+        raise ValueError("there are other numbers of files, digests and scores")
+    _, pixels, inputs = _unpack(found)
+    numbers = [found["unit"], *found["scores"], *inputs.tolist()]
+    if not (pixels.size and all(map(math.isfinite, numbers)) and found["unit"] > 0):
+        raise ValueError("they hold no finite numbers")
+
+
+def compare_fixtures(detector: Any, found: Mapping[str, Any]) -> tuple[list[Stage], float]:
+    """Stages beside those that torch had, and the largest difference of a score in deviations."""
+    files, pixels, inputs = _unpack(found)
+    source = open_images(files)
+    decoded = [source[position] for position in range(len(source))]
+    prepared = np.stack([detector._prepare(image) for image in decoded])
+    here = sample_inputs(prepared, detector._preprocessing.std).reshape(-1)
+    stages = [
+        compare_decoding((digests_of(decoded), sample_pixels(decoded)), (found["digests"], pixels)),
+        compare_resizing(here, inputs, _RESIZING),
+    ]
+    scores = detector._run_graph(prepared)
+    difference = largest(scores, found["scores"], found["unit"])
+    stages.append(
+        Stage("graph", difference, "standard deviations", TOLERANCE, len(found["scores"]))
+    )
+    return stages, difference
+
+
+def _packed(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _unpack(found: Mapping[str, Any]) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    files = [base64.b64decode(text, validate=True) for text in found["files"]]
+    pixels = np.frombuffer(base64.b64decode(found["pixels"], validate=True), np.uint8)
+    inputs = np.frombuffer(base64.b64decode(found["inputs"], validate=True), "<f4")
+    return files, pixels, inputs
