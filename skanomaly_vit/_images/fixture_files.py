@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ DECODING, RESIZING = "decoding", "resizing"
 _SEED = 22
 
 #: Numbers of an image that a sample holds, at most: of its pixels, and of an input made of it.
-_N_PIXELS, _N_INPUTS = 512, 192
+_N_PIXELS, _N_INPUTS = 160, 160
 
 
 def draw_files() -> list[bytes]:
@@ -43,14 +44,25 @@ def sampled(values: Array, n: int) -> Array:
     return flat[np.linspace(0, flat.size - 1, min(n, flat.size)).astype(np.intp)]
 
 
+def as_text(content: bytes) -> str:
+    """Bytes as JSON has them."""
+    return base64.b64encode(content).decode("ascii")
+
+
+def from_text(text: str) -> bytes:
+    """The inverse of `as_text`; a ValueError if it is none."""
+    return base64.b64decode(text, validate=True)
+
+
 def digests_of(images: Sequence[Array]) -> list[str]:
     """SHA-256 of the pixels of decoded images, with type and shape, as hexadecimal digits."""
     return [_digest(pixels) for pixels in images]
 
 
 def sample_pixels(images: Sequence[Array]) -> Array:
-    """Some values of decoded images, side by side: (n,) uint8."""
-    return np.concatenate([sampled(as_uint8(pixels), _N_PIXELS) for pixels in images])
+    """Some values of decoded images, side by side: (n,) float32, in levels of 255."""
+    samples = [sampled(as_uint8(pixels), _N_PIXELS) for pixels in images]
+    return np.concatenate(samples).astype(np.float32)
 
 
 def sample_inputs(inputs: Array, std: Sequence[float]) -> Array:

@@ -62,8 +62,8 @@ class Numbers:
     ----------
     digests : list of str
         SHA-256 of the decoded pixels of each file.
-    pixels : ndarray of uint8
-        Some of them.
+    pixels : ndarray of shape (n,), float32
+        Some of their values, in levels of 255.
     inputs : ndarray of shape (n_files, n), float32
         Some values of the input of the backbone, in shares of white.
     features : dict of str to ndarray of shape (n_files, n), float64

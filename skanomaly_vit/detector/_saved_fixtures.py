@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from skanomaly_vit._images.fixture_files import as_text, from_text
 from skanomaly_vit.detector._fixtures import Fixtures, Numbers
 from skanomaly_vit.persistence._record import StateRecord
-
-#: Bytes of all files of a record, and numbers of a stage, at most: more would be forged.
-_MOST = 2**20
 
 
 def write_fixtures(record: StateRecord, fixtures: Fixtures) -> None:
     """Write fixtures as a part of `record`."""
     part, numbers = record.write_part("fixtures"), fixtures.numbers
     part.write(
-        n_bytes=[len(content) for content in fixtures.files],
+        files=[as_text(content) for content in fixtures.files],
         digests=numbers.digests,
         n_pixels=len(numbers.pixels),
         n_inputs=numbers.inputs.shape[1],
@@ -24,7 +22,6 @@ def write_fixtures(record: StateRecord, fixtures: Fixtures) -> None:
         n_known=numbers.known.shape[1],
         unit=fixtures.unit,
     )
-    part.write_tensor("files", np.frombuffer(b"".join(fixtures.files), np.uint8).copy())
     for name in ("pixels", "inputs", "errors", "scores", "known"):
         part.write_tensor(name, np.ascontiguousarray(getattr(numbers, name)))
     for view, rows in numbers.features.items():
@@ -36,17 +33,15 @@ def read_fixtures(record: StateRecord, n_spaces: int) -> Fixtures | None:
     if "fixtures" not in record.values:
         return None
     part = record.read_part("fixtures")
-    lengths, digests = part.read_list("n_bytes", int), part.read_list("digests", str)
-    n = len(lengths)
-    if not n or len(digests) != n or min(lengths) < 1 or sum(lengths) > _MOST:
-        raise ValueError(f"{part.name}.n_bytes is {lengths}, of {len(digests)} digests")
-    content = part.read_array("files", sum(lengths), dtype=np.uint8).tobytes()
-    ends = np.cumsum(lengths).tolist()
+    files = [from_text(text) for text in part.read_list("files", str)]
+    digests, n = part.read_list("digests", str), len(files)
+    if not n or len(digests) != n:
+        raise ValueError(f"{part.name} holds {n} files and {len(digests)} digests")
     of_views = part.read_part("n_features")
     views = list(of_views.values)
     numbers = Numbers(
         digests=digests,
-        pixels=part.read_array("pixels", part.read_int("n_pixels"), dtype=np.uint8),
+        pixels=part.read_array("pixels", part.read_int("n_pixels"), dtype=np.float32),
         inputs=part.read_array("inputs", n, part.read_int("n_inputs"), dtype=np.float32),
         features={
             view: part.read_array(f"features.{view}", n, of_views.read_int(view)) for view in views
@@ -57,5 +52,4 @@ def read_fixtures(record: StateRecord, n_spaces: int) -> Fixtures | None:
     )
     unit = part.read_number("unit", positive=True)
     part.close()
-    files = [content[end - length : end] for end, length in zip(ends, lengths, strict=True)]
     return Fixtures(files, numbers, unit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from skanomaly_vit._images.fixture_files import (
+    as_text,
     compare_decoding,
     compare_resizing,
     digests_of,
+    from_text,
     sample_inputs,
     sample_pixels,
 )
@@ -31,10 +32,10 @@ def describe_fixtures(fixtures: Any) -> dict[str, Any]:
     """JSON of the fixtures of a detector, for the metadata of a file."""
     numbers = fixtures.numbers
     return {
-        "files": [_packed(content) for content in fixtures.files],
+        "files": [as_text(content) for content in fixtures.files],
         "digests": numbers.digests,
-        "pixels": _packed(numbers.pixels.tobytes()),
-        "inputs": _packed(numbers.inputs.astype("<f4").tobytes()),
+        "pixels": as_text(numbers.pixels.astype("<f4").tobytes()),
+        "inputs": as_text(numbers.inputs.astype("<f4").tobytes()),
         "scores": numbers.scores.sum(axis=0).tolist(),
         "unit": fixtures.unit,
     }
@@ -46,7 +47,7 @@ def check_fixtures(found: Any) -> None:
     if not n or not len(found["digests"]) == len(found["scores"]) == n:
         raise ValueError("there are other numbers of files, digests and scores")
     _, pixels, inputs = _unpack(found)
-    numbers = [found["unit"], *found["scores"], *inputs.tolist()]
+    numbers = [found["unit"], *found["scores"], *pixels.tolist(), *inputs.tolist()]
     if not (pixels.size and all(map(math.isfinite, numbers)) and found["unit"] > 0):
         raise ValueError("they hold no finite numbers")
 
@@ -70,12 +71,8 @@ def compare_fixtures(detector: Any, found: Mapping[str, Any]) -> tuple[list[Stag
     return stages, difference
 
 
-def _packed(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
-
-
 def _unpack(found: Mapping[str, Any]) -> tuple[list[bytes], np.ndarray, np.ndarray]:
-    files = [base64.b64decode(text, validate=True) for text in found["files"]]
-    pixels = np.frombuffer(base64.b64decode(found["pixels"], validate=True), np.uint8)
-    inputs = np.frombuffer(base64.b64decode(found["inputs"], validate=True), "<f4")
+    files = [from_text(text) for text in found["files"]]
+    pixels = np.frombuffer(from_text(found["pixels"]), "<f4")
+    inputs = np.frombuffer(from_text(found["inputs"]), "<f4")
     return files, pixels, inputs
