@@ -14,7 +14,7 @@ import torch
 
 from skanomaly_vit._backbone.activations import HeldActivations
 from skanomaly_vit._backbone.cached_passes import CachedPasses
-from skanomaly_vit._backbone.discrepancy import DISCREPANCY, Embedded
+from skanomaly_vit._backbone.discrepancy import DISCREPANCY, Embedded, n_rows
 from skanomaly_vit._backbone.precision import BFLOAT16, FLOAT32
 from skanomaly_vit._caching.memory import Memory
 from skanomaly_vit._images.fixture_files import (
@@ -161,7 +161,6 @@ def _compute(detector: Any, files: list[bytes]) -> Numbers:
     inputs = source.load(everything, preprocessing, detector.n_jobs).numpy()
     embedded = _embed(detector, source)
     errors = embedded.get(DISCREPANCY, np.empty((len(source), 0)))
-    scores = score_shards(detector.density_, detector.fusion_, in_shards([embedded]))
     return Numbers(
         digests=digests_of(decoded),
         pixels=sample_pixels(decoded),
@@ -172,7 +171,7 @@ def _compute(detector: Any, files: list[bytes]) -> Numbers:
             if view != DISCREPANCY
         },
         errors=errors.astype(np.float64),
-        scores=np.stack(list(scores.values())),
+        scores=_score(detector, embedded),
         known=np.stack(list(_score_known(detector).values())),
     )
 
@@ -212,6 +211,14 @@ def _embed(detector: Any, source: ImageSource) -> Embedded:
     )
     students = detector._students_on(teacher.device, detector.distillation_)
     return passes.extract(np.arange(len(source)), students)
+
+
+def _score(detector: Any, embedded: Embedded) -> np.ndarray:
+    """Scores by space (n_spaces, n_images); NaN if a feature is not finite, as densities refuse."""
+    if not all(np.isfinite(rows).all() for rows in embedded.values()):
+        return np.full((len(detector.density_), n_rows(embedded)), np.nan)
+    scores = score_shards(detector.density_, detector.fusion_, in_shards([embedded]))
+    return np.stack(list(scores.values()))
 
 
 def _score_known(detector: Any) -> dict[str, np.ndarray]:
