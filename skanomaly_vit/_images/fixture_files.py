@@ -20,7 +20,7 @@ DECODING, RESIZING = "decoding", "resizing"
 _SEED = 22
 
 #: Numbers of an image that a sample holds, at most: of its pixels, and of an input made of it.
-_N_PIXELS, _N_INPUTS = 160, 160
+_N_PIXELS, _N_INPUTS = 96, 96
 
 
 def draw_files() -> list[bytes]:
@@ -30,9 +30,9 @@ def draw_files() -> list[bytes]:
     resizing goes both ways.
     """
     rng = np.random.default_rng(_SEED)
-    coloured, grey = _waves((72, 96), rng), _waves((48, 40), rng)[..., 0]
+    coloured, grey = _waves((60, 80), rng), _waves((32, 24), rng)[..., 0]
     return [
-        _encoded(Image.fromarray(coloured), "JPEG", quality=85),
+        _encoded(Image.fromarray(coloured), "JPEG", quality=75),
         _encoded(Image.fromarray(grey), "PNG", optimize=True),
         _encoded(Image.fromarray(_blocks((480, 640), rng)), "PNG", optimize=True),
     ]
@@ -108,7 +108,7 @@ def _waves(size: tuple[int, int], rng: np.random.Generator) -> Array:
 def _blocks(size: tuple[int, int], rng: np.random.Generator) -> Array:
     """Rectangles of one colour each, whose edges lie on pixels of any number."""
     image = np.full((*size, 3), 128, np.uint8)
-    for _ in range(24):
+    for _ in range(14):
         top, left = (rng.integers(0, side - 8) for side in size)
         height, width = rng.integers(3, 160, 2)
         image[top : top + height, left : left + width] = rng.integers(64, 192, 3)

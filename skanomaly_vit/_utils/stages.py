@@ -108,7 +108,9 @@ def _first_to_differ(stages: Sequence[Stage], *, is_same: bool) -> str | None:
 
 
 def largest(found: Any, expected: Any, scale: Any = 1.0) -> float:
-    """Largest difference of two arrays of one shape, in units of a scale; infinite with a NaN."""
+    """Largest difference of two arrays, in units of a scale; infinite for NaN or other shapes."""
+    if np.shape(found) != np.shape(expected):
+        return math.inf
     differences = np.abs(np.asarray(found, float) - np.asarray(expected, float)) / scale
     if not differences.size:
         return 0.0

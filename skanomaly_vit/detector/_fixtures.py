@@ -35,7 +35,7 @@ from skanomaly_vit.detector._fit_summary import n_images
 from skanomaly_vit.detector._fusion import score_shards, sum_spaces
 
 #: Features of an image that are recorded, of each view, at most.
-_N_FEATURES = 48
+_N_FEATURES = 32
 
 #: Images of the fit whose scores, by the features in the file, are recorded, at most.
 _N_KNOWN = 8
@@ -66,7 +66,7 @@ class Numbers:
         Some of their values, in levels of 255.
     inputs : ndarray of shape (n_files, n), float32
         Some values of the input of the backbone, in shares of white.
-    features : dict of str to ndarray of shape (n_files, n), float64
+    features : dict of str to ndarray of shape (n_files, n), float32
         Some of the features in each view.
     errors : ndarray of shape (n_files, n_blocks), float64
     scores : ndarray of shape (n_spaces, n_files), float64
@@ -166,7 +166,7 @@ def _compute(detector: Any, files: list[bytes]) -> Numbers:
         pixels=sample_pixels(decoded),
         inputs=sample_inputs(inputs, preprocessing.std),
         features={
-            view: np.stack([sampled(row, _N_FEATURES) for row in rows]).astype(np.float64)
+            view: np.stack([sampled(row, _N_FEATURES) for row in rows]).astype(np.float32)
             for view, rows in embedded.items()
             if view != DISCREPANCY
         },

@@ -44,7 +44,8 @@ def read_fixtures(record: StateRecord, n_spaces: int) -> Fixtures | None:
         pixels=part.read_array("pixels", part.read_int("n_pixels"), dtype=np.float32),
         inputs=part.read_array("inputs", n, part.read_int("n_inputs"), dtype=np.float32),
         features={
-            view: part.read_array(f"features.{view}", n, of_views.read_int(view)) for view in views
+            view: part.read_array(f"features.{view}", n, of_views.read_int(view), dtype=np.float32)
+            for view in views
         },
         errors=part.read_array("errors", n, part.read_int("n_blocks")),
         scores=part.read_array("scores", n_spaces, n),

@@ -48,7 +48,7 @@ def check_fixtures(found: Any) -> None:
         raise ValueError("there are other numbers of files, digests and scores")
     _, pixels, inputs = _unpack(found)
     numbers = [found["unit"], *found["scores"], *pixels.tolist(), *inputs.tolist()]
-    if not (pixels.size and all(map(math.isfinite, numbers)) and found["unit"] > 0):
+    if not (pixels.size and inputs.size and all(map(math.isfinite, numbers)) and found["unit"] > 0):
         raise ValueError("they hold no finite numbers")
 
 

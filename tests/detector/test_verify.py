@@ -18,6 +18,8 @@ from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._backbone.precision import has_fast_bfloat16
 from skanomaly_vit._images import source as _source
 from skanomaly_vit._images.fixture_files import draw_files
+from skanomaly_vit.detector._saved_fixtures import write_fixtures
+from skanomaly_vit.persistence._record import StateRecord
 
 DATA = Path(__file__).parents[1] / "data"
 IMAGES = blobs(np.random.default_rng(0), 40)
@@ -234,9 +236,16 @@ def test_a_tolerance_below_0_is_refused(loaded):
         loaded.verify(tolerance=-1)
 
 
-def test_fixtures_are_small(loaded):
-    assert sum(map(len, draw_files())) < 6000
+def test_fixtures_are_small_and_drawn_alike():
+    assert sum(map(len, draw_files())) < 4000
     assert draw_files() == draw_files()
+
+
+def test_a_model_file_grows_by_some_kilobytes(loaded):
+    record = StateRecord({}, {}, "detector")
+    write_fixtures(record, loaded._fixtures)
+    n_bytes = sum(tensor.nbytes for tensor in record.tensors.values())
+    assert n_bytes + len(json.dumps(record.values)) < 12_000
 
 
 # Across processes, as continuous integration runs it
