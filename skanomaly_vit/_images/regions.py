@@ -13,7 +13,6 @@ import numpy as np
 from skanomaly_vit._images.decoding import Array
 from skanomaly_vit._images.masks import read_mask
 from skanomaly_vit._images.polygons import read_polygons
-from skanomaly_vit._utils.compat import _safe_indexing
 from skanomaly_vit._utils.hashing import combine
 
 #: Largest difference of a mask's and an image's ratio of sides.
@@ -119,6 +118,9 @@ class MaskedImages:
         places = np.arange(len(self))[chosen]
         if np.ndim(places) == 0:
             raise TypeError("MaskedImages gives several images, not one; pass a slice or a list")
+        # Here, since ONNX files are scored without scikit-learn.
+        from skanomaly_vit._utils.compat import _safe_indexing
+
         return MaskedImages(
             _safe_indexing(self.images, places), [self.regions[i] for i in places.tolist()]
         )

@@ -61,6 +61,7 @@ from skanomaly_vit.cli._tables import FORMATS, FlaggedTable, Row, TopTable, open
 from skanomaly_vit.cli._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
 from skanomaly_vit.cli._tuning import tune_command
 from skanomaly_vit.cli._updating import update_command
+from skanomaly_vit.cli._verifying import verify_command
 from skanomaly_vit.cli._watching import watch_command
 
 if TYPE_CHECKING:
@@ -398,5 +399,6 @@ for _command in (
     audit_command,
     drift_command,
     compare_command,
+    verify_command,
 ):
     main.add_command(_command)

@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 
 def load_detector(model: str, *, device: str | None, **options: Any) -> Any:
     """Load the detector of a model for image files; by the suffix .onnx, without torch."""
-    if is_onnx(model):
-        return _load_onnx(model, device, **options)
-    return load_for_files(model, device=device, **options)
+    if not is_onnx(model):
+        return load_for_files(model, device=device, **options)
+    detector = load_onnx(model, device, **options)
+    if detector.image_shape is not None:
+        raise click.UsageError(
+            f"{model!r} was fitted on rows of a table (image_shape={detector.image_shape}), and "
+            "this command takes image files; score such rows in Python (OnnxDetector.load)."
+        )
+    return detector
 
 
 def load_scorer(model: str, device: str | None, **options: Any) -> Scorer:
@@ -43,7 +49,8 @@ def require_any_maps(detector: Any) -> None:
         raise click.UsageError(str(error)) from error
 
 
-def _load_onnx(model: str, device: str | None, **options: Any) -> Any:
+def load_onnx(model: str, device: str | None, **options: Any) -> Any:
+    """Load the detector of an ONNX file, without torch."""
     if device not in (None, "auto", "cpu"):
         raise click.UsageError(
             f"--device {device} is for .skanomaly files; an ONNX file is computed on the CPU. "
@@ -55,15 +62,9 @@ def _load_onnx(model: str, device: str | None, **options: Any) -> Any:
     from skanomaly_vit.onnx import OnnxDetector
 
     try:
-        detector = OnnxDetector.load(model, **given(**options))
+        return OnnxDetector.load(model, **given(**options))
     except ModelFileError as error:
         raise click.UsageError(str(error)) from error
-    if detector.image_shape is not None:
-        raise click.UsageError(
-            f"{model!r} was fitted on rows of a table (image_shape={detector.image_shape}), and "
-            "this command takes image files; score such rows in Python (OnnxDetector.load)."
-        )
-    return detector
 
 
 def digest_of(model: str) -> str:

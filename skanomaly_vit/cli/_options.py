@@ -30,7 +30,7 @@ EXIT_CODES = (
 
 #: Commands in the order of work.
 ORDER = (
-    "fit", "info", "evaluate", "score", "report", "map", "inspect",
+    "fit", "info", "verify", "evaluate", "score", "report", "map", "inspect",
     "serve", "watch", "update", "tune", "threshold", "audit", "drift", "compare", "export",
     "backbones",
 )  # fmt: skip

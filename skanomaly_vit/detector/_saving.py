@@ -14,7 +14,6 @@ from sklearn.utils.validation import check_is_fitted
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY
 from skanomaly_vit._backbone.image_estimator import share_out
 from skanomaly_vit._backbone.loading import load_backbone
-from skanomaly_vit._backbone.patches import FEATURES, METHODS, NormalPatches, PatchLayout
 from skanomaly_vit._backbone.precision import cast
 from skanomaly_vit._backbone.teacher import Teacher, positions_of
 from skanomaly_vit._backbone.views import parse_views
@@ -22,9 +21,12 @@ from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.files import check_target
 from skanomaly_vit.density._saving import build_density, describe_density, read_scorer, write_scorer
 from skanomaly_vit.detector._fit_summary import read_summary, write_summary
+from skanomaly_vit.detector._fixtures import Fixtures
 from skanomaly_vit.detector._old_formats import upgrade
 from skanomaly_vit.detector._recipes import describe_recipe, resolve
+from skanomaly_vit.detector._saved_fixtures import read_fixtures, write_fixtures
 from skanomaly_vit.detector._saved_framing import describe_roi, read_framing, write_framing
+from skanomaly_vit.detector._saved_patches import read_patches, write_patches
 from skanomaly_vit.detector._update_log import read_updates, write_updates
 from skanomaly_vit.distillation._saving import (
     build_student,
@@ -97,7 +99,7 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
         _write_choosing(record, detector)
     for space, scorer in detector.density_.items():
         write_scorer(record.write_part("density").write_part(space), scorer)
-    _write_patches(record, detector._normal_patches)
+    write_patches(record, detector._normal_patches)
     write_summary(record, detector._fit_summary)
     record.write(
         offset=float(detector.offset_),
@@ -133,6 +135,9 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     if set(detector.fusion_weights_.values()) != {1.0}:
         record.write(fusion_weights=detector.fusion_weights_)
     write_updates(record, detector._updates)
+    if detector._fixtures is None:
+        detector._fixtures = Fixtures.record(detector)
+    write_fixtures(record, detector._fixtures)
     card = make_card(detector, record.values)
     write(target, {"card": card, "detector": record.values}, record.tensors)
 
@@ -247,7 +252,8 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
         detector._set_calibration(scores, _read_calibration_units(record, n_calibrating))
     detector.recipe_ = _read_recipe(record, detector)
     detector.contamination_, detector._contamination_then = _read_rates(record, detector)
-    detector._normal_patches = _read_patches(record, blocks)
+    detector._normal_patches = read_patches(record, blocks)
+    detector._fixtures = read_fixtures(record, len(density))
     if distillation is not None:
         distillation.validation_indices_ = _read_choosing(record, detector)
     if "n_features_in" in record.values:
@@ -473,38 +479,3 @@ def _read_weights(record: StateRecord, density: dict[str, Any]) -> dict[str, flo
     weights = {space: part.read_number(space, positive=True) for space in density}
     part.close()
     return weights
-
-
-def _write_patches(record: StateRecord, normal: NormalPatches | None) -> None:
-    if normal is None:
-        return
-    part = record.write_part("normal_patches")
-    part.write(
-        **asdict(normal.layout),
-        dim=len(normal.center),
-        map_scale={method: float(scale) for method, scale in normal.map_scale.items()},
-    )
-    for name in ("center", "whitening", "location", "scale"):
-        part.write_tensor(name, getattr(normal, name))
-
-
-def _read_patches(record: StateRecord, blocks: list[int]) -> NormalPatches | None:
-    if "normal_patches" not in record.values:
-        return None
-    part = record.read_part("normal_patches")
-    rows, columns = part.read_int("rows", 1), part.read_int("columns", 1)
-    layout = PatchLayout(rows, columns, part.read_int("block"))
-    dim, scales = part.read_int("dim", 1), part.read_part("map_scale")
-    if set(scales.values) != (set(METHODS) if blocks else {FEATURES}):
-        raise ValueError(f"{scales.name} names {', '.join(scales.values) or 'nothing'}")
-    normal = NormalPatches(
-        layout=layout,
-        blocks=list(blocks),
-        center=part.read_tensor("center", dim, dtype=torch.float32),
-        whitening=part.read_tensor("whitening", dim, dim, dtype=torch.float32),
-        location=part.read_array("location", len(blocks) + 1),
-        scale=part.read_array("scale", len(blocks) + 1, positive=True),
-        map_scale={name: scales.read_number(name, positive=True) for name in list(scales.values)},
-    )
-    part.close()
-    return normal

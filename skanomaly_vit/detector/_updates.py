@@ -52,10 +52,11 @@ from skanomaly_vit.detector._partial_fit import (
 from skanomaly_vit.detector._recipes import resolve
 from skanomaly_vit.detector._seen_errors import ErrorFactors
 from skanomaly_vit.detector._update_log import log_entry
+from skanomaly_vit.detector._verifying import VerifiableMixin
 from skanomaly_vit.distillation import BlockDistillation
 
 
-class UpdatableDetector(CalibratedMixin, ImageEstimator):
+class UpdatableDetector(VerifiableMixin, CalibratedMixin, ImageEstimator):
     """Detector whose model can learn from more images, or calibrate with them, after `fit`."""
 
     validation_fraction: float
@@ -271,6 +272,7 @@ class UpdatableDetector(CalibratedMixin, ImageEstimator):
         else:
             self.offset_ = float(np.percentile(scores, 100.0 * self._false_alarms().rate))
         self.fusion_, self.fusion_weights_ = fusion, weights
+        self._fixtures = None
         if X is not None:
             self._log("tune_fusion", units, 0)
         return self
@@ -403,6 +405,7 @@ class UpdatableDetector(CalibratedMixin, ImageEstimator):
         """Set the scores that calibrate, and the ids of their units, if these are known."""
         self.calibration_scores_, self._calibration_ids = scores, ids
         self.calibration_units_ = several_of_a_unit(ids)
+        self._fixtures = None  # what was recorded is of other scores
 
     def _set_densities(self, fitted: FittedDensities, false_alarms: FalseAlarms) -> None:
         self.density_, self.fusion_ = fitted.density, fitted.fusion

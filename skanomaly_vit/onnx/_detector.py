@@ -14,6 +14,7 @@ from skanomaly_vit._images.score_stream import Scores, ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource, open_images
 from skanomaly_vit._utils.decisions import DecisionMixin
 from skanomaly_vit._utils.settings import with_own_settings
+from skanomaly_vit._utils.stages import verdict
 from skanomaly_vit.exceptions import UnreadableImageError
 from skanomaly_vit.onnx._file import (
     MAP,
@@ -24,6 +25,7 @@ from skanomaly_vit.onnx._file import (
     read,
     require,
 )
+from skanomaly_vit.onnx._fixtures import TOLERANCE, compare_fixtures
 from skanomaly_vit.onnx._resizing import enlarge, prepare
 from skanomaly_vit.persistence._container import refusal
 
@@ -58,7 +60,8 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         ``image_shape``, ``threshold``, ``false_alarm_rate`` (of the threshold), ``n_calibrating``,
         ``map_method``, ``quantization`` (``"int8"`` or None), ``noise`` (of int8: standard
         deviation of the differences from the scores in float32, in that of the scores of
-        calibration images) and ``outputs`` (name -> description).
+        calibration images), ``outputs`` (name -> description) and, but for older files,
+        ``fixtures`` (what `verify` compares).
     offset_ : float
         The threshold: ``decision_function = score_samples - offset_``.
     contamination_ : float or None
@@ -210,6 +213,45 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         """
         self._require_maps()
         return self._run(X, MAP)[0]
+
+    @with_own_settings
+    def verify(self, *, tolerance: float | None = None) -> dict[str, Any]:
+        """Compare the graph, on this machine, with torch on the one that exported it.
+
+        An ONNX file carries the three small image files of `TransformalyDetector.verify`, with
+        their inputs and scores as torch computed them.
+
+        Parameters
+        ----------
+        tolerance : float or None, default=None
+            Largest difference of a score, in standard deviations of the calibration scores, that
+            counts as the same. ``None`` is 0.005.
+
+        Returns
+        -------
+        verified : dict
+            As `TransformalyDetector.verify` gives it, with the stages ``"decoding"``,
+            ``"resizing"`` and ``"graph"``.
+
+        Raises
+        ------
+        ValueError
+            If the file carries no fixtures, since an older version wrote it, or if `tolerance` is
+            below 0.
+        """
+        if "fixtures" not in self.card:
+            raise ValueError(
+                "the file carries no fixtures to compare with; export the model again on a machine "
+                "where it is trusted, and verify that file"
+            )
+        stages, difference = compare_fixtures(self, self.card["fixtures"])
+        allowed = TOLERANCE if tolerance is None else tolerance
+        unit = self.card["fixtures"]["unit"]
+        return verdict(stages, difference, tolerance=allowed, unit=unit)
+
+    def _run_graph(self, pixels: np.ndarray) -> np.ndarray:
+        """Scores of prepared images (n, 3, height, width)."""
+        return self._session.run([SCORE], {PIXELS: pixels})[0]
 
     def _p_values(self, X: Any) -> np.ndarray:
         self._require_p_values()

@@ -25,6 +25,7 @@ from skanomaly_vit._utils.provenance import versions
 from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit.density._row_sample import RowSample
 from skanomaly_vit.detector import TransformalyDetector
+from skanomaly_vit.detector._fixtures import Fixtures, spread_of
 from skanomaly_vit.detector._fusion import sum_spaces
 from skanomaly_vit.onnx._detector import OnnxDetector
 from skanomaly_vit.onnx._file import (
@@ -37,6 +38,7 @@ from skanomaly_vit.onnx._file import (
     require,
     write,
 )
+from skanomaly_vit.onnx._fixtures import describe_fixtures, own_scores
 from skanomaly_vit.onnx._graph import Calibration, DetectorGraph
 from skanomaly_vit.onnx._int8 import compute_in_int8
 from skanomaly_vit.onnx._recalibrating import (
@@ -110,7 +112,7 @@ def write_onnx(
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(3, 3, height, width, generator=generator)
     _verify_densities(detector, graph)
-    spread = _spread(detector)
+    spread = spread_of(detector)
     images = torch.cat([_near_the_threshold(graph, teacher.preprocessing, spread), example[:2]])
     proto = _export(graph, example[:2])
     _verify(proto, graph, images, spread)
@@ -120,7 +122,9 @@ def write_onnx(
         scores = _scorer(proto, values, detector).score_samples(calibration_images)
         noise = use_own_scores(proto, detector, scores)
         values |= {"threshold": float(detector.offset_), "quantization": INT8, "noise": noise}
-        _verify_own(_scorer(proto, values, detector), detector, calibration_images)
+        own = _scorer(proto, values, detector)
+        _verify_own(own, detector, calibration_images)
+        values["fixtures"] |= own_scores(own, values["fixtures"])
     write(target, proto, values)
     return target
 
@@ -227,15 +231,6 @@ def _export(graph: DetectorGraph, example: torch.Tensor) -> Any:
 # The check
 
 
-def _spread(detector: Any) -> float:
-    """Standard deviation of the scores of normal images: of those that calibrate, if any do."""
-    scores, summary = detector.calibration_scores_, detector._fit_summary
-    if (scores is None or len(scores) < 2) and summary is not None:
-        scores = sum_spaces(detector._score([_stored(summary.learned)]))
-    spread = 0.0 if scores is None else float(np.std(scores))
-    return spread if spread > 0 else max(abs(float(detector.offset_)), 1.0)
-
-
 def _stored(sample: Mapping[str, RowSample]) -> dict[str, np.ndarray]:
     return {space: rows.rows for space, rows in sample.items()}
 
@@ -251,7 +246,7 @@ def _verify_densities(detector: Any, graph: DetectorGraph) -> None:
         expected = sum_spaces(detector._score([features]))
         found = graph.score_features(features)
         differences = abs(found - expected)
-        if not (differences <= _TOLERANCE * _spread(detector)).all():
+        if not (differences <= _TOLERANCE * spread_of(detector)).all():
             raise ValueError(
                 f"the graph gives images of the fit other scores than the detector, by up to "
                 f"{differences.max():.3g}: a density in it cannot be written as a graph"
@@ -361,4 +356,5 @@ def _values(
             name: _MEANING[name].format(**asdict(layout) if layout else {})
             for name in graph.output_names()
         },
+        "fixtures": describe_fixtures(detector._fixtures or Fixtures.record(detector)),
     }

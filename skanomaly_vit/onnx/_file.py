@@ -18,6 +18,7 @@ from typing import Any
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.files import write_atomically
 from skanomaly_vit._utils.version import __version__
+from skanomaly_vit.onnx._fixtures import check_fixtures
 from skanomaly_vit.persistence._container import check_regular, check_version, refusal
 
 KEY = "skanomaly_vit"
@@ -211,6 +212,11 @@ def _check_values(path: str, values: dict[str, Any]) -> None:
         preprocessing_of(values)
     except (ValueError, TypeError, KeyError) as error:
         raise refusal(path, f"it describes no preprocessing of images ({error})") from error
+    if "fixtures" in values:  # not in older files
+        try:
+            check_fixtures(values["fixtures"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise refusal(path, f"its fixtures are damaged ({error})") from error
 
 
 def _check_ends(path: str, graph: Any, values: dict[str, Any]) -> None:

@@ -1052,7 +1052,7 @@ def test_help_has_an_example(command):
     assert done.exit_code == 0
     assert f"    skanomaly {command}" in done.stdout
     # A command that reads a model says so, unless it has more to say of its exit codes.
-    without = ("fit", "audit", "update", "backbones")
+    without = ("fit", "audit", "update", "tune", "backbones")
     assert (command in without) != ("runs no code" in " ".join(done.stdout.split()))
 
 

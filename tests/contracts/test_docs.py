@@ -6,6 +6,8 @@ import ast
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -190,3 +192,15 @@ def test_tests_that_pages_name_exist():
         if file not in known or (name and name not in known[file])
     ]
     assert missing == []
+
+
+def test_the_page_about_reproducibility_says_what_verify_measured():
+    script, results = ROOT / "benchmarks/verify.py", ROOT / "benchmarks/results/verify.csv"
+    done = subprocess.run(
+        [sys.executable, str(script), "--table", "--output", str(results)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert len(done.stdout.splitlines()) > 2
+    assert done.stdout in (DOCS / "explanation/reproducibility.md").read_text()

@@ -1,0 +1,86 @@
+"""Fixtures in an ONNX file: images with the scores that torch gave them, compared without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from skanomaly_vit._images.fixture_files import (
+    as_text,
+    compare_decoding,
+    compare_resizing,
+    digests_of,
+    from_text,
+    sample_inputs,
+    sample_pixels,
+)
+from skanomaly_vit._images.source import open_images
+from skanomaly_vit._utils.stages import Stage, largest
+
+#: Largest difference of a score that is the same, in standard deviations of calibration scores: as
+#: `export_onnx` accepts.
+TOLERANCE = 0.005
+
+#: Pillow resizes here, and torch did there.
+_RESIZING = 3e-5
+
+
+def describe_fixtures(fixtures: Any) -> dict[str, Any]:
+    """JSON of the fixtures of a detector, for the metadata of a file."""
+    numbers = fixtures.numbers
+    return {
+        "files": [as_text(content) for content in fixtures.files],
+        "digests": numbers.digests,
+        "pixels": as_text(numbers.pixels.astype("<f4").tobytes()),
+        "inputs": as_text(numbers.inputs.astype("<f4").tobytes()),
+        "scores": numbers.scores.sum(axis=0).tolist(),
+        "unit": fixtures.unit,
+    }
+
+
+def own_scores(detector: Any, fixtures: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of the fixtures by a file in int8 itself: those of torch differ by its rounding."""
+    files, _, _ = _unpack(fixtures)
+    source = open_images(files)
+    prepared = np.stack([detector._prepare(source[i]) for i in range(len(source))])
+    return {"scores": np.asarray(detector._run_graph(prepared), dtype=float).tolist()}
+
+
+def check_fixtures(found: Any) -> None:
+    """Refuse what `describe_fixtures` does not give, with a ValueError, TypeError or KeyError."""
+    n = len(found["files"])
+    if not n or not len(found["digests"]) == len(found["scores"]) == n:
+        raise ValueError("there are other numbers of files, digests and scores")
+    _, pixels, inputs = _unpack(found)
+    numbers = [found["unit"], *found["scores"], *pixels.tolist(), *inputs.tolist()]
+    if not (pixels.size and inputs.size and all(map(math.isfinite, numbers)) and found["unit"] > 0):
+        raise ValueError("they hold no finite numbers")
+
+
+def compare_fixtures(detector: Any, found: Mapping[str, Any]) -> tuple[list[Stage], float]:
+    """Stages beside those that torch had, and the largest difference of a score in deviations."""
+    files, pixels, inputs = _unpack(found)
+    source = open_images(files)
+    decoded = [source[position] for position in range(len(source))]
+    prepared = np.stack([detector._prepare(image) for image in decoded])
+    here = sample_inputs(prepared, detector._preprocessing.std).reshape(-1)
+    stages = [
+        compare_decoding((digests_of(decoded), sample_pixels(decoded)), (found["digests"], pixels)),
+        compare_resizing(here, inputs, _RESIZING),
+    ]
+    scores = detector._run_graph(prepared)
+    difference = largest(scores, found["scores"], found["unit"])
+    stages.append(
+        Stage("graph", difference, "standard deviations", TOLERANCE, len(found["scores"]))
+    )
+    return stages, difference
+
+
+def _unpack(found: Mapping[str, Any]) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    files = [from_text(text) for text in found["files"]]
+    pixels = np.frombuffer(from_text(found["pixels"]), "<f4")
+    inputs = np.frombuffer(from_text(found["inputs"]), "<f4")
+    return files, pixels, inputs
