@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import warnings
 from pathlib import Path
@@ -70,6 +71,10 @@ def folder(tmp_path_factory):
         mask.save(folder / f"mvtec/screw/ground_truth/crack/{i:03}_mask.png")
     for name in ("a.png", "b.png"):
         good[0].save(folder / name)
+    Image.new("L", (150, 150), 255).save(folder / "part.png")
+    corners = [[20, 20], [80, 20], [80, 40], [20, 40]]
+    polygons = {"imageHeight": 150, "imageWidth": 150, "shapes": [{"points": corners}]}
+    (folder / "number.json").write_text(json.dumps(polygons))
     (folder / "cut_off.png").write_bytes((folder / "a.png").read_bytes()[:1000])
     return folder
 
