@@ -89,7 +89,7 @@ older: $(VENV)/.installed-test ## callbacks, searches and parts with older versi
 		echo "scikit-learn $$version"; \
 		$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade \
 			--target $(VENV)/scikit-learn-$$version "scikit-learn==$$version"; \
-		PYTHONPATH=$(VENV)/scikit-learn-$$version $(BIN)/$(PYTEST) -q \
+		PYTHONPATH=$(CURDIR)/$(VENV)/scikit-learn-$$version $(BIN)/$(PYTEST) -q \
 			tests/_utils tests/model_selection tests/detector/test_score_groups.py; \
 	done
 
