@@ -260,6 +260,8 @@ class MeanShiftedFeatures(TunedFeatures):
     # The loss of a single image is 0, whatever the network: its views meet no others.
     _min_images: ClassVar[int] = 2
 
+    _turns_images: ClassVar[bool] = True
+
     def __init__(
         self,
         *,

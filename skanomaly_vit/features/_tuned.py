@@ -58,6 +58,9 @@ class TunedFeatures(
     #: Fewest images to learn from, and to hold out if `validation_fraction` is above 0.
     _min_images: ClassVar[int] = 1
 
+    #: Whether it learns from images that are turned and recoloured, of which all pixels count.
+    _turns_images: ClassVar[bool] = False
+
     n_tuned_blocks: int
     max_epochs: int
     learning_rate: float
@@ -102,6 +105,11 @@ class TunedFeatures(
         """
         warn_about_labels(y)
         source = self._open(X, reset=True)
+        if source.has_regions and self._turns_images:
+            raise ValueError(
+                f"{type(self).__name__} turns and recolours whole images, and takes no "
+                "MaskedImages; pass the images alone, or use CompactFeatures"
+            )
         rng = agreed(check_random_state(self.random_state))
         split = split_validation(
             len(source),

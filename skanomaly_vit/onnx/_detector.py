@@ -284,9 +284,15 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         return [filled[name] for name in names]
 
     def _open_images(self, X: Any, *, on_error: str) -> ImageSource:
-        return open_images(
+        source = open_images(
             X, image_shape=self.image_shape, max_pixels=self.max_pixels, on_error=on_error
         )
+        if source.has_regions:
+            raise ValueError(
+                "X is MaskedImages, and an ONNX file looks at whole images; score with the "
+                ".skanomaly file that it was exported from"
+            )
+        return source
 
     def _score_batches(self, source: ImageSource) -> Iterator[Scores]:
         names = [name for name in (SCORE, P_VALUE) if name in self.card["outputs"]]

@@ -9,10 +9,20 @@ import numpy as np
 import pytest
 from images import blobs
 from PIL import Image
+from sklearn.base import clone
 from sklearn.model_selection import cross_val_predict
 
-from skanomaly_vit import MaskedImages, TransformalyDetector, read_roi
+from skanomaly_vit import (
+    BlockDistillation,
+    CompactFeatures,
+    MaskedImages,
+    MeanShiftedFeatures,
+    TransformalyDetector,
+    ViTFeatures,
+    read_roi,
+)
 from skanomaly_vit.evaluation import pixel_auroc
+from skanomaly_vit.onnx import OnnxDetector, export_onnx
 
 IMAGES = blobs(np.random.default_rng(0), 24)
 ROI = np.zeros((32, 32), bool)
@@ -206,3 +216,28 @@ def test_a_file_of_polygons_is_a_region(tmp_path):
     path.write_text(json.dumps({"imageHeight": 32, "imageWidth": 32, "shapes": shapes}))
     np.testing.assert_array_equal(read_roi(path), ROI)
     np.testing.assert_array_equal(make(roi=path).fit(IMAGES).roi_, ROI)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        ViTFeatures(image_size=28, views=("pooled", "max_patch", "mean_patch")),
+        BlockDistillation(image_size=28, n_blocks=1, random_state=0),
+        CompactFeatures(image_size=28, max_epochs=1, random_state=0),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_transformers_take_masked_images(estimator):
+    masked = [MaskedImages(X, [ROI] * 24) for X in (IMAGES, outside_changed())]
+    features = [clone(estimator).fit(X).transform(X) for X in masked]
+    np.testing.assert_array_equal(*features)
+    assert (features[0] != clone(estimator).fit(IMAGES).transform(IMAGES)).any()
+
+
+def test_who_looks_at_whole_images_refuses_masked_ones(tmp_path):
+    masked = MaskedImages(IMAGES, [ROI] * 24)
+    with pytest.raises(ValueError, match="takes no MaskedImages"):
+        MeanShiftedFeatures(image_size=28).fit(masked)
+    path = export_onnx(make(image_size=28).fit(IMAGES), tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="X is MaskedImages, and an ONNX file looks at whole"):
+        OnnxDetector.load(path).score_samples(masked)
