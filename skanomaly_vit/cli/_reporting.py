@@ -78,6 +78,11 @@ from skanomaly_vit.cli._terminal import Unreadable, told_progress
     is_flag=True,
     help="Write pictures as files into a folder beside FILE, with a large copy of each image.",
 )
+@click.option(
+    "--in-order",
+    is_flag=True,
+    help="The images are in the order in which they came: add a chart of whether the line changed.",
+)
 @map_range_option
 @null_option
 @device_option
@@ -94,6 +99,7 @@ def report_command(
     title: str | None,
     n_maps: int,
     folder: bool,
+    in_order: bool,
     map_range: tuple[float, float] | None,
     null: bool,
     **options: Any,
@@ -125,7 +131,7 @@ def report_command(
         told |= _read_labels(labels, root, readable)
     if names is not None:
         told["names"] = _read_names(names, root, readable)
-    told |= {"title": title, "n_maps": n_maps, "folder": folder}
+    told |= {"title": title, "n_maps": n_maps, "folder": folder, "in_order": in_order}
     try:
         with told_progress("reporting") as callback:
             render(detector, readable, path=output, callback=callback, **told)

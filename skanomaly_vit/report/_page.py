@@ -8,6 +8,7 @@ from datetime import datetime
 from skanomaly_vit._utils.provenance import Parameter
 from skanomaly_vit.display._overlay import Picture, Scale
 from skanomaly_vit.report._calibration import Calibration
+from skanomaly_vit.report._evidence import Evidence
 from skanomaly_vit.report._figures import Kind, Statistic
 from skanomaly_vit.report._histogram import Histogram
 from skanomaly_vit.report._pictures import Copies, Enlarged
@@ -60,6 +61,7 @@ class Page:
     kinds: list[Kind]
     guarantees: list[Statistic]
     notes: list[str]
+    evidence: Evidence | None
     histogram: Histogram
     most_abnormal: list[Card]
     least_certain: list[Card]

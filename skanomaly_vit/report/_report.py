@@ -19,6 +19,7 @@ from skanomaly_vit._utils.provenance import parameters_of, printable, versions
 from skanomaly_vit.calibration._p_values import CalibrationScores
 from skanomaly_vit.display._overlay import colorbar
 from skanomaly_vit.report._calibration import find_calibration
+from skanomaly_vit.report._evidence import draw_evidence
 from skanomaly_vit.report._figures import (
     certify,
     check_detector,
@@ -55,6 +56,7 @@ def write_report(
     n_maps: int = 12,
     folder: bool = False,
     map_range: tuple[float, float] | None = None,
+    in_order: bool = False,
     callback: Callable[[int, int], object] | None = None,
 ) -> Report:
     """Score images and write the results into one self-contained HTML file.
@@ -93,6 +95,9 @@ def write_report(
         Values of the maps at the ends of the color scale. ``None`` is (2, 8) for a
         `TransformalyDetector` in all pictures of maps, so that those of several calls compare; for
         another detector, whose maps may have another unit, it is the range of the maps shown.
+    in_order : bool, default=False
+        Whether the images are in the order in which they came. The report then has a chart of the
+        evidence that the line has changed since the calibration, by `LineMonitor`.
     callback : callable or None, default=None
         Called as ``callback(done, total)`` after each step of the work, for a progress bar.
 
@@ -162,6 +167,7 @@ def write_report(
         enlarged, scale = enlarge(det, X, source, shown, album, steps.advance, map_range)
         cards = [Card(rows[i], enlarged[i]) for i in shown]
         known = None if calibration is None else calibration.scores
+        evidence = draw_evidence(scores, calibration) if in_order else None
         page = Page(
             title=printable("Anomaly report" if title is None else str(title)),
             created=datetime.now().astimezone(),
@@ -169,6 +175,7 @@ def write_report(
             kinds=count_kinds(scores, offset, labels, is_anomaly),
             guarantees=certify(det),
             notes=remark(det, is_anomaly, calibration),
+            evidence=evidence,
             histogram=draw_histogram(scores, offset, is_anomaly, known),
             most_abnormal=cards[:n_shown],
             least_certain=cards[n_shown:],
