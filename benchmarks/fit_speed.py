@@ -35,8 +35,8 @@ from sklearn.metrics import roc_auc_score
 
 from skanomaly_vit import GaussianDensity, TransformalyDetector
 from skanomaly_vit._backbone.teacher import load_teacher
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.preprocessing import Preprocessing
-from skanomaly_vit._images.source import open_images
 
 BATCH_SIZE = 32
 N_SCORED_BLOCKS = 10

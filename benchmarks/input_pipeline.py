@@ -38,9 +38,9 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._backbone import passes as _passes
 from skanomaly_vit._images.decoding import decode_image
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.prefetching import Reader
 from skanomaly_vit._images.preprocessing import Preprocessing, prepare
-from skanomaly_vit._images.source import open_images
 
 COLUMNS: Columns = {
     "size": ("<10", ""),

@@ -24,7 +24,7 @@ from sklearn.utils import Bunch
 from skanomaly_vit import TransformalyDetector, datasets
 from skanomaly_vit._backbone.anomaly_maps import enlarge
 from skanomaly_vit._backbone.patches import layout_of
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit.datasets import paste_defects, read_mask
 from skanomaly_vit.evaluation import per_region_overlap, pixel_auroc
 

@@ -36,7 +36,7 @@ from magnetic_tiles import load_tiles
 from sklearn.metrics import roc_auc_score
 
 from skanomaly_vit import TransformalyDetector, datasets
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit.evaluation._intervals import share_interval
 from skanomaly_vit.onnx import OnnxDetector, export_onnx
 

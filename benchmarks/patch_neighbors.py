@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 from skanomaly_vit._backbone.anomaly_maps import enlarge
 from skanomaly_vit._backbone.patches import layout_of
 from skanomaly_vit._backbone.teacher import BlockCall, load_teacher
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 
 
 class PatchNeighbors(BaseEstimator):

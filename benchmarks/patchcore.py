@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator
 from torch import nn
 
 from skanomaly_vit._backbone.teacher import BlockCall, Teacher, load_teacher
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 
 
 class PatchMaps(nn.Module):

@@ -16,8 +16,8 @@ with atheris.instrument_imports(include=["PIL", "skanomaly_vit"]):
 
     Image.init()  # all formats, instrumented
 
+    from skanomaly_vit._images.opening import open_images
     from skanomaly_vit._images.preprocessing import Preprocessing
-    from skanomaly_vit._images.source import open_images
 
 import numpy as np
 

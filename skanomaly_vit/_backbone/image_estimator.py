@@ -31,8 +31,9 @@ from skanomaly_vit._backbone.teacher import (
 from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._caching.disk_cache import DiskCache
 from skanomaly_vit._caching.memory import Memory
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.regions import PLAIN_FRAMING, Framing
-from skanomaly_vit._images.source import ImageSource, open_images
+from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.compat import HasMethods, Interval, StrOptions
 from skanomaly_vit._utils.provenance import versions
 from skanomaly_vit.distributed._torchrun import agreed

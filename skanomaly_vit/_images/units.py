@@ -10,7 +10,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from skanomaly_vit._images.source import ImageSource, open_images
+from skanomaly_vit._images.opening import open_images
+from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.labels import as_labels
 
 #: Bytes of an id: as many as a float64 holds exactly.

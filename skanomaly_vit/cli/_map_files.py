@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.pixels import as_uint8
-from skanomaly_vit._images.source import open_images
 from skanomaly_vit._utils.files import replacing
 from skanomaly_vit.display._overlay import Scale, overlay
 

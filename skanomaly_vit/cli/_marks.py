@@ -95,7 +95,7 @@ def without_known(marked: Marked, detector: TransformalyDetector) -> Marked:
 def _contents(paths: Sequence[str], detector: TransformalyDetector) -> np.ndarray:
     import numpy as np
 
-    from skanomaly_vit._images.source import open_images
+    from skanomaly_vit._images.opening import open_images
     from skanomaly_vit._images.units import find_units
 
     if not paths:

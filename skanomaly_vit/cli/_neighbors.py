@@ -10,8 +10,8 @@ import click
 import numpy as np
 
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.pixels import shrink
-from skanomaly_vit._images.source import open_images
 from skanomaly_vit.cli._inputs import list_inputs
 from skanomaly_vit.cli._terminal import Unreadable, progress_bar
 

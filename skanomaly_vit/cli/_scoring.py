@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import joblib
 
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit.cli._terminal import progress_bar
 from skanomaly_vit.exceptions import UnreadableImageError, UnreadableImageWarning
 

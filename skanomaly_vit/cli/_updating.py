@@ -141,7 +141,7 @@ def _update(
     detector: TransformalyDetector, marked: Marked, defects: list[str], calibrate: bool
 ) -> dict[str, Any]:
     """Update a detector in place; say what it flags before and after."""
-    from skanomaly_vit._images.source import open_images
+    from skanomaly_vit._images.opening import open_images
     from skanomaly_vit._images.units import find_units
 
     before = _flags(detector, marked.fine), _flags(detector, defects)

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from sklearn.utils import Bunch, check_random_state
 
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.pixels import as_uint8, as_unit
-from skanomaly_vit._images.source import open_images
 
 #: Width of a defect relative to the shorter side of its image; None is a random one.
 Size: TypeAlias = "float | None"

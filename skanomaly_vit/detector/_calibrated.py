@@ -11,7 +11,7 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
-from skanomaly_vit._images.source import open_images, reading_options
+from skanomaly_vit._images.opening import open_images, reading_options
 from skanomaly_vit._images.units import find_units
 from skanomaly_vit._utils.certificates import Certificate
 from skanomaly_vit._utils.compat import _safe_indexing

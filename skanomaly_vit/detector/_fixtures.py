@@ -27,8 +27,9 @@ from skanomaly_vit._images.fixture_files import (
     sample_pixels,
     sampled,
 )
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.regions import Framing, MaskedImages
-from skanomaly_vit._images.source import ImageSource, open_images
+from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.stages import Stage, largest
 from skanomaly_vit.detector._feature_store import in_float64, in_shards
 from skanomaly_vit.detector._fit_summary import n_images

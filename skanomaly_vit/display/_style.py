@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skanomaly_vit._images.source import ImageSource, open_images, reading_options
+from skanomaly_vit._images.opening import open_images, reading_options
+from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.compat import check_matplotlib_support
 
 if TYPE_CHECKING:

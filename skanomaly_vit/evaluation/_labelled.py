@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skanomaly_vit._images.source import open_images, reading_options
+from skanomaly_vit._images.opening import open_images, reading_options
 from skanomaly_vit._images.units import find_units
 from skanomaly_vit._utils.compat import _safe_indexing
 from skanomaly_vit._utils.detectors import normality, require_normality

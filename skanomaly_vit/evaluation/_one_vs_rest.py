@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.utils import Bunch
 
 from skanomaly_vit._images.digests import digest_image
-from skanomaly_vit._images.source import open_images, reading_options
+from skanomaly_vit._images.opening import open_images, reading_options
 from skanomaly_vit._utils.compat import _safe_indexing
 from skanomaly_vit._utils.composition import find_attribute
 from skanomaly_vit._utils.detectors import fpr_at_95_tpr, normality, require_normality

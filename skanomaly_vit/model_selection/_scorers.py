@@ -11,7 +11,8 @@ import numpy as np
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.utils import check_random_state
 
-from skanomaly_vit._images.source import ImageSource, open_images, reading_options
+from skanomaly_vit._images.opening import open_images, reading_options
+from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.composition import find_attribute
 from skanomaly_vit._utils.detectors import METRICS, known_metric, normality
 from skanomaly_vit._utils.labels import AUTO, as_labels, show_labels, which_are_anomalies

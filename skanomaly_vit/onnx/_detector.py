@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from skanomaly_vit._images.missing import fill_maps, fill_scores
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.score_stream import Scores, ScoreStreamMixin
-from skanomaly_vit._images.source import ImageSource, open_images
+from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.decisions import DecisionMixin
 from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit._utils.stages import verdict

@@ -17,7 +17,7 @@ from skanomaly_vit._images.fixture_files import (
     sample_inputs,
     sample_pixels,
 )
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._utils.stages import Stage, largest
 
 #: Largest difference of a score that is the same, in standard deviations of calibration scores: as

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from skanomaly_vit._utils.certificates import percent
 from skanomaly_vit.display import EvidenceDisplay
 from skanomaly_vit.display._overlay import Encoded, Picture
 from skanomaly_vit.monitoring import LineMonitor
@@ -49,7 +50,7 @@ def draw_evidence(scores: Array, calibration: Calibration | None) -> Evidence:
     else:
         verdict = (
             f"No change was seen in {status.n_images} images. A line without a change ever gives "
-            f"an alarm with a probability of at most {monitor.level:.0%}."
+            f"an alarm with a probability of at most {percent(monitor.level)}."
         )
     return Evidence(_chart(monitor), verdict)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from skanomaly_vit._images.map_range import check_map_range
-from skanomaly_vit._images.source import open_images, reading_options
+from skanomaly_vit._images.opening import open_images, reading_options
 from skanomaly_vit._utils.composition import find_attribute
 from skanomaly_vit._utils.files import check_target, write_atomically
 from skanomaly_vit._utils.labels import AUTO, as_labels, is_auto, which_are_anomalies

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageCms
 
 from skanomaly_vit import TransformalyDetector
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit.datasets import paste_defects
 from skanomaly_vit.exceptions import AmbiguousImageWarning
 

@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from strict_png import chunk, chunks, join_chunks
 
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit.exceptions import AmbiguousImageWarning
 
 RNG = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from skanomaly_vit import TransformalyDetector
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 8, 9, 3), dtype=np.uint8)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, features
 
 from skanomaly_vit._images.listing import LeftOut, has_image_suffix, walk_images
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit.datasets import list_images
 
 KINDS = {

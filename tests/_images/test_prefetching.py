@@ -11,9 +11,10 @@ from images import blobs
 from PIL import Image
 
 from skanomaly_vit._backbone import passes as _passes
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.prefetching import BATCHES_AHEAD, Reader, batches_ahead, count_threads
 from skanomaly_vit._images.preprocessing import Preprocessing
-from skanomaly_vit._images.source import ImageSource, open_images
+from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit.exceptions import UnreadableImageError, UnreadableImageWarning
 
 IMAGES = blobs(np.random.default_rng(0), 20)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from skanomaly_vit import MaskedImages, read_roi
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.preprocessing import Preprocessing, inner_size
 from skanomaly_vit._images.regions import Framing
-from skanomaly_vit._images.source import open_images
 
 PREPROCESSING = Preprocessing((28, 28), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 RECTANGLE = np.zeros((20, 30), bool)

@@ -23,8 +23,9 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 import skanomaly_vit._images.source as images_module
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.preprocessing import Preprocessing
-from skanomaly_vit._images.source import ImageSource, open_images
+from skanomaly_vit._images.source import ImageSource
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = Preprocessing((6, 5), MEAN, STD)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from skanomaly_vit import MaskedImages
 from skanomaly_vit._images import source as source_module
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._images.regions import Framing
-from skanomaly_vit._images.source import open_images
 from skanomaly_vit._images.tiles import TiledSource, boxes_of, check_tiles, tile, worst_rows
 
 PREPROCESSING = Preprocessing((28, 28), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))

@@ -742,7 +742,7 @@ def mapping(monkeypatch):
     """Maps of a kind: the images' own sizes, high in the middle; a file that is none is refused."""
 
     def score_and_map(self, X, method=None):
-        from skanomaly_vit._images.source import open_images
+        from skanomaly_vit._images.opening import open_images
         from skanomaly_vit._images.unreadable import warn_unreadable
 
         asked.append(method)

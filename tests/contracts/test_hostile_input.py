@@ -19,9 +19,9 @@ from numpy.testing import assert_array_equal
 from PIL import Image, ImageFile
 
 from skanomaly_vit._backbone.teacher import Teacher
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.preprocessing import Preprocessing
-from skanomaly_vit._images.source import open_images
 from skanomaly_vit.exceptions import UnreadableImageWarning
 
 SMALL = Preprocessing((6, 5), (0.5,) * 3, (0.25,) * 3)

@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from skanomaly_vit import CompactFeatures, DiskCache, KNNDensity, MeanShiftedFeatures, ViTFeatures
 from skanomaly_vit._backbone import image_estimator as _base
 from skanomaly_vit._backbone.teacher import Teacher, load_teacher
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit.exceptions import LabelWarning
 from skanomaly_vit.features._compact import Compactness
 from skanomaly_vit.features._mean_shifted import MeanShiftedContrast, info_nce

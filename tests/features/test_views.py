@@ -11,7 +11,7 @@ from backbones import FAMILIES, family
 from skanomaly_vit import BlockDistillation, DiskCache, TransformalyDetector, ViTFeatures
 from skanomaly_vit._backbone.teacher import load_teacher
 from skanomaly_vit._backbone.views import View
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 
 VIEWS = ("pooled", "pooled:-2", "mean_patch", "max_patch:-3")
 

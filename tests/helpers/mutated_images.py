@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from strict_png import chunks, decode_png, join_chunks
 
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit.exceptions import AmbiguousImageWarning
 
 #: What may become of a mutant. The last two are failures.

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin
 
-from skanomaly_vit._images.source import open_images
+from skanomaly_vit._images.opening import open_images
 
 HOSTILE = [
     "<script>window.hacked = 1</script>.png",

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skanomaly_vit._backbone.anomaly_maps import enlarge as enlarge_by_torch
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.preprocessing import Preprocessing
-from skanomaly_vit._images.source import open_images
 from skanomaly_vit.onnx._resizing import enlarge, prepare
 
 SIDES = st.integers(1, 70)

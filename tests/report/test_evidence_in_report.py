@@ -26,7 +26,7 @@ def test_a_line_without_a_change_is_said_to_have_none():
     found = draw_evidence(RNG.normal(size=200), calibration())
     assert found.verdict == (
         "No change was seen in 200 images. A line without a change ever gives an alarm with a "
-        "probability of at most 1%."
+        "probability of at most 1 %."
     )
 
 
