@@ -8,24 +8,18 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
-import torch
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbone.cached_passes import CachedPasses
-from skanomaly_vit._backbone.discrepancy import Embedded
-from skanomaly_vit._backbone.image_estimator import ImageEstimator
-from skanomaly_vit._backbone.patches import NormalPatches
-from skanomaly_vit._images.regions import Framing
 from skanomaly_vit._images.source import ImageSource
-from skanomaly_vit._images.tiles import TiledSource, tile
+from skanomaly_vit._images.tiles import TiledSource
 from skanomaly_vit._images.units import UNIT, Units, find_units
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import _fit_context
 from skanomaly_vit._utils.labels import warn_about_labels
 from skanomaly_vit._utils.settings import with_own_settings
-from skanomaly_vit.detector._calibrated import CalibratedMixin
-from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
+from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import (
     FitSummary,
     draw_held_out,
@@ -50,27 +44,23 @@ from skanomaly_vit.detector._partial_fit import (
     update_densities,
 )
 from skanomaly_vit.detector._recipes import resolve
+from skanomaly_vit.detector._scoring import ScoringDetector
 from skanomaly_vit.detector._seen_errors import ErrorFactors
 from skanomaly_vit.detector._update_log import log_entry
 from skanomaly_vit.detector._verifying import VerifiableMixin
 from skanomaly_vit.distillation import BlockDistillation
 
 
-class UpdatableDetector(VerifiableMixin, CalibratedMixin, ImageEstimator):
+class UpdatableDetector(VerifiableMixin, ScoringDetector):
     """Detector whose model can learn from more images, or calibrate with them, after `fit`."""
 
     validation_fraction: float
     activation_cache: int
-    distillation_: BlockDistillation | None
-    density_: dict[str, Any]
-    fusion_: dict[str, tuple[float, float]]
     fusion_weights_: dict[str, float]
     recipe_: Bunch
     validation_indices_: np.ndarray
     n_samples_fit_: int
     _fit_summary: FitSummary | None
-    _fitted_framing: Framing
-    _normal_patches: NormalPatches | None
     _calibration_ids: np.ndarray | None  # of the unit of each calibration image, if known
     _updates: list[dict[str, Any]]  # what was added since `fit`, for the model card
 
@@ -293,12 +283,6 @@ class UpdatableDetector(VerifiableMixin, CalibratedMixin, ImageEstimator):
                 raise ValueError(f"the weights of feature spaces cannot be tuned: {reason}")
         return require_summary(self._fit_summary)
 
-    def _embedded(self, source: ImageSource) -> Iterator[Embedded]:
-        """Features of images, in shards of float64."""
-        inputs = self._inputs_of(source)
-        passes, students = self._scoring_passes(inputs)
-        return in_shards(passes.stream(np.arange(len(inputs)), students))
-
     def _known_calibration(self, replace: bool) -> tuple[np.ndarray, np.ndarray]:
         """Scores that calibrate so far, and their units: ids below 0 where they are not known."""
         if replace or self.calibration_scores_ is None:
@@ -374,18 +358,6 @@ class UpdatableDetector(VerifiableMixin, CalibratedMixin, ImageEstimator):
         rate = self.contamination if self.contamination_ is None else self.contamination_
         return FalseAlarms(rate, self.threshold_confidence_)
 
-    def _inputs_of(self, source: ImageSource) -> ImageSource:
-        """Inputs of the backbone: the images, or their tiles."""
-        if source.framing.tiles is None:
-            return source
-        return tile(source, self._held_teacher().preprocessing.image_size)
-
-    def _scoring_passes(
-        self, source: ImageSource
-    ) -> tuple[CachedPasses, dict[int, torch.nn.Module]]:
-        passes = self._passes(self._held_teacher(), source)
-        return passes, self._students_on(passes.teacher.device, self.distillation_)
-
     @contextmanager
     def _embed_all(
         self,
@@ -415,9 +387,3 @@ class UpdatableDetector(VerifiableMixin, CalibratedMixin, ImageEstimator):
         self.threshold_confidence_ = false_alarms.confidence
         self._contamination_then = self.contamination
         self._fit_summary = fitted.summary
-
-    @staticmethod
-    def _students_on(
-        device: torch.device, distillation: BlockDistillation | None
-    ) -> dict[int, torch.nn.Module]:
-        return distillation._students_on(device) if distillation else {}
