@@ -30,7 +30,7 @@ def _model_card(model: str) -> dict[str, Any]:
 
 
 def _onnx_card(model: str) -> dict[str, Any]:
-    require("runtime", "an ONNX file")
+    require("onnx:runtime", "an ONNX file")
     from skanomaly_vit.onnx._file import read
 
     _, values = read(model)

@@ -124,7 +124,7 @@ def test_an_error_comes_with_its_batch_and_names_its_images(tmp_path, loaded):
 
 
 def test_other_errors_come_as_they_are(monkeypatch):
-    monkeypatch.setattr("skanomaly_vit._images.prefetching.prepare", lambda *_: 1 / 0)
+    monkeypatch.setattr("skanomaly_vit._images.source.prepare", lambda *_: 1 / 0)
     reading = reader()
     with pytest.raises(ZeroDivisionError):
         reading.load([0])
