@@ -138,10 +138,6 @@ def colorbar() -> Encoded:
     return encode(Image.fromarray(np.rint(255 * _color(shares)).astype(np.uint8)).resize((256, 8)))
 
 
-def _as_bytes(shares: Array) -> bytes:
-    return np.rint(255 * shares).astype(np.uint8).tobytes()
-
-
 def _color(shares: Array) -> Array:
     """Map shares (h, w) in [0, 1] to colors (h, w, 3) in [0, 1]."""
     import matplotlib
