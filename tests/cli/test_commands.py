@@ -822,7 +822,9 @@ def test_a_report_is_handed_the_readable_images(model, paths, broken, tmp_path, 
     output = tmp_path / "report.html"
     done = run("report", model, *paths[:2], broken, paths[2], "-o", output)
     assert done.exit_code == 2
-    assert reported == [{"X": paths[:3], "title": None, "n_maps": 12, "folder": False}]
+    assert reported == [
+        {"X": paths[:3], "title": None, "n_maps": 12, "folder": False, "in_order": False}
+    ]
     output.unlink()
     assert run("report", model, broken, "-o", output).exit_code == 2
     assert not output.exists()
@@ -854,7 +856,7 @@ def test_a_report_takes_labels_names_and_all_that_python_takes(
     options = ["--root", normal, "--title", "Parts", "--n-maps", "3", "--folder"]
     done = run("report", model, *paths[:3], "-o", output, "--labels", labels, *options)
     assert done.exit_code == 0, done.stderr
-    expected = {"title": "Parts", "n_maps": 3, "folder": True}
+    expected = {"title": "Parts", "n_maps": 3, "folder": True, "in_order": False}
     known = {"y": ["normal", "crack", "anomaly"], "anomaly_label": ["anomaly", "crack"]}
     assert reported.pop() == {"X": paths[:3]} | expected | known
     names = table(["name"], ["A", "b, c", "=3", "d"])
