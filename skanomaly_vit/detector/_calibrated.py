@@ -333,11 +333,6 @@ class CalibratedMixin(DecisionMixin, OutlierMixin):
         known = CalibrationScores(self._require_calibration(), self.calibration_units_)
         return known.p_values(self.score_samples(X))
 
-    def _p_values_or_nan(self, scores: np.ndarray) -> np.ndarray:
-        """P-values of scores; NaN without calibration scores."""
-        known = CalibrationScores.of(self)
-        return np.full(len(scores), np.nan) if known is None else known.p_values(scores)
-
     def _folds(
         self, n_images: int, groups: Any, cv: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -183,18 +183,17 @@ def _open(detector: Any, files: list[bytes]) -> ImageSource:
     Its region of interest is fitted to each file: a pixel of the file counts if it covers one that
     counts. Tiles are left out, since to cut is the same everywhere.
     """
-    framing = detector._fitted_framing
+    roi_of_fit = detector._fitted_framing.roi
+    framing = Framing(keep_aspect=detector._fitted_framing.keep_aspect)
+    if roi_of_fit is None:
+        return open_images(files, framing=framing)
     source = open_images(files)
-    if framing.roi is None:
-        return open_images(files, framing=Framing(keep_aspect=framing.keep_aspect))
-    roi = torch.from_numpy(framing.roi.astype(np.float32))[None]  # [1, h, w]
+    roi = torch.from_numpy(roi_of_fit.astype(np.float32))[None]  # [1, h, w]
     regions = [
         torch.nn.functional.adaptive_max_pool2d(roi, source.size(position))[0].numpy() > 0
         for position in range(len(source))
     ]
-    return open_images(
-        MaskedImages(files, regions), framing=Framing(keep_aspect=framing.keep_aspect)
-    )
+    return open_images(MaskedImages(files, regions), framing=framing)
 
 
 def _embed(detector: Any, source: ImageSource) -> Embedded:

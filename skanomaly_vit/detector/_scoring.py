@@ -23,6 +23,7 @@ from skanomaly_vit._images.score_stream import Scores, ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._images.tiles import TiledSource, merge_maps, merge_scores, tile
 from skanomaly_vit._utils.settings import with_own_settings
+from skanomaly_vit.calibration._p_values import CalibrationScores
 from skanomaly_vit.detector._calibrated import CalibratedMixin
 from skanomaly_vit.detector._feature_store import in_shards
 from skanomaly_vit.detector._fusion import score_shards, sum_spaces
@@ -243,8 +244,9 @@ class ScoringDetector(CalibratedMixin, ScoreStreamMixin, ImageEstimator):
         scores: Iterator[np.ndarray] = (sum_spaces(self._score([batch])) for batch in batches)
         if isinstance(inputs, TiledSource):
             scores = inputs.worst_in_order(scores, source)
+        known = CalibrationScores.of(self)  # sorted once, not for each batch
         for of_images in scores:
-            yield of_images, self._p_values_or_nan(of_images)
+            yield of_images, _p_values(known, of_images)
 
     def _score(self, batches: Iterable[Embedded]) -> dict[str, np.ndarray]:
         return score_shards(self.density_, self.fusion_, in_shards(batches))
@@ -272,6 +274,11 @@ class ScoringDetector(CalibratedMixin, ScoreStreamMixin, ImageEstimator):
         device: torch.device, distillation: BlockDistillation | None
     ) -> dict[int, torch.nn.Module]:
         return distillation._students_on(device) if distillation else {}
+
+
+def _p_values(known: CalibrationScores | None, scores: np.ndarray) -> np.ndarray:
+    """P-values of scores; NaN without calibration scores."""
+    return np.full(len(scores), np.nan) if known is None else known.p_values(scores)
 
 
 def _views_of(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

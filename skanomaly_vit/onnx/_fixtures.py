@@ -44,8 +44,7 @@ def describe_fixtures(fixtures: Any) -> dict[str, Any]:
 def own_scores(detector: Any, fixtures: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of the fixtures by a file in int8 itself: those of torch differ by its rounding."""
     files, _, _ = _unpack(fixtures)
-    source = open_images(files)
-    prepared = np.stack([detector._prepare(source[i]) for i in range(len(source))])
+    _, prepared = _read(detector, files)
     return {"scores": np.asarray(detector._run_graph(prepared), dtype=float).tolist()}
 
 
@@ -63,9 +62,7 @@ def check_fixtures(found: Any) -> None:
 def compare_fixtures(detector: Any, found: Mapping[str, Any]) -> tuple[list[Stage], float]:
     """Stages beside those that torch had, and the largest difference of a score in deviations."""
     files, pixels, inputs = _unpack(found)
-    source = open_images(files)
-    decoded = [source[position] for position in range(len(source))]
-    prepared = np.stack([detector._prepare(image) for image in decoded])
+    decoded, prepared = _read(detector, files)
     here = sample_inputs(prepared, detector._preprocessing.std).reshape(-1)
     stages = [
         compare_decoding((digests_of(decoded), sample_pixels(decoded)), (found["digests"], pixels)),
@@ -77,6 +74,13 @@ def compare_fixtures(detector: Any, found: Mapping[str, Any]) -> tuple[list[Stag
         Stage("graph", difference, "standard deviations", TOLERANCE, len(found["scores"]))
     )
     return stages, difference
+
+
+def _read(detector: Any, files: list[bytes]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Pixels of the files, and the inputs of the graph that they become."""
+    source = open_images(files)
+    decoded = [source[position] for position in range(len(source))]
+    return decoded, np.stack([detector._prepare(image) for image in decoded])
 
 
 def _unpack(found: Mapping[str, Any]) -> tuple[list[bytes], np.ndarray, np.ndarray]:
