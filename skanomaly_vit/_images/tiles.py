@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -22,6 +22,9 @@ Tiling: TypeAlias = "tuple[int, int] | int | str"
 OVERLAP = 0.125
 
 AUTO = "auto"
+
+#: Name of the column of the place of a tile in the grid of its image.
+PLACE = "place"
 
 
 def check_tiles(tiles: Any) -> None:
@@ -54,25 +57,37 @@ def boxes_of(size: tuple[int, int], tiling: Tiling, pixels: tuple[int, int]) -> 
     pixels : (int, int)
         Height and width of the input of the backbone.
     """
-    if isinstance(tiling, tuple | list):
-        spans = [_divided(side, number) for side, number in zip(size, tiling, strict=True)]
-    else:
-        sides = pixels if isinstance(tiling, str) else (tiling, tiling)
-        spans = [_covered(side, part) for side, part in zip(size, sides, strict=True)]
-    vertical, horizontal = spans
+    return _boxes(*_spans_of(size, tiling, pixels))
+
+
+#: First and last pixel of parts of a side.
+Spans: TypeAlias = list[tuple[int, int]]
+
+
+def _boxes(vertical: Spans, horizontal: Spans) -> Array:
     return np.array(
         [(top, left, bottom, right) for top, bottom in vertical for left, right in horizontal]
     )
 
 
-def _divided(side: int, number: int) -> list[tuple[int, int]]:
+def _spans_of(
+    size: tuple[int, int], tiling: Tiling, pixels: tuple[int, int]
+) -> tuple[Spans, Spans]:
+    """Spans of the rows and of the columns of the tiles of an image."""
+    if isinstance(tiling, tuple | list):
+        return _divided(size[0], tiling[0]), _divided(size[1], tiling[1])
+    sides = pixels if isinstance(tiling, str) else (tiling, tiling)
+    return _covered(size[0], sides[0]), _covered(size[1], sides[1])
+
+
+def _divided(side: int, number: int) -> Spans:
     """Spans of `number` equal parts of a side, each a little larger than its share."""
     number = min(number, side)
     part = min(side, math.ceil(side / (number - (number - 1) * OVERLAP)))
     return _spread(side, part, number)
 
 
-def _covered(side: int, part: int) -> list[tuple[int, int]]:
+def _covered(side: int, part: int) -> Spans:
     """Spans of parts of a given length that cover a side."""
     if part >= side:
         return [(0, side)]
@@ -80,7 +95,7 @@ def _covered(side: int, part: int) -> list[tuple[int, int]]:
     return _spread(side, part, 1 + math.ceil((side - part) / step))
 
 
-def _spread(side: int, part: int, number: int) -> list[tuple[int, int]]:
+def _spread(side: int, part: int, number: int) -> Spans:
     starts = np.linspace(0, side - part, number).round().astype(int)
     return [(start, start + part) for start in starts.tolist()]
 
@@ -93,27 +108,31 @@ class TiledSource(ImageSource):
     owners : ndarray of shape (n_tiles,), int
         Position of the image of each tile, ascending. A tile without a pixel that counts is left
         out, and so is an image whose size cannot be read.
+    places : ndarray of shape (n_tiles,), int
+        Place of each tile in the grid of its image, row by row from 0.
     """
 
     owners: Array
+    places: Array
+    _grids: Array  # number of rows and columns of the image of each tile
     _boxes: Array
     _wholes: Array  # height and width of the image of each tile
 
     @classmethod
     def of(cls, source: ImageSource, tiling: Tiling, pixels: tuple[int, int]) -> TiledSource:
         """Make the tiles of all images."""
-        sizes = source.each(source.size, range(len(source)))
-        found = [
-            (position, box, size)
-            for position, size in sizes.items()
-            for box in _counting(source, position, size, boxes_of(size, tiling, pixels))
-        ]
-        owners = np.array([position for position, _, _ in found], dtype=int)
-        boxes = np.array([box for _, box, _ in found], dtype=int).reshape(-1, 4)
-        wholes = np.array([size for _, _, size in found], dtype=int).reshape(-1, 2)
+        found: list[tuple[int, ...]] = []
+        for position, size in source.each(source.size, range(len(source))).items():
+            vertical, horizontal = _spans_of(size, tiling, pixels)
+            boxes = _boxes(vertical, horizontal)
+            grid = len(vertical), len(horizontal)
+            for place in _counting(source, position, size, boxes):
+                found.append((position, place, *grid, *size, *boxes[place].tolist()))
+        table = np.array(found, dtype=int).reshape(-1, 10)
         tiled = cls.__new__(cls)
-        vars(tiled).update(vars(source._like(source._index[owners])))
-        tiled.owners, tiled._boxes, tiled._wholes = owners, boxes, wholes
+        vars(tiled).update(vars(source._like(source._index[table[:, 0]])))
+        tiled.owners, tiled.places = table[:, 0], table[:, 1]
+        tiled._grids, tiled._wholes, tiled._boxes = table[:, 2:4], table[:, 4:6], table[:, 6:]
         tiled._forget()
         return tiled
 
@@ -153,8 +172,8 @@ class TiledSource(ImageSource):
         return self._of_tiles(super().subset(positions), positions)
 
     def _of_tiles(self, part: Self, chosen: Array) -> Self:
-        part.owners = self.owners[chosen]
-        part._boxes, part._wholes = self._boxes[chosen], self._wholes[chosen]
+        for name in ("owners", "places", "_grids", "_boxes", "_wholes"):
+            setattr(part, name, getattr(self, name)[chosen])
         part._forget()
         return part
 
@@ -183,6 +202,57 @@ class TiledSource(ImageSource):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._forget()
+
+    # Places of tiles
+
+    def find_grid(self) -> tuple[int, int]:
+        """Rows and columns of tiles, which all images have.
+
+        Raises
+        ------
+        ValueError
+            If an image has others.
+        """
+        rows, columns = self._grids[0].tolist()
+        self.require_grid((rows, columns), set(self.places.tolist()))
+        return rows, columns
+
+    def require_grid(self, grid: tuple[int, int], places: Set[int]) -> None:
+        """Reject images with another grid of tiles, or with a tile at a place that is not known.
+
+        Raises
+        ------
+        ValueError
+            If there is one.
+        """
+        advice = "With tile_density='position' each place of tiles has a density of its own; "
+        is_other = (self._grids != grid).any(axis=1)
+        if is_other.any():
+            position = int(np.argmax(is_other))
+            rows, columns = self._grids[position].tolist()
+            raise ValueError(
+                f"{self.name(position)} has {rows} x {columns} tiles (rows x columns), and others "
+                f"{grid[0]} x {grid[1]}. {advice}pass images of one size, tiles=(rows, columns), "
+                "or tile_density='shared'"
+            )
+        is_unknown = ~np.isin(self.places, list(places))
+        if is_unknown.any():
+            position = int(np.argmax(is_unknown))
+            row, column = divmod(int(self.places[position]), grid[1])
+            raise ValueError(
+                f"{self.name(position)} has a tile in row {row}, column {column} (from 0), where "
+                f"no image of fit had a pixel that counts. {advice}fit to images whose regions of "
+                "interest reach there, or with tile_density='shared'"
+            )
+
+    def with_places(self, batches: Iterable[dict[str, Array]]) -> Iterator[dict[str, Array]]:
+        """Add the place of each tile to features of readable tiles, which come in order."""
+        n_seen = 0
+        for batch in batches:
+            n_rows = len(next(iter(batch.values())))
+            rows = self.readable()[n_seen : n_seen + n_rows]
+            n_seen += n_rows
+            yield batch | {PLACE: self.places[rows, np.newaxis].astype(np.float64)}
 
     # Images from tiles
 
@@ -300,11 +370,12 @@ def _worst(scores: Array, owners: Array, source: ImageSource) -> Array:
 
 def _counting(
     source: ImageSource, position: int, size: tuple[int, int], boxes: Array
-) -> Iterator[list[int]]:
+) -> Iterator[int]:
+    """Places of the tiles with a pixel that counts."""
     region = source.region(position, size) if source.has_regions else None
-    for top, left, bottom, right in boxes.tolist():
+    for place, (top, left, bottom, right) in enumerate(boxes.tolist()):
         if region is None or region[top:bottom, left:right].any():
-            yield [top, left, bottom, right]
+            yield place
 
 
 def _ramp(height: int, width: int) -> Array:

@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._images.tiles import PLACE, TiledSource
 from skanomaly_vit._utils.labels import as_labels
 
 #: Bytes of an id: as many as a float64 holds exactly.
@@ -25,7 +26,7 @@ UNIT, CONTENT = "unit", "content"
 IMAGE = "image"
 
 #: Names of all columns that are no features.
-IDS = (UNIT, CONTENT, IMAGE)
+IDS = (UNIT, CONTENT, IMAGE, PLACE)
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,21 @@ class Units:
         images = {} if self.images is None else {IMAGE: self.images}
         return {UNIT: self.units, CONTENT: self.contents, **images}
 
-    def of_tiles(self, owners: np.ndarray) -> Units:
-        """Units of tiles, by the position of the image of each."""
-        return Units(self.units[owners], self.contents[owners], owners.astype(np.float64))
+    def columns_of(self, inputs: ImageSource, *, places: bool = False) -> dict[str, np.ndarray]:
+        """Columns of the inputs of the images: these, or their tiles.
+
+        Parameters
+        ----------
+        inputs : ImageSource
+        places : bool, default=False
+            Whether the places of tiles are a column.
+        """
+        if not isinstance(inputs, TiledSource):
+            return self.columns
+        owners = inputs.owners
+        of_tiles = Units(self.units[owners], self.contents[owners], owners.astype(np.float64))
+        more = {PLACE: inputs.places.astype(np.float64)} if places else {}
+        return of_tiles.columns | more
 
     def any_in(self, ids: np.ndarray) -> np.ndarray:
         """Whether `ids` holds the unit or the content of each image."""

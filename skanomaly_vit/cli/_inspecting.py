@@ -165,8 +165,8 @@ def _blocks(detector: TransformalyDetector, image: str) -> list[dict[str, Any]]:
     if detector.distillation_ is None or DISCREPANCY not in detector.density_:
         return []
     inputs = detector._inputs_of(detector._open_images([image], on_error="raise"))
-    passes, students = detector._scoring_passes(inputs)
-    embedded = passes.extract(np.arange(len(inputs)), students)
+    batches = list(detector._extract(inputs))
+    embedded = {space: np.concatenate([each[space] for each in batches]) for space in batches[0]}
     # Of its tiles, if it has any:
     worst = int(np.argmin(sum_spaces(detector._score([embedded]))))
     errors = embedded[DISCREPANCY][worst]

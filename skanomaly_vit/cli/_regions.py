@@ -31,7 +31,10 @@ class _Tiling(click.ParamType):
 
 
 def region_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --roi, --ignore, --keep-aspect and --tiles; the command gets `roi` for both regions."""
+    """Add --roi, --ignore, --keep-aspect and options of tiles.
+
+    The command gets `roi` for both regions.
+    """
 
     @functools.wraps(command)
     def with_region(
@@ -40,6 +43,12 @@ def region_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*arguments, roi=_both(roi, ignore), **options)
 
     for option in (
+        click.option(
+            "--tile-density",
+            type=click.Choice(["shared", "position"]),
+            help="One density for all places of tiles, or one for each, where parts are aligned.  "
+            "[default: shared]",
+        ),
         click.option(
             "--tiles",
             type=_Tiling(),

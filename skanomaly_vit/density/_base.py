@@ -175,7 +175,7 @@ class UpdatableDensity(StandardizedDensity):
     A subclass learns from them in `_update_rows(rows)`.
     """
 
-    # None if the density comes from a file of format 1, which has no statistics.
+    # None after `_forget_statistics`, and if the density comes from a file of format 1.
     _statistics: Statistics | None
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -244,14 +244,19 @@ class UpdatableDensity(StandardizedDensity):
     def _log_density_left_out(self, Z: FloatArray, statistics: Statistics) -> FloatArray:
         """Log-density of standardized training samples by the other ones."""
 
+    def _forget_statistics(self) -> None:
+        """Keep what scores need only: several matrices less. It can no longer be updated."""
+        self._statistics = None
+
     def _known_statistics(self) -> Statistics:
         """Statistics of all samples so far; a ValueError if there are none."""
         if not hasattr(self, "scale_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet")
         if self._statistics is None:
             raise ValueError(
-                f"this {type(self).__name__} was saved by a version that kept no statistics, "
-                "so it cannot be updated, and leaves no sample out. Fit again."
+                f"this {type(self).__name__} has kept no statistics, as those from an old model "
+                "file or of one place of tiles, so it cannot be updated, and leaves no sample out. "
+                "Fit again."
             )
         return self._statistics
 

@@ -73,6 +73,9 @@ from skanomaly_vit.features import ViTFeatures
 
 FEATURE_SPACES = {"both", PRETRAINED, DISCREPANCY}
 
+#: Densities of tiles: one for all places, or one for each.
+SHARED, POSITION = "shared", "position"
+
 
 class TransformalyDetector(NotebookCardMixin, CallbackSupportMixin, UpdatableDetector):
     """Find images that differ in meaning from normal ones.
@@ -137,9 +140,13 @@ class TransformalyDetector(NotebookCardMixin, CallbackSupportMixin, UpdatableDet
     tiles : (int, int), int, "auto" or None, default=None
         Tiles of a large picture, each an input of the backbone: (rows, columns); the side of a
         square in pixels; or ``"auto"``, squares of `image_size`, at full resolution. Neighbours
-        overlap by an eighth of their side. One model serves all places; the score of an image is
-        that of its worst tile, and images, not tiles, set the threshold. ``None`` resizes the
-        whole image.
+        overlap by an eighth of their side. The score of an image is that of its worst tile, and
+        images, not tiles, set the threshold. ``None`` resizes the whole image.
+    tile_density : {"shared", "position"}, default="shared"
+        Densities of tiles. ``"shared"``: one in each feature space, for tiles of all places.
+        ``"position"``: one for each place, where parts are aligned, so that what is normal at one
+        place is none at another; all images need equally many rows and columns of tiles. Each has
+        the tiles of one place to learn from. Students learn from all tiles either way.
     on_error : {"raise", "nan"}, default="raise"
         Treatment of unreadable images in scoring. ``"raise"`` raises an error that lists them.
         ``"nan"`` warns of them (`UnreadableImageWarning`): their score is NaN, their label -1,
@@ -232,6 +239,7 @@ class TransformalyDetector(NotebookCardMixin, CallbackSupportMixin, UpdatableDet
     density_ : dict
         The fitted scorer of each view, under its name (a pipeline of PCA and density if
         `pca_variance` is a number), and that of the discrepancy space under ``"discrepancy"``.
+        With ``tile_density="position"``, each holds the scorers of all places in ``densities``.
     offset_ : float
         ``decision_function = score_samples - offset_``.
     calibration_scores_ : ndarray of shape (n_calibrating,), float64, or None
@@ -254,6 +262,9 @@ class TransformalyDetector(NotebookCardMixin, CallbackSupportMixin, UpdatableDet
         Floating type of the backbone.
     roi_ : ndarray of shape (height, width), bool, or None
         The pixels that count in every image; ``None`` if all do.
+    tile_grid_ : tuple of (int, int) or None
+        Rows and columns of the tiles that have densities of their own; ``None`` with
+        ``tile_density="shared"``.
     fusion_ : dict
         Location and scale that standardize each space's score; (0, 1) for ``"product"``. The scale
         is the standard deviation divided by the weight of the space: all views together weigh 1,
@@ -334,6 +345,7 @@ class TransformalyDetector(NotebookCardMixin, CallbackSupportMixin, UpdatableDet
         "roi": [str, PathLike, "array-like", None],
         "keep_aspect": ["boolean"],
         "tiles": [tuple, list, Integral, StrOptions({AUTO}), None],
+        "tile_density": [StrOptions({SHARED, POSITION})],
         "on_error": [StrOptions({"raise", "nan"})],
         "calibration": [StrOptions({"split", "cross"})],
     }
@@ -356,6 +368,7 @@ class TransformalyDetector(NotebookCardMixin, CallbackSupportMixin, UpdatableDet
         roi: Any = None,
         keep_aspect: bool = False,
         tiles: tuple[int, int] | int | str | None = None,
+        tile_density: str = SHARED,
         on_error: str = "raise",
         # Students
         student: Any = "auto",
@@ -392,6 +405,7 @@ class TransformalyDetector(NotebookCardMixin, CallbackSupportMixin, UpdatableDet
         self.roi = roi
         self.keep_aspect = keep_aspect
         self.tiles = tiles
+        self.tile_density = tile_density
         self.on_error = on_error
         self.student = student
         self.student_dtype = student_dtype
@@ -546,6 +560,10 @@ class TransformalyDetector(NotebookCardMixin, CallbackSupportMixin, UpdatableDet
             return self._fitted_framing
         if self.tiles is not None:
             check_tiles(self.tiles)
+        elif self.tile_density == POSITION:
+            raise ValueError(
+                f"tile_density={POSITION!r} is for tiles; pass tiles=(rows, columns), too"
+            )
         roi = None if self.roi is None else read_roi(self.roi)
         return Framing(roi, self.keep_aspect, self.tiles)
 
@@ -583,9 +601,10 @@ class TransformalyDetector(NotebookCardMixin, CallbackSupportMixin, UpdatableDet
 
         train, held_out = map(rows, split)
         choosing, calibrating = map(rows, shares)
-        columns = units.columns
-        if isinstance(inputs, TiledSource):
-            columns = units.of_tiles(inputs.owners).columns
+        tile_grid = None
+        if self.tile_density == POSITION and isinstance(inputs, TiledSource):
+            tile_grid = inputs.find_grid()
+        columns = units.columns_of(inputs, places=tile_grid is not None)
         layout = layout_of(teacher)
         distillation: BlockDistillation | None = None
         if student is not None:
@@ -632,7 +651,7 @@ class TransformalyDetector(NotebookCardMixin, CallbackSupportMixin, UpdatableDet
         # Last, so that a fit that fails leaves the old state whole.
         self.features_, self.distillation_ = features, distillation
         self.dtype_, self._fitted_framing = features.dtype_, source.framing
-        self.roi_ = source.framing.roi
+        self.roi_, self.tile_grid_ = source.framing.roi, tile_grid
         self._set_densities(fitted, false_alarms)
         self.fusion_weights_ = dict.fromkeys(fitted.fusion, 1.0)
         self.recipe_ = describe_recipe(values, fitted.density, distillation)

@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 
 from skanomaly_vit._backbone.discrepancy import Embedded, n_rows
+from skanomaly_vit._images.tiles import PLACE
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import SHARD, FloatArray
 
@@ -121,6 +122,11 @@ class FeatureStore:
     def column(self, space: str, chosen: np.ndarray) -> np.ndarray:
         """The chosen rows of a space of one column, (n_chosen,) in float64."""
         return np.concatenate([np.empty((0, 1)), *self.rows(space, chosen)])[:, 0]
+
+    def places(self, chosen: np.ndarray) -> dict[int, np.ndarray]:
+        """Mask of the chosen rows at each place of tiles, in ascending order of places."""
+        places = self.column(PLACE, np.ones(len(self), dtype=bool))
+        return {int(place): chosen & (places == place) for place in np.unique(places[chosen])}
 
     def rows(self, space: str, chosen: np.ndarray) -> Rows:
         """The chosen rows of one space, in float64."""

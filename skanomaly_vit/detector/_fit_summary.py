@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skanomaly_vit._backbone.discrepancy import Embedded
+from skanomaly_vit._images.tiles import PLACE
 from skanomaly_vit._images.units import CONTENT, IDS, IMAGE, UNIT, Units
 from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.density._row_sample import RowSample, draw_keys
@@ -209,7 +210,7 @@ def _read_units(part: StateRecord, side: str) -> np.ndarray:
 def _read_images(part: StateRecord, n_features: dict[str, int]) -> ImageSample:
     if "n_rows" in part.values:  # format 2 has the features of all spaces side by side
         return _cut(RowSample.read_state(part, sum(n_features.values())), n_features)
-    widths = n_features | {UNIT: 1 if UNIT in part.values else 0}
+    widths = n_features | {name: 1 for name in (UNIT, PLACE) if name in part.values}
     sample = {s: RowSample.read_state(part.read_part(s), n) for s, n in widths.items() if n}
     part.close()
     first = next(iter(sample.values()))

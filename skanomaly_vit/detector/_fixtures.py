@@ -30,6 +30,7 @@ from skanomaly_vit._images.fixture_files import (
 from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.regions import Framing, MaskedImages
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._images.tiles import PLACE
 from skanomaly_vit._utils.stages import Stage, largest
 from skanomaly_vit.detector._feature_store import in_float64, in_shards
 from skanomaly_vit.detector._fit_summary import n_images
@@ -217,6 +218,10 @@ def _score(detector: Any, embedded: Embedded) -> np.ndarray:
     """Scores by space (n_spaces, n_images); NaN if a feature is not finite, as densities refuse."""
     if not all(np.isfinite(rows).all() for rows in embedded.values()):
         return np.full((len(detector.density_), n_rows(embedded)), np.nan)
+    if detector.tile_grid_ is not None:  # whole files have no place: each stands for one
+        known = list(next(iter(detector.density_.values())).densities)
+        places = np.resize(np.array(known, np.float64), (n_rows(embedded), 1))
+        embedded = embedded | {PLACE: places}
     scores = score_shards(detector.density_, detector.fusion_, in_shards([embedded]))
     return np.stack(list(scores.values()))
 
@@ -227,7 +232,8 @@ def _score_known(detector: Any) -> dict[str, np.ndarray]:
     if summary is None:  # of format 1
         return dict.fromkeys(detector.density_, np.empty(0))
     sample = summary.held_out if n_images(summary.held_out) else summary.learned
-    rows = {space: sample[space].rows[:_N_KNOWN] for space in detector.density_}
+    columns = [*detector.density_, PLACE] if PLACE in sample else detector.density_
+    rows = {space: sample[space].rows[:_N_KNOWN] for space in columns}
     return score_shards(detector.density_, detector.fusion_, [in_float64(rows)])
 
 

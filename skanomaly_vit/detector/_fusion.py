@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone
-from sklearn.decomposition import PCA
-from sklearn.pipeline import Pipeline
 
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED, Embedded
-from skanomaly_vit._caching.memory import LRUCache
-from skanomaly_vit._images.tiles import worst_rows
+from skanomaly_vit._images.tiles import PLACE, worst_rows
 from skanomaly_vit._images.units import IMAGE, UNIT
-from skanomaly_vit._utils.blas import one_blas_thread
-from skanomaly_vit._utils.compat import validate_parameter_constraints
-from skanomaly_vit._utils.composition import seed_estimator
-from skanomaly_vit._utils.hashing import combine
 from skanomaly_vit.calibration import conformal_threshold
-from skanomaly_vit.density._base import MomentDensity, StandardizedDensity
-from skanomaly_vit.density._by_name import DENSITIES
 from skanomaly_vit.density._rows import Rows
-from skanomaly_vit.density._statistics import Kind, Statistics
-from skanomaly_vit.density._whitening import axes_of, whiten
 from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import FitSummary, n_images
-
-#: A search fits the same PCA for every number of blocks.
-_recent_pcas: LRUCache[PCA] = LRUCache(2**26)
+from skanomaly_vit.detector._placed import PlacedDensity, fit_places
+from skanomaly_vit.detector._space_density import (
+    Score,
+    fit_whitened,
+    least_scale,
+    location_and_scale,
+    score_left_out,
+    score_new,
+    score_rows,
+)
 
 
 def fit_densities(
@@ -72,20 +66,25 @@ def fit_densities(
     require_spread([store.rows(view, train) for view in views or [store.first_view]])
     fitted, statistics = {}, {}
     for space in spaces:
-        pca, rows = None, store.rows(space, train)
-        if pca_variance is not None and space in views:
-            statistics[space] = Statistics.of_shards(rows, Kind.COVARIANCE)
-            pca = _find_pca(statistics[space], pca_variance, remember)
         kind = DISCREPANCY if space == DISCREPANCY else PRETRAINED
-        fitted[space] = fit_density(
-            density[kind] if isinstance(density, dict) else density,
-            rows,
-            seed=seed,
-            pca=pca,
-            statistics=statistics.get(space),
+        scorer = density[kind] if isinstance(density, dict) else density
+        variance = pca_variance if space in views else None
+        if PLACE in store:
+            fitted[space] = fit_places(
+                scorer,
+                {place: store.rows(space, rows) for place, rows in store.places(train).items()},
+                variance,
+                seed=seed,
+                standardizes=fusion == "standardized",
+            )
+            continue
+        fitted[space], of_space = fit_whitened(
+            scorer, store.rows(space, train), variance, seed=seed, remember=remember
         )
+        if of_space is not None:
+            statistics[space] = of_space
     summary = FitSummary.of(store, train, held_out, statistics)
-    return calibrate(
+    calibrated = calibrate(
         fitted,
         summary,
         lambda: store.embedded(train),
@@ -93,6 +92,10 @@ def fit_densities(
         fusion=fusion,
         false_alarms=false_alarms,
     )
+    for scorer in fitted.values():
+        if isinstance(scorer, PlacedDensity):
+            scorer.forget_statistics()
+    return calibrated
 
 
 @dataclass(frozen=True)
@@ -221,70 +224,6 @@ def several_of_a_unit(units: np.ndarray | None) -> np.ndarray | None:
     return units if units is not None and len(np.unique(units)) < len(units) else None
 
 
-def fit_density(
-    density: str | BaseEstimator,
-    rows: Rows,
-    *,
-    seed: int,
-    pca: PCA | None = None,
-    statistics: Statistics | None = None,
-) -> Any:
-    """Fit a new scorer, behind a whitening PCA if one is given.
-
-    Parameters
-    ----------
-    density : str or estimator
-        A name in `DENSITIES`, or an estimator to clone. An estimator from elsewhere gets all rows
-        in one array.
-    rows : Rows
-        Features of the normal images.
-    seed : int
-        Replaces every ``random_state=None`` of the scorer.
-    pca : PCA or None
-    statistics : Statistics or None
-        Statistics of the rows; only with a PCA.
-
-    Returns
-    -------
-    scorer : estimator
-        With ``score_samples``.
-    """
-    scorer = DENSITIES[density]() if isinstance(density, str) else clone(density)
-    seed_estimator(scorer, seed)
-    if isinstance(scorer, StandardizedDensity):
-        validate_parameter_constraints(
-            scorer._parameter_constraints,
-            scorer.get_params(deep=False),
-            caller_name=type(scorer).__name__,
-        )
-    if pca is None or statistics is None:
-        return _fit_to_rows(scorer, rows)
-    if isinstance(scorer, MomentDensity):
-        scorer._fit_statistics(statistics.projected(axes_of(pca)))
-    else:
-        _fit_to_rows(scorer, rows.map(pca.transform, pca.n_components_))
-    return Pipeline([("pca", pca), ("density", scorer)])
-
-
-def _fit_to_rows(scorer: Any, rows: Rows) -> Any:
-    if isinstance(scorer, StandardizedDensity):
-        return scorer._fit_rows(rows)
-    return scorer.fit(rows.gather())
-
-
-def _find_pca(statistics: Statistics, variance: float, remember: bool) -> PCA:
-    """Whitening PCA of statistics; with `remember`, a copy of a recent one of equal statistics."""
-    if not remember:
-        return whiten(statistics, variance)
-    sums = statistics.covariance().tobytes() + statistics.mean.tobytes()
-    key = combine(statistics.n_samples, sums, variance)
-    pca = _recent_pcas.get(key)
-    if pca is None:
-        pca = whiten(statistics, variance)
-        _recent_pcas.put(key, pca, pca.components_.nbytes)
-    return copy.deepcopy(pca)
-
-
 def require_spread(views: Sequence[Rows]) -> None:
     """Reject features, one row per image, that vary in no view."""
     if any(map(_varies, views)):
@@ -318,16 +257,16 @@ def left_out_scales(
     Scores by a density that has learned from the image itself are higher than those of new
     images, and vary less; their deviation would overrate a density that has learned from few.
     """
-    scores = _collect(densities, learned, _score_left_out)
+    scores = collect(densities, learned, score_left_out)
     scales = {
-        space: _location_and_scale(values, _least_scale(densities[space]))
+        space: location_and_scale(values, least_scale(densities[space]))
         for space, values in scores.items()
     }
     views = [space for space in scores if space != DISCREPANCY]
     if not views:
         return scales
     # All views together vary as one space does.
-    together = sum_spaces({view: _scaled(scores[view], scales[view]) for view in views})
+    together = sum_spaces({view: scaled(scores[view], scales[view]) for view in views})
     weights = dict.fromkeys(views, 1 / max(1.0, float(np.std(together))))
     weights[DISCREPANCY] = DISCREPANCY_WEIGHT
     return {
@@ -335,44 +274,8 @@ def left_out_scales(
     }
 
 
-def _score_left_out(scorer: Any, rows: np.ndarray) -> np.ndarray:
-    """Scores of training images that are left out, if the density can leave them out."""
-    if isinstance(scorer, Pipeline):
-        transformed = scorer[:-1].transform(rows) if len(scorer) > 1 else rows
-        return _score_left_out(scorer[-1], transformed)
-    score = getattr(scorer, "score_left_out", scorer.score_samples)
-    return score(rows)
-
-
-#: Smallest scale of a log-density, in deviations of a Gaussian's log-density.
-_LEAST = 0.5
-
-
-def _least_scale(scorer: Any) -> float:
-    """Smallest scale of the scores of a density; 0 if their unit is not known.
-
-    The log-density of a Gaussian in d dimensions has a deviation of sqrt(d / 2). If the training
-    images score alike, since they are equal or have copies, that is the scale, not rounding.
-    """
-    density = scorer[-1] if isinstance(scorer, Pipeline) else scorer
-    if not isinstance(density, StandardizedDensity):
-        return 0.0
-    return _LEAST * float(np.sqrt(density.n_features_in_ / 2))
-
-
-def _location_and_scale(scores: np.ndarray, least: float) -> tuple[float, float]:
-    location, scale = float(np.mean(scores)), max(float(np.std(scores)), least)
-    rounding = len(scores) * np.finfo(np.float64).eps * float(np.abs(scores).max())
-    return location, scale if scale > rounding else 1.0
-
-
-def _scaled(scores: np.ndarray, units: tuple[float, float]) -> np.ndarray:
+def scaled(scores: np.ndarray, units: tuple[float, float]) -> np.ndarray:
     return (scores - units[0]) / units[1]
-
-
-#: Products of fewer rows round differently from those of many: 1 row (a vector to BLAS) in a
-#: Gaussian, up to 4 in the neighbor search.
-_FEW_ROWS = 64
 
 
 def score_shards(
@@ -381,32 +284,25 @@ def score_shards(
     shards: Iterable[Embedded],
 ) -> dict[str, np.ndarray]:
     """Score of each image in each space, float64 of shape (n_images,), higher = more normal."""
-    raw = _collect(densities, shards, lambda density, rows: density.score_samples(rows))
-    return {space: _scaled(values, fusion[space]) for space, values in raw.items()}
+    raw = collect(densities, shards, score_new)
+    return {space: scaled(values, fusion[space]) for space, values in raw.items()}
 
 
-def _collect(
-    densities: Mapping[str, Any],
-    shards: Iterable[Embedded],
-    score: Callable[[Any, np.ndarray], np.ndarray],
+def collect(
+    densities: Mapping[str, Any], shards: Iterable[Embedded], score: Score
 ) -> dict[str, np.ndarray]:
     """What a function gives for each density and its rows, shard by shard."""
     scores: dict[str, list[np.ndarray]] = {space: [] for space in densities}
     for embedded in shards:
         for space, density in densities.items():
-            rows = embedded[space]
-            with one_blas_thread(rows.size):
-                raw = np.asarray(score(density, _padded(rows)), dtype=np.float64)
-            scores[space].append(raw[: len(rows)])
+            if isinstance(density, PlacedDensity):
+                found = density.score_rows(embedded[space], embedded[PLACE][:, 0], score)
+            else:
+                found = score_rows(density, embedded[space], score)
+            scores[space].append(found)
     return {
         space: np.concatenate(parts) if parts else np.empty(0) for space, parts in scores.items()
     }
-
-
-def _padded(rows: np.ndarray) -> np.ndarray:
-    """Pad rows, so that a score rounds as it does among many others."""
-    n_more = _FEW_ROWS - len(rows)
-    return np.concatenate([rows, np.repeat(rows[:1], n_more, axis=0)]) if n_more > 0 else rows
 
 
 def sum_spaces(scores: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -12,6 +12,7 @@ from skanomaly_vit._backbone.discrepancy import DISCREPANCY, PRETRAINED
 from skanomaly_vit._backbone.views import Readout, names_of, parse_views, share_of
 from skanomaly_vit._utils.labels import is_auto
 from skanomaly_vit.density import ExcessDensity, GaussianDensity, WhitenedKNNDensity
+from skanomaly_vit.detector._placed import PlacedDensity
 from skanomaly_vit.distillation import BlockDistillation, BlockStudent, RidgeStudent
 
 #: Recipe -> parameter -> value; `density` has a value for each feature space.
@@ -83,5 +84,7 @@ def describe_recipe(
 
 
 def _density_of(scorer: Any) -> Any:
-    """Density of a fitted scorer, with or without a PCA before it."""
+    """Density of a fitted scorer, with or without a PCA before it; of places, one of them."""
+    if isinstance(scorer, PlacedDensity):
+        scorer = next(iter(scorer.densities.values()))
     return scorer[-1] if isinstance(scorer, Pipeline) and "pca" in scorer.named_steps else scorer

@@ -19,11 +19,12 @@ from skanomaly_vit._backbone.teacher import Teacher, positions_of
 from skanomaly_vit._backbone.views import parse_views
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.files import check_target
-from skanomaly_vit.density._saving import build_density, describe_density, read_scorer, write_scorer
+from skanomaly_vit.density._saving import build_density, describe_density
 from skanomaly_vit.detector._fit_summary import read_summary, write_summary
 from skanomaly_vit.detector._fixtures import Fixtures
 from skanomaly_vit.detector._old_formats import upgrade
 from skanomaly_vit.detector._recipes import describe_recipe, resolve
+from skanomaly_vit.detector._saved_densities import read_any_scorer, write_any_scorer
 from skanomaly_vit.detector._saved_fixtures import read_fixtures, write_fixtures
 from skanomaly_vit.detector._saved_framing import describe_roi, read_framing, write_framing
 from skanomaly_vit.detector._saved_patches import read_patches, write_patches
@@ -57,6 +58,7 @@ _ATTRIBUTES = {
     "features_",
     "dtype_",
     "roi_",
+    "tile_grid_",
     "distillation_",
     "density_",
     "fusion_",
@@ -97,8 +99,10 @@ def save_detector(detector: Any, path: str | os.PathLike[str]) -> None:
     if detector.distillation_ is not None:
         write_distillation(record.write_part("distillation"), detector.distillation_)
         _write_choosing(record, detector)
+    if detector.tile_grid_ is not None:
+        record.write(tile_grid=list(detector.tile_grid_))
     for space, scorer in detector.density_.items():
-        write_scorer(record.write_part("density").write_part(space), scorer)
+        write_any_scorer(record.write_part("density").write_part(space), scorer)
     write_patches(record, detector._normal_patches)
     write_summary(record, detector._fit_summary)
     record.write(
@@ -221,7 +225,11 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
             setattr(distillation, name, getattr(features, name))
     blocks = distillation.block_indices_ if distillation else []
     n_features = {**features._n_features(), DISCREPANCY: len(blocks)}
-    density = _read_densities(record, n_features)
+    detector._fitted_framing = read_framing(record)
+    detector.tile_grid_ = _read_grid(record)
+    if detector.tile_grid_ is not None and detector._fitted_framing.tiles is None:
+        raise ValueError("it has densities of tiles, and no tiles")
+    density = _read_densities(record, n_features, detector.tile_grid_)
     fusion = _read_fusion(record, density)
     detector._fit_summary = read_summary(record, n_features)
     detector._updates = read_updates(record)
@@ -231,7 +239,6 @@ def _build(detector_class: type[Any], record: StateRecord) -> Any:
         raise ValueError("its held-out images are not among the images of its fit")
     detector.features_, detector.distillation_ = features, distillation
     detector.dtype_ = features.dtype_
-    detector._fitted_framing = read_framing(record)
     detector.roi_ = detector._fitted_framing.roi
     if detector.roi is None:  # an array, of which the file holds the fitted form
         detector.roi = detector.roi_
@@ -445,12 +452,23 @@ def _read_teacher(
     return teacher
 
 
-def _read_densities(record: StateRecord, n_features: dict[str, int]) -> dict[str, Any]:
+def _read_grid(record: StateRecord) -> tuple[int, int] | None:
+    if "tile_grid" not in record.values:
+        return None
+    grid = record.read_list("tile_grid", int)
+    if len(grid) != 2 or min(grid) < 1:
+        raise ValueError(f"{record.name}.tile_grid is {grid}, not a number of rows and columns")
+    return grid[0], grid[1]
+
+
+def _read_densities(
+    record: StateRecord, n_features: dict[str, int], grid: tuple[int, int] | None
+) -> dict[str, Any]:
     part, density = record.read_part("density"), {}
     for space in list(part.values):
         if space not in n_features:
             raise ValueError(f"{part.name} names the unknown space {space!r}")
-        density[space], n_taken = read_scorer(part.read_part(space))
+        density[space], n_taken = read_any_scorer(part.read_part(space), grid)
         if n_taken != n_features[space]:
             raise ValueError(
                 f"its density of the {space} space takes {n_taken} features; the space "
@@ -458,6 +476,8 @@ def _read_densities(record: StateRecord, n_features: dict[str, int]) -> dict[str
             )
     if not density:
         raise ValueError("it has no density")
+    if grid is not None and len({tuple(scorer.densities) for scorer in density.values()}) > 1:
+        raise ValueError("its densities are of other places in each space")
     return density
 
 

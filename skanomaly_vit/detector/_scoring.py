@@ -40,6 +40,7 @@ class ScoringDetector(CalibratedMixin, ScoreStreamMixin, ImageEstimator):
     distillation_: BlockDistillation | None
     density_: dict[str, Any]
     fusion_: dict[str, tuple[float, float]]
+    tile_grid_: tuple[int, int] | None
     _fitted_framing: Framing
     _normal_patches: NormalPatches | None
 
@@ -181,8 +182,7 @@ class ScoringDetector(CalibratedMixin, ScoreStreamMixin, ImageEstimator):
         """Scores in each view, and in the discrepancy space; NaN for unreadable images."""
         source = self._open_images(X, on_error=self.on_error)
         inputs = self._inputs_of(source)
-        passes, students = self._scoring_passes(inputs)
-        found = self._score(passes.stream(np.arange(len(inputs)), students))
+        found = self._score(self._extract(inputs))
         scores = merge_scores(found, inputs, source)
         return fill_scores(scores, source.readable(), source)
 
@@ -191,8 +191,7 @@ class ScoringDetector(CalibratedMixin, ScoreStreamMixin, ImageEstimator):
         source = self._open_images(X, on_error=self.on_error)
         inputs = self._inputs_of(source)
         collector = self._map_collector(method)
-        passes, students = self._scoring_passes(inputs)
-        found = self._score(passes.stream(np.arange(len(inputs)), students, collector))
+        found = self._score(self._extract(inputs, collector))
         scores = merge_scores(found, inputs, source)
         scored = source.readable()
         maps = self._maps(collector, inputs, source)
@@ -239,9 +238,9 @@ class ScoringDetector(CalibratedMixin, ScoreStreamMixin, ImageEstimator):
     def _score_batches(self, source: ImageSource) -> Iterator[Scores]:
         """Yield scores and p-values of the readable images of a source, batch by batch."""
         inputs = self._inputs_of(source)
-        passes, students = self._scoring_passes(inputs)
-        batches = passes.stream(np.arange(len(inputs)), students)
-        scores: Iterator[np.ndarray] = (sum_spaces(self._score([batch])) for batch in batches)
+        scores: Iterator[np.ndarray] = (
+            sum_spaces(self._score([batch])) for batch in self._extract(inputs)
+        )
         if isinstance(inputs, TiledSource):
             scores = inputs.worst_in_order(scores, source)
         known = CalibrationScores.of(self)  # sorted once, not for each batch
@@ -252,10 +251,30 @@ class ScoringDetector(CalibratedMixin, ScoreStreamMixin, ImageEstimator):
         return score_shards(self.density_, self.fusion_, in_shards(batches))
 
     def _inputs_of(self, source: ImageSource) -> ImageSource:
-        """Inputs of the backbone: the images, or their tiles."""
+        """Inputs of the backbone: the images, or their tiles.
+
+        Raises
+        ------
+        ValueError
+            If an image has a tile at a place without a density.
+        """
         if source.framing.tiles is None:
             return source
-        return tile(source, self._held_teacher().preprocessing.image_size)
+        inputs = tile(source, self._held_teacher().preprocessing.image_size)
+        if self.tile_grid_ is not None and isinstance(inputs, TiledSource):
+            places = next(iter(self.density_.values())).densities
+            inputs.require_grid(self.tile_grid_, places.keys())
+        return inputs
+
+    def _extract(
+        self, inputs: ImageSource, collector: MapCollector | None = None
+    ) -> Iterator[Embedded]:
+        """Features of readable inputs in order, batch by batch; with the places of tiles."""
+        passes, students = self._scoring_passes(inputs)
+        batches = passes.stream(np.arange(len(inputs)), students, collector)
+        if self.tile_grid_ is not None and isinstance(inputs, TiledSource):
+            batches = inputs.with_places(batches)
+        return batches
 
     def _scoring_passes(
         self, source: ImageSource
@@ -265,9 +284,7 @@ class ScoringDetector(CalibratedMixin, ScoreStreamMixin, ImageEstimator):
 
     def _embedded(self, source: ImageSource) -> Iterator[Embedded]:
         """Features of images, in shards of float64."""
-        inputs = self._inputs_of(source)
-        passes, students = self._scoring_passes(inputs)
-        return in_shards(passes.stream(np.arange(len(inputs)), students))
+        return in_shards(self._extract(self._inputs_of(source)))
 
     @staticmethod
     def _students_on(

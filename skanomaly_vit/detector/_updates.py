@@ -13,7 +13,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._images.source import ImageSource
-from skanomaly_vit._images.tiles import TiledSource
 from skanomaly_vit._images.units import UNIT, Units, find_units
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import _fit_context
@@ -183,9 +182,9 @@ class UpdatableDetector(VerifiableMixin, ScoringDetector):
         if summary is not None:
             require_not_learned(units, summary)
         inputs = self._inputs_of(source)
-        rows = units.of_tiles(inputs.owners) if isinstance(inputs, TiledSource) else units
+        columns = units.columns_of(inputs, places=self.tile_grid_ is not None)
         passes, _ = self._scoring_passes(inputs)
-        with self._embed_all(passes, self.distillation_, rows.columns) as store:
+        with self._embed_all(passes, self.distillation_, columns) as store:
             everyone = np.ones(len(store), dtype=bool)
             scores, _ = score_units(self.density_, self.fusion_, store.embedded(everyone))
             if summary is not None:

@@ -33,7 +33,7 @@ from skanomaly_vit import (
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
 from skanomaly_vit.density._whitening import whiten
-from skanomaly_vit.detector._fusion import fit_density
+from skanomaly_vit.detector._space_density import fit_density
 from skanomaly_vit.exceptions import ModelFileError, UnreadableImageWarning
 from skanomaly_vit.onnx import OnnxDetector, export_onnx
 from skanomaly_vit.onnx import _export as writing
