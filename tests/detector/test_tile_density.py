@@ -30,6 +30,9 @@ NEW = panels(6, 1)
 SWAPPED = NEW.copy()
 SWAPPED[3:, :, :35] = NEW[3:, :, 61:]
 
+#: The region of the first column of tiles alone.
+LEFT = np.arange(96)[np.newaxis].repeat(64, axis=0) < 30
+
 
 def make(**parameters):
     options = {"image_size": 28, "n_blocks": 2, "contamination": 0.2, "random_state": 0}
@@ -80,7 +83,7 @@ def test_places_are_compared_in_deviations_of_each(fitted):
         {"tiles": "auto", "calibration": "cross"},
         {"recipe": "paper", "student": "ridge", "keep_aspect": True},
         {"validation_fraction": 0, "feature_spaces": "discrepancy", "density": "gaussian"},
-        {"roi": np.arange(96)[np.newaxis].repeat(64, axis=0) < 40},
+        {"roi": np.arange(96)[np.newaxis].repeat(64, axis=0) < 40},  # two columns of tiles
     ],
 )
 def test_scores_are_the_same_by_every_way(parameters, tmp_path):
@@ -109,9 +112,10 @@ def test_an_unreadable_image_does_not_move_the_places_of_others(fitted, tmp_path
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
     expected = fitted.score_samples(SWAPPED)
     fitted.set_params(on_error="nan")
+    regions = [None, LEFT, *[None] * 4]  # it would have other tiles than the others
     try:
         with pytest.warns(UnreadableImageWarning, match="1 of 6"):
-            scores = fitted.score_samples(paths)
+            scores = fitted.score_samples(MaskedImages(paths, regions))
     finally:
         fitted.set_params(on_error="raise")
     assert np.isnan(scores[1])
@@ -146,16 +150,14 @@ def test_images_of_another_grid_are_refused_by_name(tmp_path):
 
 
 def test_a_tile_where_fit_had_none_is_refused_by_name():
-    left = np.zeros((64, 96), bool)
-    left[:, :30] = True
-    detector = make(density="gaussian").fit(MaskedImages(IMAGES, [left] * 24))
+    detector = make(density="gaussian").fit(MaskedImages(IMAGES, [LEFT] * 24))
     assert list(detector.density_["pooled"].densities) == [0, 3]
     with pytest.raises(ValueError, match=r"sample 1 has a tile in row 0, column 1 .*'shared'"):
-        detector.score_samples(MaskedImages(NEW, [left] + [None] * 5))
+        detector.score_samples(MaskedImages(NEW, [LEFT] + [None] * 5))
 
 
 def test_a_place_of_a_single_tile_is_refused():
-    regions = [np.arange(96)[np.newaxis].repeat(64, axis=0) < 30] * 23 + [None]
+    regions = [LEFT] * 23 + [None]
     with pytest.raises(ValueError, match=r"1 of the images .* has a tile at place 1 "):
         make(validation_fraction=0).fit(MaskedImages(IMAGES, regions))
 
