@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from images import blobs
 from PIL import Image
+from strict_png import chunks, join_chunks
 
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit.exceptions import UnreadableImageWarning
@@ -102,12 +103,17 @@ def test_images_of_different_sizes_have_different_tiles():
     assert scores.shape == (4,)
 
 
-def test_an_unreadable_image_has_no_score_and_no_map(fitted, tmp_path):
+@pytest.mark.parametrize("found_early", [True, False])
+def test_an_unreadable_image_has_no_score_and_no_map(fitted, tmp_path, found_early):
     paths = [str(tmp_path / f"{i}.png") for i in range(4)]
     for path, image in zip(paths, ODD, strict=True):
         Image.fromarray(image).save(path)
     whole = (tmp_path / "1.png").read_bytes()
-    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    if found_early:
+        (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    else:
+        parts = [(name, data[:-9] if name == b"IDAT" else data) for name, data in chunks(whole)]
+        (tmp_path / "1.png").write_bytes(join_chunks(parts))
     fitted.set_params(on_error="nan")
     try:
         with pytest.warns(UnreadableImageWarning, match="1 of 4"):
