@@ -29,8 +29,10 @@ FRAMINGS: dict[str, dict[str, Any]] = {
     "keep_aspect": {"keep_aspect": True},
     "whole, 224 px": {"image_size": 224},
     "tiles (2, 2)": {"tiles": (2, 2)},
+    "tiles (2, 2), by position": {"tiles": (2, 2), "tile_density": "position"},
     "tiles (1, 2)": {"tiles": (1, 2)},
     "tiles (3, 3)": {"tiles": (3, 3)},
+    "tiles (3, 3), by position": {"tiles": (3, 3), "tile_density": "position"},
     "tiles auto": {"tiles": "auto"},
 }
 
@@ -41,7 +43,7 @@ LABEL = (0.02, 0.55, 0.14, 0.98)
 def main() -> None:
     args = parse_args()
     print_circumstances(args.seeds[0])
-    print(f"{'data':<22} {'framing':<16} {'seed':>4} {'AUROC':>6} {'ms/image':>9}")
+    print(f"{'data':<22} {'framing':<26} {'seed':>4} {'AUROC':>6} {'ms/image':>9}")
     for seed in args.seeds:
         for name, make in load(args).items():
             for framing, parameters in framings_of(args, name).items():
@@ -150,7 +152,7 @@ def measure(
     seconds = (time.perf_counter() - started) / n_images
     measured = compare(abnormality[: len(data.normal)], abnormality[len(data.normal) :])
     flagged = float((-abnormality[: len(data.normal)] < detector.offset_).mean())
-    print(f"{name:<22} {framing:<16} {seed:>4} {100 * measured['auroc']:6.1f} "
+    print(f"{name:<22} {framing:<26} {seed:>4} {100 * measured['auroc']:6.1f} "
           f"{1000 * seconds:9.1f}", flush=True)  # fmt: skip
     case = {"dataset": name, "framing": framing, "seed": seed, "n_train": len(data.train)}
     figures = measured | {"false_alarms": flagged, "ms_per_image": 1000 * seconds}

@@ -20,7 +20,7 @@ from skanomaly_vit.cli._options import (
 )
 from skanomaly_vit.cli._regions import region_options
 from skanomaly_vit.cli._steps import finish, speaking_of_options
-from skanomaly_vit.cli._terminal import Unreadable, told_warnings
+from skanomaly_vit.cli._terminal import Unreadable, tell_loading, told_warnings
 
 _NOTE = "Exit code 2: some images are unreadable; the command lists them all and audits nothing."
 
@@ -64,16 +64,17 @@ def audit_command(
     """
     unreadable = Unreadable()
     paths = list(list_inputs(images, unreadable))
-    from skanomaly_vit.cli._machine import MachineError, try_backbone
-    from skanomaly_vit.cli._scoring import select_readable
-    from skanomaly_vit.detector import TransformalyDetector
-
-    detector = TransformalyDetector(random_state=seed, **given(**options))
     if len(paths) < 2 * folds:
         raise click.UsageError(
             f"{folds} fits need at least {2 * folds} images, and some hundred to compare well; "
             f"found {len(paths)}. Pass more images, or fewer --folds."
         )
+    tell_loading(f"the backbone, for {len(paths)} images")
+    from skanomaly_vit.cli._machine import MachineError, try_backbone
+    from skanomaly_vit.cli._scoring import select_readable
+    from skanomaly_vit.detector import TransformalyDetector
+
+    detector = TransformalyDetector(random_state=seed, **given(**options))
     try:
         try_backbone(detector)
     except MachineError as error:

@@ -58,7 +58,14 @@ from skanomaly_vit.cli._steps import (
     speaking_of_options,
 )
 from skanomaly_vit.cli._tables import FORMATS, FlaggedTable, Row, TopTable, open_table
-from skanomaly_vit.cli._terminal import Unreadable, progress_bar, tell, told_warnings, uninterrupted
+from skanomaly_vit.cli._terminal import (
+    Unreadable,
+    progress_bar,
+    tell,
+    tell_loading,
+    told_warnings,
+    uninterrupted,
+)
 from skanomaly_vit.cli._tuning import tune_command
 from skanomaly_vit.cli._updating import update_command
 from skanomaly_vit.cli._verifying import verify_command
@@ -146,6 +153,7 @@ def _fit(
             f"a fit needs {_FEWEST} images at the very least, and some hundred for a steady "
             f"threshold; found {len(paths)}."
         )
+    tell_loading(f"the backbone, for {len(paths)} images")
     from skanomaly_vit.cli._certifying import certify, require_calibration
     from skanomaly_vit.cli._machine import MachineError, try_backbone
     from skanomaly_vit.cli._scoring import select_readable

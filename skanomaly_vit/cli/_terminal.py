@@ -52,10 +52,10 @@ def tell(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def tell_loading(model: str) -> None:
+def tell_loading(what: str) -> None:
     """Say, on a terminal, what takes the next seconds: call it before slow imports."""
     if sys.stderr.isatty():
-        tell(f"Loading {model} ...")
+        tell(f"Loading {what} ...")
 
 
 @contextmanager

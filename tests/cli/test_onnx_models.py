@@ -148,6 +148,14 @@ def test_a_line_says_what_is_loaded_before_torch_is(plant, tmp_path, name):
     assert lines[:2] == [f"Loading {plant.model} ...", "torch is imported"]
 
 
+@pytest.mark.parametrize("name", ["fit", "audit"])
+def test_a_line_says_how_many_images_before_torch_is_imported(plant, more, name):
+    options = ["-o", plant.root / "new.skanomaly"] if name == "fit" else []
+    done = run(LOADING, name, more, *options)
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert lines[:2] == ["Loading the backbone, for 12 images ...", "torch is imported"]
+
+
 def test_a_line_says_that_a_graph_is_loaded(plant, graph):
     assert run(WITHOUT_TORCH, "score", graph, plant.new).stderr.startswith(f"Loading {graph} ...")
 
