@@ -113,7 +113,7 @@ def _describe(detector: TransformalyDetector, image: str) -> dict[str, Any]:
 
     parts = detector._score_parts([image])
     score = float(sum(values[0] for values in parts.values()))
-    calibrating, known = _calibration_parts(detector), CalibrationScores.of(detector)
+    (calibrating, units), known = _calibration_parts(detector), CalibrationScores.of(detector)
     return {
         "score": score,
         "threshold": detector.offset_,
@@ -122,36 +122,49 @@ def _describe(detector: TransformalyDetector, image: str) -> dict[str, Any]:
         "p_value": None if known is None else known.p_value(score),
         "n_calibrating": len(next(iter(calibrating.values()))),
         "parts": sorted(
-            (_part(name, float(values[0]), calibrating[name]) for name, values in parts.items()),
+            (
+                _part(name, float(values[0]), calibrating[name], units)
+                for name, values in parts.items()
+            ),
             key=lambda part: (part["p_value"] or 0, part["score"]),
         ),
+        "has_tiles": detector._fitted_framing.tiles is not None,
         "blocks": _blocks(detector, image),
     }
 
 
-def _part(name: str, score: float, known: np.ndarray) -> dict[str, Any]:
+def _part(name: str, score: float, known: np.ndarray, units: np.ndarray | None) -> dict[str, Any]:
     """The score of a part of the model, among those of calibration images."""
     import numpy as np
 
-    from skanomaly_vit.calibration import conformal_p_values
+    from skanomaly_vit.calibration._p_values import CalibrationScores
 
     if not len(known):
         return {"name": name, "score": score, "usual": None, "p_value": None}
-    p_value = float(conformal_p_values(known, [score])[0])
+    p_value = CalibrationScores(known, units).p_value(score)
     return {"name": name, "score": score, "usual": float(np.median(known)), "p_value": p_value}
 
 
-def _calibration_parts(detector: TransformalyDetector) -> dict[str, np.ndarray]:
-    """Scores of calibration images in each part, from the features that the model keeps."""
+def _calibration_parts(
+    detector: TransformalyDetector,
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Scores of calibration images in each part, from the features that the model keeps.
+
+    And the units of these images, if one has several. Of tiles, whose worst one is the image's, the
+    model keeps a sample that does not tell the worst ones: there are no scores then.
+    """
     import numpy as np
 
+    from skanomaly_vit._images.units import UNIT
     from skanomaly_vit.detector._fit_summary import n_images, shards_of_sample
-    from skanomaly_vit.detector._fusion import score_shards
+    from skanomaly_vit.detector._fusion import score_shards, several_of_a_unit
 
-    summary = detector._fit_summary
-    if summary is None or not n_images(summary.held_out):
-        return dict.fromkeys(detector.density_, np.empty(0))
-    return score_shards(detector.density_, detector.fusion_, shards_of_sample(summary.held_out))
+    summary, has_tiles = detector._fit_summary, detector._fitted_framing.tiles is not None
+    if summary is None or has_tiles or not n_images(summary.held_out):
+        return dict.fromkeys(detector.density_, np.empty(0)), None
+    known = summary.held_out
+    scores = score_shards(detector.density_, detector.fusion_, shards_of_sample(known))
+    return scores, several_of_a_unit(known[UNIT].rows[:, 0]) if UNIT in known else None
 
 
 def _blocks(detector: TransformalyDetector, image: str) -> list[dict[str, Any]]:
@@ -198,7 +211,11 @@ def _lines(of: dict[str, Any]) -> Iterator[str]:
         )
     yield ""
     n = of["n_calibrating"]
-    yield f"Parts of the score, the one that objects most first ({n} calibration images known):"
+    if of["has_tiles"]:
+        yield "Parts of the score of the worst tile, the lowest first (what is usual of the worst"
+        yield "tiles of calibration images, a model of tiles does not keep):"
+    else:
+        yield f"Parts of the score, the one that objects most first ({n} calibration images known):"
     yield f"  {'part':<16} {'score':>9}  {'usual':>9}  {'p-value':>8}"
     for part in of["parts"]:
         cells = [_cell(part[key]) for key in ("score", "usual", "p_value")]

@@ -71,6 +71,27 @@ def test_a_model_without_calibration_or_students_says_less(plant, command, tmp_p
     assert "Errors of the students" not in done.stdout
 
 
+def test_parts_count_groups_once(plant, command, tmp_path):
+    paths = files(plant.good)
+    detector = clone(plant.detector).fit(paths, groups=np.arange(len(paths)) // 4)
+    detector.save(tmp_path / "a")
+    image = files(plant.defect / "noise")[0]
+    found = json.loads(command("inspect", tmp_path / "a", image, "--json").stdout)
+    n_groups = len(set(detector.calibration_units_))
+    assert n_groups < len(detector.calibration_scores_)
+    assert found["p_value"] == 1 / (n_groups + 1)
+    assert min(part["p_value"] for part in found["parts"]) == 1 / (n_groups + 1)
+
+
+def test_parts_of_a_tile_are_not_compared_with_all_tiles(plant, command, tmp_path):
+    clone(plant.detector).set_params(tiles=(1, 2)).fit(files(plant.good)).save(tmp_path / "a")
+    image = files(plant.new)[0]
+    found = json.loads(command("inspect", tmp_path / "a", image, "--json").stdout)
+    assert found["p_value"] > 0
+    assert {(part["usual"], part["p_value"]) for part in found["parts"]} == {(None, None)}
+    assert "score of the worst tile" in command("inspect", tmp_path / "a", image).stdout
+
+
 def test_a_picture_shows_the_map(plant, command, tmp_path):
     done = command("inspect", plant.model, files(plant.new)[0], "--picture", tmp_path / "a.png")
     assert done.exit_code == 0, done.output
