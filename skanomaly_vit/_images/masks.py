@@ -12,12 +12,12 @@ from PIL import Image
 
 from skanomaly_vit._images.decoding import (
     Array,
-    check_unmasked,
     has_pages,
     is_tensor,
     load_upright,
     tensor_to_array,
 )
+from skanomaly_vit._images.items import check_unmasked
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS, open_file, own_rules
 from skanomaly_vit._images.unreadable import one_line
 from skanomaly_vit._utils.user_warnings import warn_user

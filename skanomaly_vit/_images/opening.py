@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from skanomaly_vit._images.decoding import find_unreadable
+from skanomaly_vit._images.items import find_unreadable
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.regions import PLAIN_FRAMING, Framing, MaskedImages
 from skanomaly_vit._images.source import ImageSource

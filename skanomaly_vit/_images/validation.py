@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from skanomaly_vit._images.decoding import (
+from skanomaly_vit._images.decoding import Array, Item, is_tensor
+from skanomaly_vit._images.items import (
     BYTES_ADVICE,
-    Array,
-    Item,
     as_item,
     check_dtype,
     check_layout,
     check_unmasked,
-    is_tensor,
 )
 from skanomaly_vit._images.listing import advise_listing
 from skanomaly_vit._images.unreadable import one_line
