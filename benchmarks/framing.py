@@ -1,8 +1,10 @@
 """Measure what tiles, padding and regions of interest do for accuracy and time.
 
 Data: magnetic tiles with real defects (`--tiles FOLDER`, in the layout of magnetic_tiles.py); solar
-cells with a real defect; solar cells with a tiny one, pasted by `paste_defects`; and solar cells on
-which a number is printed that differs from cell to cell, with and without `roi`.
+cells with a real defect; solar cells with a tiny one, pasted by `paste_defects`; solar cells on
+which a number is printed that differs from cell to cell, with and without `roi`; and pairs of solar
+cells, a monocrystalline one on the left of a polycrystalline one, of which one has a real defect,
+or which have changed places.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ FRAMINGS: dict[str, dict[str, Any]] = {
     "tiles (2, 2)": {"tiles": (2, 2)},
     "tiles (2, 2), by position": {"tiles": (2, 2), "tile_density": "position"},
     "tiles (1, 2)": {"tiles": (1, 2)},
+    "tiles (1, 2), by position": {"tiles": (1, 2), "tile_density": "position"},
     "tiles (3, 3)": {"tiles": (3, 3)},
     "tiles (3, 3), by position": {"tiles": (3, 3), "tile_density": "position"},
     "tiles auto": {"tiles": "auto"},
@@ -73,6 +76,8 @@ def load(args: argparse.Namespace) -> dict[str, Any]:
     made = {
         "cells": lambda seed: of_cells(args, *of_poly, seed),
         "cells, tiny defects": lambda seed: of_pasted(args, of_poly[0][of_poly[1] == 1], seed),
+        "pairs": lambda seed: of_pairs(args, cells, seed, swapped=False),
+        "pairs, swapped": lambda seed: of_pairs(args, cells, seed, swapped=True),
         "cells, printed number": lambda seed: printed(of_cells(args, *of_poly, seed), seed),
     }
     if args.tiles is not None:
@@ -94,6 +99,33 @@ def of_cells(args: argparse.Namespace, images: np.ndarray, y: np.ndarray, seed: 
     normal, defective = rng.permutation(images[y == 1]), rng.permutation(images[y != 1])
     train, test = normal[: args.train], normal[args.train :][: args.test]
     return Bunch(train=train, normal=test, abnormal=defective[: args.test])
+
+
+def of_pairs(args: argparse.Namespace, cells: Bunch, seed: int, *, swapped: bool) -> Bunch:
+    """Pairs of cells of two kinds; of the abnormal ones, one has a defect, or both are swapped."""
+    rng = np.random.default_rng(seed)
+    n = args.train + 2 * args.test
+    good, bad = (
+        [
+            rng.permutation(cells.images[(cells.module_type == kind) & ((cells.y == 1) == is_good)])
+            for kind in ("mono", "poly")
+        ]
+        for is_good in (True, False)
+    )
+    left, right = (
+        [np.asarray(Image.open(path)) for path in paths[:n]] for paths in good
+    )
+    abnormal = list(zip(left, right, strict=True))[-args.test :]
+    for i, (of_left, of_right) in enumerate(abnormal):
+        damaged = np.asarray(Image.open(rng.choice(bad[i % 2])))
+        with_defect = (damaged, of_right) if i % 2 == 0 else (of_left, damaged)
+        abnormal[i] = (of_right, of_left) if swapped else with_defect
+    pairs = [np.hstack(pair) for pair in zip(left, right, strict=True)]
+    return Bunch(
+        train=pairs[: args.train],
+        normal=pairs[args.train :][: args.test],
+        abnormal=[np.hstack(pair) for pair in abnormal],
+    )
 
 
 def of_pasted(args: argparse.Namespace, images: np.ndarray, seed: int) -> Bunch:
