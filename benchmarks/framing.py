@@ -112,9 +112,7 @@ def of_pairs(args: argparse.Namespace, cells: Bunch, seed: int, *, swapped: bool
         ]
         for is_good in (True, False)
     )
-    left, right = (
-        [np.asarray(Image.open(path)) for path in paths[:n]] for paths in good
-    )
+    left, right = ([np.asarray(Image.open(path)) for path in paths[:n]] for paths in good)
     abnormal = list(zip(left, right, strict=True))[-args.test :]
     for i, (of_left, of_right) in enumerate(abnormal):
         damaged = np.asarray(Image.open(rng.choice(bad[i % 2])))

@@ -150,21 +150,21 @@ def _calibration_parts(
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Scores of calibration images in each part, from the features that the model keeps.
 
-    And the units of these images, if one has several. Of tiles, whose worst one is the image's, the
-    model keeps a sample that does not tell the worst ones: there are no scores then.
+    And the units of these images, if one has several. There are no scores if there are too many
+    tiles for the model to keep those of all images.
     """
     import numpy as np
 
-    from skanomaly_vit._images.units import UNIT
-    from skanomaly_vit.detector._fit_summary import n_images, shards_of_sample
-    from skanomaly_vit.detector._fusion import score_shards, several_of_a_unit
+    from skanomaly_vit.detector._fit_summary import is_full, n_images, shards_of_sample
+    from skanomaly_vit.detector._fusion import score_images, several_of_a_unit
 
     summary, has_tiles = detector._fit_summary, detector._fitted_framing.tiles is not None
-    if summary is None or has_tiles or not n_images(summary.held_out):
+    held_out = None if summary is None else summary.held_out
+    if held_out is None or not n_images(held_out) or (has_tiles and is_full(held_out)):
         return dict.fromkeys(detector.density_, np.empty(0)), None
-    known = summary.held_out
-    scores = score_shards(detector.density_, detector.fusion_, shards_of_sample(known))
-    return scores, several_of_a_unit(known[UNIT].rows[:, 0]) if UNIT in known else None
+    known = shards_of_sample(held_out)
+    scores, units = score_images(detector.density_, detector.fusion_, known)
+    return scores, several_of_a_unit(units)
 
 
 def _blocks(detector: TransformalyDetector, image: str) -> list[dict[str, Any]]:
@@ -211,11 +211,8 @@ def _lines(of: dict[str, Any]) -> Iterator[str]:
         )
     yield ""
     n = of["n_calibrating"]
-    if of["has_tiles"]:
-        yield "Parts of the score of the worst tile, the lowest first (what is usual of the worst"
-        yield "tiles of calibration images, a model of tiles does not keep):"
-    else:
-        yield f"Parts of the score, the one that objects most first ({n} calibration images known):"
+    of_what = "the worst tile's score" if of["has_tiles"] else "the score"
+    yield f"Parts of {of_what}, the one that objects most first ({n} calibration images known):"
     yield f"  {'part':<16} {'score':>9}  {'usual':>9}  {'p-value':>8}"
     for part in of["parts"]:
         cells = [_cell(part[key]) for key in ("score", "usual", "p_value")]

@@ -41,7 +41,8 @@ class FitSummary:
     """Features of a sample of images, in the type of the backbone.
 
     Scale and threshold depend on the scores of a density, which change once it has learned from
-    more images. An update computes them again from this sample.
+    more images. An update computes them again from this sample. Where images have tiles, a row is
+    a tile, and a sample holds all tiles of an image or none, but for the last image of a full one.
 
     Attributes
     ----------
@@ -119,8 +120,22 @@ def warn_about_few_images(contents: np.ndarray) -> None:
 
 
 def n_images(sample: ImageSample) -> int:
-    """Number of images whose features a sample holds."""
+    """Number of images, or of tiles, whose features a sample holds."""
     return min(map(len, sample.values()))
+
+
+def is_full(sample: ImageSample) -> bool:
+    """Whether a sample has left images out."""
+    return any(len(each) == each.limit for each in sample.values())
+
+
+def whole_images(sample: ImageSample) -> ImageSample:
+    """A sample without an image of which it may have left tiles out."""
+    if IMAGE not in sample or not is_full(sample):
+        return sample
+    keys = sample[IMAGE].keys
+    kept = keys < keys[-1]
+    return {s: RowSample(r.rows[kept], r.keys[kept], r.limit) for s, r in sample.items()}
 
 
 def shards_of_sample(sample: ImageSample) -> Iterator[Embedded]:
@@ -149,8 +164,12 @@ def _sample(store: FeatureStore, chosen: np.ndarray) -> ImageSample:
 
 
 def _smallest(embedded: Embedded) -> ImageSample:
-    keys = _keys(embedded, _SALT)
     columns = {space: rows for space, rows in embedded.items() if space not in (CONTENT, IMAGE)}
+    if IMAGE in embedded:  # positions begin anew in each call, and contents do not
+        columns[IMAGE] = embedded[CONTENT]
+        keys = draw_keys(embedded[CONTENT], _SALT)
+    else:
+        keys = _keys(embedded, _SALT)
     return {space: RowSample.smallest(rows, keys, N_KEPT) for space, rows in columns.items()}
 
 
@@ -210,7 +229,7 @@ def _read_units(part: StateRecord, side: str) -> np.ndarray:
 def _read_images(part: StateRecord, n_features: dict[str, int]) -> ImageSample:
     if "n_rows" in part.values:  # format 2 has the features of all spaces side by side
         return _cut(RowSample.read_state(part, sum(n_features.values())), n_features)
-    widths = n_features | {name: 1 for name in (UNIT, PLACE) if name in part.values}
+    widths = n_features | {name: 1 for name in (UNIT, IMAGE, PLACE) if name in part.values}
     sample = {s: RowSample.read_state(part.read_part(s), n) for s, n in widths.items() if n}
     part.close()
     first = next(iter(sample.values()))

@@ -198,9 +198,20 @@ def score_units(
     scales: Mapping[str, tuple[float, float]],
     shards: Iterable[Embedded],
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores of calibration images, and the ids of their units; None if they are not known.
+    """Scores of calibration images, and the ids of their units; None if they are not known."""
+    scores, ids = score_images(density, scales, shards)
+    return sum_spaces(scores), ids
 
-    An image of several tiles has the score of its worst one.
+
+def score_images(
+    density: Mapping[str, Any],
+    scales: Mapping[str, tuple[float, float]],
+    shards: Iterable[Embedded],
+    score: Score = score_new,
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Scores of images in each space, and the ids of their units; None if they are not known.
+
+    An image of several tiles has the scores of the one whose sum is lowest.
     """
     units: list[np.ndarray] = []
     images: list[np.ndarray] = []
@@ -211,12 +222,15 @@ def score_units(
             images.append(embedded.get(IMAGE, np.empty((0, 1)))[:, 0])
             yield embedded
 
-    scores = sum_spaces(score_shards(density, scales, noting()))
-    ids, owners = np.concatenate(units), np.concatenate(images)
-    if len(owners) == len(scores):
-        rows = worst_rows(scores, owners)
-        scores, ids = scores[rows], ids[rows] if len(ids) == len(owners) else ids
-    return scores, ids if len(ids) == len(scores) else None
+    scores = score_shards(density, scales, noting(), score)
+    total = sum_spaces(scores)
+    ids, owners = (np.concatenate([np.empty(0), *each]) for each in (units, images))
+    known = ids if len(ids) == len(total) else None
+    if len(owners) != len(total):
+        return scores, known
+    rows = worst_rows(total, owners)
+    worst = {space: values[rows] for space, values in scores.items()}
+    return worst, None if known is None else known[rows]
 
 
 def several_of_a_unit(units: np.ndarray | None) -> np.ndarray | None:
@@ -282,9 +296,10 @@ def score_shards(
     densities: Mapping[str, Any],
     fusion: Mapping[str, tuple[float, float]],
     shards: Iterable[Embedded],
+    score: Score = score_new,
 ) -> dict[str, np.ndarray]:
     """Score of each image in each space, float64 of shape (n_images,), higher = more normal."""
-    raw = collect(densities, shards, score_new)
+    raw = collect(densities, shards, score)
     return {space: scaled(values, fusion[space]) for space, values in raw.items()}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from skanomaly_vit._backbone.discrepancy import Embedded
-from skanomaly_vit.detector._fusion import collect, scaled
+from skanomaly_vit.detector._fusion import score_images
 from skanomaly_vit.detector._space_density import score_left_out
 
 #: Strength of the pull towards equal weights, in defects.
@@ -28,8 +28,8 @@ def left_out_scores(
     learned: Iterable[Embedded],
 ) -> dict[str, np.ndarray]:
     """Scores of training images in each space, each left out of its density."""
-    raw = collect(densities, learned, score_left_out)
-    return {space: scaled(values, fusion[space]) for space, values in raw.items()}
+    scores, _ = score_images(densities, fusion, learned, score_left_out)
+    return scores
 
 
 def learn_weights(

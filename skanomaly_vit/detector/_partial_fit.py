@@ -10,13 +10,19 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY
-from skanomaly_vit._images.units import Units
+from skanomaly_vit._images.units import IMAGE, Units
 from skanomaly_vit.density._base import MomentDensity, UpdatableDensity
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import Kind, Statistics
 from skanomaly_vit.density._whitening import axes_of, whiten
 from skanomaly_vit.detector._feature_store import FeatureStore
-from skanomaly_vit.detector._fit_summary import FitSummary, shards_of_sample
+from skanomaly_vit.detector._fit_summary import (
+    N_KEPT,
+    FitSummary,
+    is_full,
+    n_images,
+    shards_of_sample,
+)
 from skanomaly_vit.detector._fusion import FalseAlarms, FittedDensities, calibrate
 from skanomaly_vit.detector._seen_errors import ErrorFactors
 
@@ -50,6 +56,24 @@ def require_summary(summary: FitSummary | None) -> FitSummary:
         raise ValueError(
             "this detector was saved by a version that kept no features of its images, so it "
             "cannot be updated. Fit again."
+        )
+    return summary
+
+
+def require_whole_images(summary: FitSummary) -> FitSummary:
+    """Return a summary that holds all tiles of all images that calibrate.
+
+    Raises
+    ------
+    ValueError
+        If it has left some out.
+    """
+    known = summary.held_out
+    if n_images(known) and (IMAGE not in known or is_full(known)):
+        raise ValueError(
+            f"the detector keeps the features of at most {N_KEPT} tiles of images that set the "
+            "threshold, and these have more, so that their scores cannot be computed again. Use "
+            "larger tiles, or fit again to all images."
         )
     return summary
 
@@ -131,6 +155,8 @@ def update_densities(
             for space, scorer in updated.items()
         }
     all_summary = summary.merge(new, statistics)
+    if IMAGE in new.held_out:
+        require_whole_images(all_summary)
     return calibrate(
         updated,
         all_summary,

@@ -13,17 +13,19 @@ from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._images.tiles import merge_scores, rows_of
 from skanomaly_vit._images.units import UNIT, Units, find_units
 from skanomaly_vit._utils.blas import one_blas_thread
 from skanomaly_vit._utils.compat import _fit_context
 from skanomaly_vit._utils.labels import warn_about_labels
 from skanomaly_vit._utils.settings import with_own_settings
-from skanomaly_vit.detector._feature_store import FeatureStore
+from skanomaly_vit.detector._feature_store import FeatureStore, in_shards
 from skanomaly_vit.detector._fit_summary import (
     FitSummary,
     draw_held_out,
     n_images,
     shards_of_sample,
+    whole_images,
 )
 from skanomaly_vit.detector._fusion import (
     FalseAlarms,
@@ -40,6 +42,7 @@ from skanomaly_vit.detector._partial_fit import (
     require_not_normal,
     require_summary,
     require_updatable,
+    require_whole_images,
     update_densities,
 )
 from skanomaly_vit.detector._recipes import resolve
@@ -98,7 +101,8 @@ class UpdatableDetector(VerifiableMixin, ScoringDetector):
         ValueError
             If the images are not as described, one is unreadable, a density cannot learn from
             more images (`GaussianDensity` and `ExcessDensity` can, and `KNNDensity` without a PCA),
-            or `fit` used ``calibration="cross"``.
+            or `fit` used ``calibration="cross"`` or ``tile_density="position"``; or if more than
+            2048 tiles calibrate.
 
         Warns
         -----
@@ -125,12 +129,14 @@ class UpdatableDetector(VerifiableMixin, ScoringDetector):
                 "was learned before. Fit again to all images, or fit with calibration='split'; "
                 "calibrate(X, replace=True) makes room for partial_fit, too."
             )
-        if self._fitted_framing.tiles is not None:
+        if self.tile_grid_ is not None:
             raise ValueError(
-                f"fit used tiles={self._fitted_framing.tiles!r}, and partial_fit keeps no images "
-                "whose tiles it could score again. Fit again to all images, or calibrate(X)."
+                "fit used tile_density='position', and densities of places cannot learn from more "
+                "images. Fit again to all images, or with tile_density='shared'."
             )
         summary = require_updatable(self.density_, self._fit_summary)  # before any work
+        if self._fitted_framing.tiles is not None:
+            require_whole_images(summary)
         warn_about_labels(y)
         source = self._open(X, reset=False)
         self._update(source, find_units(source, groups), summary)
@@ -227,7 +233,8 @@ class UpdatableDetector(VerifiableMixin, ScoringDetector):
         ------
         ValueError
             If the images are not as described or the detector knows one of them as normal; or if
-            `fit` used tiles, ``calibration="cross"``, ``fusion="product"``, or one space only.
+            `fit` used ``tile_density="position"``, ``calibration="cross"``,
+            ``fusion="product"``, or one space only; or if more than 2048 tiles calibrate.
 
         Warns
         -----
@@ -239,7 +246,8 @@ class UpdatableDetector(VerifiableMixin, ScoringDetector):
         The weights minimize a convex function: the logistic loss that tells the defects from the
         training images, each left out of the densities, plus the squared distance from equal
         weights, divided by the number of defects. Of more than 2048 images that calibrate, those
-        whose features the detector keeps set the threshold (see `partial_fit`).
+        whose features the detector keeps set the threshold (see `partial_fit`). An image of
+        several tiles counts by the one that scores lowest with equal weights.
         """
         check_is_fitted(self)
         summary = self._require_tunable()
@@ -249,12 +257,15 @@ class UpdatableDetector(VerifiableMixin, ScoringDetector):
             source = self._open(X, reset=False)
             units = find_units(source)
             require_not_normal(units, summary)
-            found = score_shards(self.density_, base, self._embedded(source))
-            normal = left_out_scores(self.density_, base, shards_of_sample(summary.learned))
+            inputs = self._inputs_of(source)
+            rows = score_shards(self.density_, base, in_shards(self._extract(inputs)))
+            found = merge_scores(rows, inputs, source)
+            learned = shards_of_sample(whole_images(summary.learned))
+            normal = left_out_scores(self.density_, base, learned)
             weights = learn_weights(normal, found)
         fusion = weighted(base, weights)
-        rows = summary.held_out if n_images(summary.held_out) else summary.learned
-        scores, ids = score_units(self.density_, fusion, shards_of_sample(rows))
+        known = summary.held_out if n_images(summary.held_out) else whole_images(summary.learned)
+        scores, ids = score_units(self.density_, fusion, shards_of_sample(known))
         if n_images(summary.held_out):
             self.offset_ = self._false_alarms().threshold(scores, several_of_a_unit(ids))
             self._set_calibration(scores, ids)
@@ -268,7 +279,9 @@ class UpdatableDetector(VerifiableMixin, ScoringDetector):
 
     def _require_tunable(self) -> FitSummary:
         reasons = {
-            "fit used tiles, of which the model keeps no whole images": self._fitted_framing.tiles,
+            "fit used tile_density='position', whose densities leave no image out": (
+                self.tile_grid_ is not None
+            ),
             "fit used calibration='cross', whose images several models scored": (
                 self._is_cross_calibrated
             ),
@@ -280,7 +293,8 @@ class UpdatableDetector(VerifiableMixin, ScoringDetector):
         for reason, holds in reasons.items():
             if holds:
                 raise ValueError(f"the weights of feature spaces cannot be tuned: {reason}")
-        return require_summary(self._fit_summary)
+        summary = require_summary(self._fit_summary)
+        return summary if self._fitted_framing.tiles is None else require_whole_images(summary)
 
     def _known_calibration(self, replace: bool) -> tuple[np.ndarray, np.ndarray]:
         """Scores that calibrate so far, and their units: ids below 0 where they are not known."""
@@ -292,12 +306,14 @@ class UpdatableDetector(VerifiableMixin, ScoringDetector):
 
     def _update(self, source: ImageSource, units: Units, summary: FitSummary) -> None:
         false_alarms, known = self._false_alarms(), self.distillation_
-        held_out = draw_held_out(units, summary, self.validation_fraction)
-        passes = self._updating_passes(source)
+        of_images = draw_held_out(units, summary, self.validation_fraction)
+        inputs = self._inputs_of(source)
+        held_out = np.isin(np.arange(len(inputs)), rows_of(inputs, np.flatnonzero(of_images)))
+        passes = self._updating_passes(inputs)
         grown = known._updated(passes, np.flatnonzero(~held_out)) if known else None
         distillation = grown[0] if grown else known
         normal_patches = self._normal_patches
-        with self._embed_all(passes, distillation, units.columns) as store:
+        with self._embed_all(passes, distillation, units.columns_of(inputs)) as store:
             factors = None
             if known and grown:
                 factors = ErrorFactors.of_new_students(grown[1], known, passes, store, held_out)
@@ -319,12 +335,14 @@ class UpdatableDetector(VerifiableMixin, ScoringDetector):
                     false_alarms=false_alarms,
                     weights=self.fusion_weights_,
                 )
-            warn_of_near_copies(fitted.summary.held_out, one_of_each_unit(fitted.summary.learned))
+            if inputs is source:
+                learned = one_of_each_unit(fitted.summary.learned)
+                warn_of_near_copies(fitted.summary.held_out, learned)
         # Last, so that an update that fails leaves the old state whole.
         self._set_densities(fitted, false_alarms)
         self.distillation_, self._normal_patches = distillation, normal_patches
         self.n_samples_fit_ += len(source)
-        self._log("partial_fit", units, held_out.sum())
+        self._log("partial_fit", units, of_images.sum())
 
     def _log(self, what: str, units: Units, n_calibrating: int) -> None:
         # A new list: a copy of the detector keeps the old one.

@@ -83,13 +83,22 @@ def test_parts_count_groups_once(plant, command, tmp_path):
     assert min(part["p_value"] for part in found["parts"]) == 1 / (n_groups + 1)
 
 
-def test_parts_of_a_tile_are_not_compared_with_all_tiles(plant, command, tmp_path):
-    clone(plant.detector).set_params(tiles=(1, 2)).fit(files(plant.good)).save(tmp_path / "a")
+def test_parts_of_a_tile_are_compared_with_the_worst_tiles_of_images(plant, command, tmp_path):
+    detector = clone(plant.detector).set_params(tiles=(1, 2)).fit(files(plant.good))
+    detector.save(tmp_path / "a")
     image = files(plant.new)[0]
     found = json.loads(command("inspect", tmp_path / "a", image, "--json").stdout)
-    assert found["p_value"] > 0
-    assert {(part["usual"], part["p_value"]) for part in found["parts"]} == {(None, None)}
-    assert "score of the worst tile" in command("inspect", tmp_path / "a", image).stdout
+    calibrating = [files(plant.good)[i] for i in detector.validation_indices_]
+    known = detector.score_views(calibrating) | {
+        "discrepancy": detector.score_spaces(calibrating)["discrepancy"]
+    }
+    assert found["n_calibrating"] == len(calibrating)
+    for part in found["parts"]:
+        scores = known[part["name"]]
+        assert part["usual"] == pytest.approx(np.median(scores), abs=1e-5)
+        n_as_low = (scores <= part["score"]).sum()
+        assert part["p_value"] == pytest.approx((1 + n_as_low) / (len(scores) + 1))
+    assert "Parts of the worst tile's score" in command("inspect", tmp_path / "a", image).stdout
 
 
 def test_a_picture_shows_the_map(plant, command, tmp_path):

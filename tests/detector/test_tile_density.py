@@ -170,6 +170,13 @@ def test_a_place_of_a_single_tile_is_refused():
         make(validation_fraction=0).fit(MaskedImages(IMAGES, regions))
 
 
+def test_densities_of_places_are_not_updated(fitted):
+    with pytest.raises(ValueError, match="tile_density='position', and densities of places cannot"):
+        fitted.partial_fit(NEW)
+    with pytest.raises(ValueError, match="cannot be tuned: fit used tile_density='position'"):
+        fitted.tune_fusion(NEW)
+
+
 def test_the_density_of_a_place_says_that_it_cannot_be_updated(fitted):
     density = fitted.density_["discrepancy"].densities[0]
     with pytest.raises(ValueError, match="of one place of tiles, so it cannot be updated"):

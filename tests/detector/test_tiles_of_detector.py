@@ -12,6 +12,7 @@ from PIL import Image
 
 from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._images import source
+from skanomaly_vit.detector import _fit_summary
 from skanomaly_vit.exceptions import UnreadableImageWarning
 from skanomaly_vit.onnx import export_onnx
 
@@ -165,9 +166,77 @@ def test_false_alarms_keep_their_rate_with_tiles():
     assert np.mean(shares) < 0.32
 
 
-def test_partial_fit_and_onnx_refuse_tiles(fitted, tmp_path):
-    with pytest.raises(ValueError, match=r"tiles=\(2, 3\), and partial_fit keeps no images"):
-        fitted.partial_fit(scenes(4, 4))
+def test_partial_fit_calibrates_by_the_worst_tiles_of_all_held_out_images():
+    detector = make(feature_spaces="pretrained").fit(IMAGES)
+    held_out = IMAGES[detector.validation_indices_]
+    more = scenes(20, 4)
+    before = detector.score_samples(more)
+    detector.partial_fit(more)
+    assert detector.n_samples_fit_ == 44
+    scores = detector.score_samples(np.concatenate([held_out, more]))
+    assert scores[len(held_out) :].mean() > before.mean()  # it has learned from them
+    known = np.sort(detector.calibration_scores_)
+    distances = np.abs(known[:, np.newaxis] - scores)  # [calibrating, image]
+    assert distances.min(axis=1).max() < 1e-3
+    assert len(set(distances.argmin(axis=1))) == len(known)
+    assert distances[:, : len(held_out)].min(axis=0).max() < 1e-3  # none was lost
+    assert len(held_out) < len(known) < len(held_out) + len(more)
+
+
+def test_students_of_tiles_learn_from_more_images():
+    detector = make().fit(IMAGES)
+    detector.partial_fit(scenes(20, 4))
+    assert np.isfinite(detector.score_samples(ODD)).all()
+    assert len(detector.calibration_scores_) == len(np.unique(detector.calibration_scores_)) > 5
+    assert (detector.predict(ODD) == -1).tolist()[2]
+
+
+def test_known_defects_weigh_the_spaces_of_tiles():
+    detector = make().fit(IMAGES)
+    detector.tune_fusion(ODD[2:3])
+    assert len(set(detector.fusion_weights_.values())) > 1
+    held_out = detector.score_samples(IMAGES[detector.validation_indices_])
+    np.testing.assert_allclose(np.sort(detector.calibration_scores_), np.sort(held_out), atol=1e-4)
+    untuned = make().fit(IMAGES)
+    scores = detector.tune_fusion().score_samples(ODD)
+    np.testing.assert_allclose(scores, untuned.score_samples(ODD), rtol=1e-12)
+
+
+def test_a_sample_of_tiles_is_one_of_whole_images(monkeypatch):
+    monkeypatch.setattr(_fit_summary, "N_KEPT", 100)  # of 114 tiles to learn from
+    detector = make().fit(IMAGES)
+    learned = detector._fit_summary.learned
+    assert len(learned["image"]) == 100
+    owners, n_tiles = np.unique(learned["image"].rows, return_counts=True)
+    assert len(owners) == 17
+    assert sorted(n_tiles) == [4] + [6] * 16
+    assert len(_fit_summary.whole_images(learned)["pooled"]) == 96
+    detector.tune_fusion(ODD[2:3])  # the held-out images are whole
+    detector.partial_fit(scenes(4, 4))
+
+
+def test_too_many_tiles_to_keep_are_refused_before_work(monkeypatch):
+    monkeypatch.setattr(_fit_summary, "N_KEPT", 29)  # of 30 tiles that calibrate
+    detector = make().fit(IMAGES)
+    scores, more = detector.calibration_scores_, scenes(4, 4)
+    monkeypatch.setattr(TransformalyDetector, "_update", None)
+    for update in (detector.partial_fit, detector.tune_fusion):
+        with pytest.raises(ValueError, match=r"keeps the features of at most .* larger tiles"):
+            update(more)
+    np.testing.assert_array_equal(detector.calibration_scores_, scores)
+
+
+def test_an_update_to_too_many_tiles_changes_nothing(monkeypatch):
+    monkeypatch.setattr(_fit_summary, "N_KEPT", 31)
+    detector = make().fit(IMAGES)
+    scores = detector.score_samples(ODD)
+    with pytest.raises(ValueError, match=r"keeps the features of at most .* larger tiles"):
+        detector.partial_fit(scenes(30, 4))
+    np.testing.assert_array_equal(detector.score_samples(ODD), scores)
+    assert detector.n_samples_fit_ == 24
+
+
+def test_onnx_refuses_tiles(fitted, tmp_path):
     with pytest.raises(ValueError, match="frames images"):
         export_onnx(fitted, tmp_path / "m.onnx")
 

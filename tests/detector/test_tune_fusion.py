@@ -122,7 +122,7 @@ def test_false_alarms_keep_their_rate(fitted):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"tiles": (2, 2)}, "fit used tiles"),
+        ({"tiles": (2, 2), "tile_density": "position"}, "fit used tile_density='position'"),
         ({"calibration": "cross"}, "calibration='cross'"),
         ({"fusion": "product", "density": "gaussian"}, "fusion='product'"),
         ({"feature_spaces": "discrepancy"}, "one feature space only"),
