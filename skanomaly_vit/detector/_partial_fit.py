@@ -71,9 +71,9 @@ def require_whole_images(summary: FitSummary) -> FitSummary:
     known = summary.held_out
     if n_images(known) and (IMAGE not in known or is_full(known)):
         raise ValueError(
-            f"the detector keeps the features of at most {N_KEPT} tiles of images that set the "
-            "threshold, and these have more, so that their scores cannot be computed again. Use "
-            "larger tiles, or fit again to all images."
+            "the detector does not keep the features of all tiles of the images that set the "
+            f"threshold (at most {N_KEPT} tiles), so that their scores cannot be computed again. "
+            "Fit again to all images, and with larger tiles if you want to update it later."
         )
     return summary
 
