@@ -21,14 +21,18 @@ import httpx
 import matplotlib
 import numpy as np
 import pytest
+from backbones import family
+from images import blobs
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Brightness, png, send, serving, wait_until
+from sklearn.base import clone
 
 import skanomaly_vit
 from skanomaly_vit.cli._service.batches import BatchWorker, FullError, Job, StoppingError
 from skanomaly_vit.cli._service.pictures import color
 from skanomaly_vit.cli._service.scorers import scorer_of
+from skanomaly_vit.onnx import OnnxDetector, export_onnx
 
 GRAY = np.full((8, 8, 3), 120, np.uint8)
 PAGE = Path(skanomaly_vit.__file__).parent / "cli/_service/page"
@@ -62,6 +66,22 @@ def test_scores_are_those_of_the_detector(client):
         assert answer["decision"] == pytest.approx(answer["score"] - answer["threshold"])
         assert answer["remarks"] == []
     assert {a["flag"] for a in answers} == {True, False}
+
+
+def test_a_graph_frames_images_as_its_detector_does(line, tmp_path):
+    roi = np.arange(32) < np.full((32, 1), 26)
+    backbone = family("class token", patch_size=8)
+    detector = clone(line.detector).set_params(backbone=backbone, roi=roi, tiles=(2, 2))
+    detector.fit(blobs(np.random.default_rng(0), 24))
+    exported = OnnxDetector.load(export_onnx(detector, tmp_path / "framed.onnx"))
+    images = [*line.good, *line.odd]
+    with serving(scorer_of(exported)) as client:
+        answers = [send(client, image).json() for image in images]
+        picture = send(client, line.odd[0], "/map")
+    scores = detector.score_samples(images)
+    np.testing.assert_allclose([a["score"] for a in answers], scores, rtol=1e-4)
+    np.testing.assert_allclose([a["p_value"] for a in answers], detector.p_values(images))
+    assert np.asarray(Image.open(io.BytesIO(picture.content))).shape == (32, 32, 3)
 
 
 def test_several_images_come_in_one_request(client):
