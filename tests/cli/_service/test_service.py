@@ -68,20 +68,42 @@ def test_scores_are_those_of_the_detector(client):
     assert {a["flag"] for a in answers} == {True, False}
 
 
-def test_a_graph_frames_images_as_its_detector_does(line, tmp_path):
-    roi = np.arange(32) < np.full((32, 1), 26)
+ROI = np.arange(32) < np.full((32, 1), 26)
+
+
+@pytest.fixture(scope="module", params=["detector", "graph"])
+def framed(line, request, tmp_path_factory):
+    """A detector with a region and tiles, and its scorer or that of its graph."""
     backbone = family("class token", patch_size=8)
-    detector = clone(line.detector).set_params(backbone=backbone, roi=roi, tiles=(2, 2))
+    detector = clone(line.detector).set_params(backbone=backbone, roi=ROI, tiles=(2, 2))
     detector.fit(blobs(np.random.default_rng(0), 24))
-    exported = OnnxDetector.load(export_onnx(detector, tmp_path / "framed.onnx"))
+    if request.param == "detector":
+        return detector, scorer_of(detector)
+    path = export_onnx(detector, tmp_path_factory.mktemp("framed") / "framed.onnx")
+    return detector, scorer_of(OnnxDetector.load(path))
+
+
+def test_a_service_frames_images_as_its_detector_does(line, framed):
+    detector, scorer = framed
     images = [*line.good, *line.odd]
-    with serving(scorer_of(exported)) as client:
+    with serving(scorer) as client:
         answers = [send(client, image).json() for image in images]
         picture = send(client, line.odd[0], "/map")
     scores = detector.score_samples(images)
     np.testing.assert_allclose([a["score"] for a in answers], scores, rtol=1e-4)
     np.testing.assert_allclose([a["p_value"] for a in answers], detector.p_values(images))
     assert np.asarray(Image.open(io.BytesIO(picture.content))).shape == (32, 32, 3)
+
+
+def test_an_image_that_the_region_does_not_fit_spoils_no_batch(line, framed):
+    images = [line.good[0], line.good[0][:20], line.good[1]]
+    texts = [base64.b64encode(png(image)).decode() for image in images]
+    with serving(framed[1]) as client:
+        results = client.post("/score", json={"images": texts}).json()["results"]
+        alone = send(client, images[1])
+    assert ["score" in result for result in results] == [True, False, True]
+    assert alone.status_code == 422
+    assert "has 32 x 20 pixels, which the region of interest" in sentence(alone)
 
 
 def test_several_images_come_in_one_request(client):
