@@ -13,7 +13,9 @@ turns, on images in memory, so run it with one thread; *of_onnx* compares with *
 mean over kinds of anomalies. *flagged* is the share of normal test images below the threshold of
 the side, *low* and *high* its exact interval of 95 %, and *asked* the rate of the threshold.
 *noise* is the standard deviation of the differences from torch on normal test images, in that of
-their scores.
+their scores, and *largest* the largest difference on any test image.
+
+With `--inside`, only a box in the middle of each image counts; with `--tiles`, images are cut.
 
 `--data` is a folder with `good/` and `defect/KIND/`, or `elpv` for monocrystalline solar cells
 (`skanomaly_vit.datasets.load_elpv`), by probability of a defect.
@@ -33,9 +35,10 @@ import harness
 import numpy as np
 import torch
 from magnetic_tiles import load_tiles
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from skanomaly_vit import TransformalyDetector, datasets
+from skanomaly_vit import MaskedImages, TransformalyDetector, datasets
 from skanomaly_vit._images.opening import open_images
 from skanomaly_vit.evaluation._intervals import share_interval
 from skanomaly_vit.onnx import OnnxDetector, export_onnx
@@ -47,7 +50,8 @@ COLUMNS: harness.Columns = {
     "of_onnx": (">8", ".2f"),
     "file_mb": (">8", ".1f"),
     "auroc": (">7", ".2f"),
-    "noise": (">7", ".2f"),
+    "noise": (">8", ".1e"),
+    "largest": (">8", ".1e"),
     "asked": (">6", ".3f"),
     "flagged": (">8", ".3f"),
     "low": (">6", ".3f"),
@@ -82,6 +86,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", type=harness.positive, default=300, help="default: 300")
     parser.add_argument("--repeats", type=harness.positive, default=5, help="default: 5")
     parser.add_argument("--timed", type=harness.positive, default=64, help="images; default: 64")
+    parser.add_argument(
+        "--inside", type=float, metavar="SHARE", help="of each side that counts; default: all"
+    )
+    parser.add_argument("--tiles", type=harness.positive, nargs=2, metavar=("ROWS", "COLUMNS"))
     parser.add_argument("--seed", type=harness.not_negative, default=0, help="default: 0")
     parser.add_argument("--csv", type=Path, help="append rows to this file")
     return parser
@@ -111,21 +119,32 @@ def measure(
     folder: Path,
     args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    detector = TransformalyDetector(random_state=args.seed).fit(train)
-    detector.calibrate(calibrating, replace=True)  # the images of all sides
+    def framed(images: list[Any]) -> Any:
+        return images if args.inside is None else MaskedImages(images, boxes(images, args.inside))
+
+    tiles = None if args.tiles is None else tuple(args.tiles)
+    detector = TransformalyDetector(random_state=args.seed, tiles=tiles).fit(framed(train))
+    detector.calibrate(framed(calibrating), replace=True)  # the images of all sides
     files = {side: folder / side for side in ("torch", "onnx", "onnx int8")}
     detector.save(files["torch"])
-    export_onnx(detector, files["onnx"])
+    takes_regions = args.inside is not None
+    export_onnx(detector, files["onnx"], takes_regions=takes_regions)
     fresh = TransformalyDetector.load(files["torch"])
-    export_onnx(fresh, files["onnx int8"], quantize="int8", calibration_images=calibrating)
+    export_onnx(
+        fresh,
+        files["onnx int8"],
+        quantize="int8",
+        calibration_images=framed(calibrating),
+        takes_regions=takes_regions,
+    )
     sides: dict[str, Any] = {"torch": detector}
     for side in ("onnx", "onnx int8"):
         sides[side] = OnnxDetector.load(files[side], n_threads=torch.get_num_threads())
     source = open_images(test)
-    timed = [source[i] for i in range(min(args.timed, len(test)))]
+    timed = framed([source[i] for i in range(min(args.timed, len(test)))])
     seconds = take_turns({k: side.score_samples for k, side in sides.items()}, timed, args.repeats)
     abnormal = [path for paths in defects.values() for path in paths]
-    scores = {k: side.score_samples([*test, *abnormal]) for k, side in sides.items()}
+    scores = {k: side.score_samples(framed([*test, *abnormal])) for k, side in sides.items()}
     rates = {k: len(timed) / statistics.median(values) for k, values in seconds.items()}
     return [
         {
@@ -135,6 +154,7 @@ def measure(
             "file_mb": files[name].stat().st_size / 1e6,
             "auroc": mean_auroc(scores[name], len(test), defects),
             "noise": noise(scores[name][: len(test)], scores["torch"][: len(test)]),
+            "largest": largest(scores[name], scores["torch"], len(test)),
             "asked": side.contamination_,
             **false_alarms(scores[name][: len(test)], side.offset_),
         }
@@ -143,7 +163,7 @@ def measure(
 
 
 def take_turns(
-    score: dict[str, Callable[[Any], np.ndarray]], images: list[np.ndarray], repeats: int
+    score: dict[str, Callable[[Any], np.ndarray]], images: Any, repeats: int
 ) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {side: [] for side in score}
     for run in score.values():  # once to warm up
@@ -170,6 +190,23 @@ def auroc(normal: np.ndarray, abnormal: np.ndarray) -> float:
 
 def noise(scores: np.ndarray, reference: np.ndarray) -> float:
     return float(np.std(scores - reference) / np.std(reference))
+
+
+def largest(scores: np.ndarray, reference: np.ndarray, n_normal: int) -> float:
+    return float(np.abs(scores - reference).max() / np.std(reference[:n_normal]))
+
+
+def boxes(images: list[Any], share: float) -> list[np.ndarray]:
+    """The box in the middle of each image that counts, a share of each side."""
+    sizes = [i.shape[:2] if isinstance(i, np.ndarray) else Image.open(i).size[::-1] for i in images]
+    return [box(size, share) for size in sizes]
+
+
+def box(size: tuple[int, int], share: float) -> np.ndarray:
+    top, left = (round(side * (1 - share) / 2) for side in size)
+    mask = np.zeros(size, bool)
+    mask[top : size[0] - top, left : size[1] - left] = True
+    return mask
 
 
 def false_alarms(scores: np.ndarray, threshold: float) -> dict[str, float]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 
 from skanomaly_vit._backbone.patches import BOTH, DISCREPANCY, FEATURES, NormalPatches, _log
 from skanomaly_vit._backbone.teacher import BlockCall, in_full_precision, to_numpy
@@ -112,17 +111,35 @@ class MapCollector:
         maps = combined.reshape(-1, layout.rows, layout.columns)  # [n, P] -> [n, rows, columns]
         if self._inside:
             insides = np.concatenate(self._inside).reshape(maps.shape)  # [n, rows, columns]
-            maps = np.stack(list(map(_continued, maps, insides)))
+            maps = continued(torch.from_numpy(maps), torch.from_numpy(insides)).numpy()
         return maps.astype(np.float32)
 
 
-def _continued(plane: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """A map whose patches outside a region have the value of the nearest one inside.
+def continued(maps: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Maps whose patches outside a region have the value of the nearest one inside.
 
     Interpolation at the border of the region then mixes in nothing from outside.
+
+    Parameters
+    ----------
+    maps : torch.Tensor of shape (batch, rows, columns)
+    inside : torch.Tensor of shape (batch, rows, columns), bool
     """
-    nearest = distance_transform_edt(~inside, return_distances=False, return_indices=True)
-    return plane[tuple(nearest)]
+    n_rows, n_columns = maps.shape[1:]
+    far = torch.zeros_like(maps).masked_fill(~inside, torch.inf)  # [B, R, C]
+    # Squared distance to the nearest patch inside of the same column, and its row; then among
+    # columns: exact, and with less memory than the distances of all pairs.
+    down, row = (_squares(n_rows, maps)[..., None] + far[:, None]).min(dim=2)  # [B, R, C]
+    along = down[:, :, None] + _squares(n_columns, maps)  # [B, R, C, C]
+    column = along.argmin(dim=3)  # [B, R, C]
+    place = row.gather(2, column) * n_columns + column  # [B, R, C]
+    return maps.flatten(1).gather(1, place.flatten(1)).unflatten(1, (n_rows, n_columns))
+
+
+def _squares(n: int, like: torch.Tensor) -> torch.Tensor:
+    """Squared distances of n places in a line: (n, n) float32."""
+    places = torch.arange(n, dtype=torch.float32, device=like.device)
+    return (places[:, None] - places).square()
 
 
 def enlarge(maps: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Maps:

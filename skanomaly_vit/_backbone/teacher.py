@@ -269,7 +269,7 @@ class Teacher:
         non_blocking = self._is_pinned(images)  # the GPU waits for the copy, and its readers do
         # [B, 3 or 4, H, W]
         images = images.to(self.device, self.dtype, non_blocking=non_blocking)
-        images, inside = self.split_regions(images)  # [B, 3, H, W], [B, P]
+        images, inside = split_regions(images, self.grid)  # [B, 3, H, W], [B, P]
         n_images = len(images)
         pooled: dict[View, torch.Tensor] = {}
         n_blocks = len(self.blocks)
@@ -290,21 +290,6 @@ class Teacher:
         pooled[PENULTIMATE] = features[:n_images]  # [B, C]
         # n_views x [B, C] -> [B, n_features]
         return torch.cat([pooled[view] for view in self.views], dim=1)
-
-    def split_regions(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Images [B, 3, H, W], and the patches [B, P] with pixels that count; None is all."""
-        if images.shape[1] == 3:
-            return images, None
-        if self.grid is None:
-            raise ValueError(
-                "The backbone does not tell the size of its patches (patch_embed.patch_size), so "
-                "no region can count alone. Use a ViT of timm, or fit without roi and keep_aspect."
-            )
-        rows, columns = self.grid
-        height, width = images.shape[2] // rows, images.shape[3] // columns
-        counts = images[:, 3:, : rows * height, : columns * width]  # [B, 1, H, W]
-        cells = torch.nn.functional.max_pool2d(counts, (height, width))  # [B, 1, rows, columns]
-        return images[:, :3], cells.flatten(1) > 0
 
     def split(self, features: np.ndarray) -> dict[str, np.ndarray]:
         """Features of images by view: (n_images, n_features) -> n_views x (n_images, dim)."""
@@ -461,6 +446,29 @@ def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
             "one pooled feature vector per image, (batch, dim)."
         )
     return features
+
+
+def split_regions(
+    images: torch.Tensor, grid: tuple[int, int] | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Images [B, 3, H, W], and the patches [B, P] with pixels that count; None is all."""
+    if images.shape[1] == 3:
+        return images, None
+    rows, columns = require_grid(grid)
+    height, width = images.shape[2] // rows, images.shape[3] // columns
+    counts = images[:, 3:, : rows * height, : columns * width]  # [B, 1, H, W]
+    cells = torch.nn.functional.max_pool2d(counts, (height, width))  # [B, 1, rows, columns]
+    return images[:, :3], cells.flatten(1) > 0
+
+
+def require_grid(grid: tuple[int, int] | None) -> tuple[int, int]:
+    """The grid of patches; a ValueError if it is not known, since no region can count alone."""
+    if grid is None:
+        raise ValueError(
+            "The backbone does not tell the size of its patches (patch_embed.patch_size), so "
+            "no region can count alone. Use a ViT of timm, or fit without roi and keep_aspect."
+        )
+    return grid
 
 
 def in_full_precision(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,11 @@ import numpy as np
 from PIL import Image
 
 from skanomaly_vit._images.decoding import Array
+from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.pixels import as_uint8
+from skanomaly_vit._images.preprocessing import covering
+from skanomaly_vit._images.regions import Framing, MaskedImages
+from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.stages import Stage, largest
 
 DECODING, RESIZING = "decoding", "resizing"
@@ -36,6 +40,20 @@ def draw_files() -> list[bytes]:
         _encoded(Image.fromarray(grey), "PNG", optimize=True),
         _encoded(Image.fromarray(_blocks((480, 640), rng)), "PNG", optimize=True),
     ]
+
+
+def open_files(files: list[bytes], framing: Framing) -> ImageSource:
+    """The files, framed as images of a detector are, but for two things.
+
+    The region of interest is fitted to each file: a pixel of the file counts if it covers one that
+    counts. Tiles are left out, since to cut is the same everywhere.
+    """
+    padding = Framing(keep_aspect=framing.keep_aspect)
+    if framing.roi is None:
+        return open_images(files, framing=padding)
+    source = open_images(files)
+    regions = [covering(framing.roi, source.size(position)) for position in range(len(source))]
+    return open_images(MaskedImages(files, regions), framing=padding)
 
 
 def sampled(values: Array, n: int) -> Array:

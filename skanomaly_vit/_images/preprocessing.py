@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,13 +56,31 @@ def prepare(pixels: Array, preprocessing: Preprocessing) -> torch.Tensor:
         torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
         for values in (preprocessing.mean, preprocessing.std)
     )
-    return _resize(pixels, preprocessing, preprocessing.image_size).sub_(mean).div_(std)
+    return _resize(pixels, preprocessing).sub_(mean).div_(std)
 
 
 def prepare_region(
     pixels: Array, preprocessing: Preprocessing, region: Array | None, *, keep_aspect: bool
 ) -> torch.Tensor:
-    """As `prepare`, of the pixels that count: (4, height, width) float32.
+    """As `prepare`, of the pixels that count: (4, height, width) float32; see `frame`."""
+    import torch
+
+    def as_array(pixels: Array, preprocessing: Preprocessing) -> Array:
+        return prepare(pixels, preprocessing).numpy()
+
+    framed = frame(pixels, preprocessing, region, as_array, keep_aspect=keep_aspect)
+    return torch.from_numpy(framed)
+
+
+def frame(
+    pixels: Array,
+    preprocessing: Preprocessing,
+    region: Array | None,
+    prepare: Callable[[Array, Preprocessing], Array],
+    *,
+    keep_aspect: bool,
+) -> Array:
+    """An input with the pixels that count: (4, height, width) float32.
 
     Pixels that do not count are painted in the mean colour before anything is resized, so that
     nothing depends on them. The fourth channel is 1 where a pixel of the input covers one that
@@ -72,31 +92,35 @@ def prepare_region(
     preprocessing : Preprocessing
     region : ndarray of shape (h, w), bool, or None
         The pixels that count; None is all.
+    prepare : callable
+        Resizes and normalises pixels: (h, w, 3) of any type -> (3, height, width) float32.
     keep_aspect : bool
         Whether the image keeps its ratio of sides, in the middle of a canvas that does not count.
     """
-    import torch
-
     size = preprocessing.image_size
     if keep_aspect:
         size = inner_size(pixels.shape[:2], size)
     if region is not None:
         pixels = _painted(pixels, region, preprocessing.mean)
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
-        for values in (preprocessing.mean, preprocessing.std)
-    )
-    image = _resize(pixels, preprocessing, size).sub_(mean).div_(std)  # [3, h, w]
-    counts = torch.ones(1, *size, device="cpu")
-    if region is not None:
-        mask = torch.from_numpy(region.astype(np.float32))[None]  # [1, h, w]
-        counts = torch.nn.functional.adaptive_max_pool2d(mask, size)  # [1, h, w]
-    canvas = torch.zeros(4, *preprocessing.image_size, device="cpu")
+    image = prepare(pixels, dataclasses.replace(preprocessing, image_size=size))  # [3, h, w]
+    canvas = np.zeros((4, *preprocessing.image_size), np.float32)
     top, left = (
         (whole - part) // 2 for whole, part in zip(preprocessing.image_size, size, strict=True)
     )
-    canvas[:, top : top + size[0], left : left + size[1]] = torch.cat([image, counts])
+    inner = canvas[:, top : top + size[0], left : left + size[1]]
+    inner[:3] = image
+    inner[3] = 1 if region is None else covering(region, size)
     return canvas
+
+
+def covering(region: Array, size: tuple[int, int]) -> Array:
+    """A region at another size: whether each new pixel covers one that counts, (h, w) bool."""
+    for n_new in size:
+        n_old = len(region)
+        spans = [(i * n_old // n_new, -(-(i + 1) * n_old // n_new)) for i in range(n_new)]
+        # [n_old, other] -> [other, n_new], so that the next turn is at the other axis
+        region = np.stack([region[first:stop].any(axis=0) for first, stop in spans], axis=1)
+    return region
 
 
 def inner_size(shape: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
@@ -119,8 +143,8 @@ def _painted(pixels: Array, region: Array, mean: tuple[float, float, float]) -> 
     return painted
 
 
-def _resize(pixels: Array, preprocessing: Preprocessing, size: tuple[int, int]) -> torch.Tensor:
-    """Pixels (h, w, 3) of any type -> (3, *size) float32 in [0, 1]."""
+def _resize(pixels: Array, preprocessing: Preprocessing) -> torch.Tensor:
+    """Pixels (h, w, 3) of any type -> (3, height, width) float32 in [0, 1]."""
     import torch
 
     # astype copies, so the in-place work below never reaches the pixels of the user. Converting
@@ -129,7 +153,7 @@ def _resize(pixels: Array, preprocessing: Preprocessing, size: tuple[int, int]) 
     image = torch.from_numpy(planes)[None]  # [1, 3, h, w]
     if pixels.dtype.kind == "u":
         image.div_(float(np.iinfo(pixels.dtype).max))
-    mode = preprocessing.interpolation
+    mode, size = preprocessing.interpolation, preprocessing.image_size
     if tuple(image.shape[2:]) != tuple(size):
         image = torch.nn.functional.interpolate(
             image, size=size, mode=mode, antialias=mode != "nearest"

@@ -357,15 +357,14 @@ class ImageSource:
     ) -> torch.Tensor | UnreadableImageError:
         """One image as `load` gives it, or the error: (3 or 4, height, width)."""
 
-        def prepare_one(pixels: Array) -> torch.Tensor:
+        def prepare_one(pixels: Array, region: Array | None) -> torch.Tensor:
             if not self.has_regions:
                 return prepare(pixels, preprocessing)
-            region = self.region(position, pixels.shape[:2])
             return prepare_region(
                 pixels, preprocessing, region, keep_aspect=self.framing.keep_aspect
             )
 
-        return self.try_load(position, prepare_one)
+        return self._try_load_framed(position, prepare_one)
 
     def load_each(
         self,
@@ -381,6 +380,24 @@ class ImageSource:
             As `load` does.
         """
         return self._each_of(positions, lambda position: self.try_load(position, function), n_jobs)
+
+    def load_framed(
+        self,
+        positions: Sequence[int],
+        function: Callable[[Array, Array | None], Result],
+        n_jobs: int | None = None,
+    ) -> list[Result]:
+        """As `load_each`, of the pixels and of those that count (h, w), None if all do."""
+        return self._each_of(
+            positions, lambda position: self._try_load_framed(position, function), n_jobs
+        )
+
+    def _try_load_framed(
+        self, position: int, function: Callable[[Array, Array | None], Result]
+    ) -> Result | UnreadableImageError:
+        return self.try_load(
+            position, lambda pixels: function(pixels, self.region(position, pixels.shape[:2]))
+        )
 
     def _each_of(
         self,

@@ -31,10 +31,21 @@ def _model_card(model: str) -> dict[str, Any]:
 
 def _onnx_card(model: str) -> dict[str, Any]:
     require("onnx:runtime", "an ONNX file")
+    from skanomaly_vit._images.saved_framing import describe_tiles
     from skanomaly_vit.onnx._file import read
+    from skanomaly_vit.onnx._framing import framing_of
 
     _, values = read(model)
-    return {"path": model, "file_size": os.path.getsize(model), **values}
+    framing = framing_of(values)
+    del values["framing"]  # with all its bits
+    return {
+        "path": model,
+        "file_size": os.path.getsize(model),
+        **values,
+        "region_share": None if framing.roi is None else float(framing.roi.mean()),
+        "keep_aspect": framing.keep_aspect,
+        "tiles": describe_tiles(framing.tiles),
+    }
 
 
 def summarize(described: dict[str, Any]) -> str:
@@ -57,6 +68,8 @@ def _onnx_lines(described: dict[str, Any]) -> dict[str, str]:
         "fingerprint": described["backbone_fingerprint"],
         "quantization": _describe_quantization(described),
         "outputs": ", ".join(described["outputs"]),
+        "region": _describe_region(described),
+        "framing": _describe_framing(described),
         "threshold": _describe_threshold(described),
         "false alarms": "not recorded" if rate is None else f"{percent(rate)} of normal images",
         "calibration": f"{described['n_calibrating']} held-out images",
@@ -94,9 +107,7 @@ def _model_lines(described: dict[str, Any]) -> dict[str, str]:
         "students": f"{described['student'] or 'none'} {described['blocks'] or ''}".rstrip(),
         "images": f"{described['n_images']} "
         f"({described['n_images_held_out']} of them held out for the threshold)",
-        "region": "all pixels count"
-        if described["region_share"] is None
-        else f"{described['region_share']:.1%} of the pixels count",
+        "region": _describe_region(described),
         "threshold": _describe_threshold(described),
         "false alarms": certificate.describe_rate() if is_recorded else "not recorded",
         "calibration": certificate.describe_calibration() if is_recorded else "not recorded",
@@ -112,6 +123,16 @@ def _file_lines(described: dict[str, Any]) -> dict[str, str]:
         "file": f"{described['path']} ({described['file_size'] / 2**20:.1f} MiB)",
         "written": described["created"],
     }
+
+
+def _describe_region(described: dict[str, Any]) -> str:
+    share = described["region_share"]
+    return "all pixels count" if share is None else f"{share:.1%} of the pixels count"
+
+
+def _describe_framing(described: dict[str, Any]) -> str:
+    found = {name: described[name] for name in ("keep_aspect", "tiles") if described[name]}
+    return ", ".join(f"{name}={value!r}" for name, value in found.items()) or "whole images"
 
 
 def _describe_threshold(described: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from skanomaly_vit._backbone.activations import HeldActivations
 from skanomaly_vit._backbone.cached_passes import CachedPasses
@@ -23,12 +22,11 @@ from skanomaly_vit._images.fixture_files import (
     compare_resizing,
     digests_of,
     draw_files,
+    open_files,
     sample_inputs,
     sample_pixels,
     sampled,
 )
-from skanomaly_vit._images.opening import open_images
-from skanomaly_vit._images.regions import Framing, MaskedImages
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._images.tiles import PLACE
 from skanomaly_vit._utils.stages import Stage, largest
@@ -156,7 +154,7 @@ def spread_of(detector: Any) -> float:
 
 
 def _compute(detector: Any, files: list[bytes]) -> Numbers:
-    source = _open(detector, files)
+    source = open_files(files, detector._fitted_framing)
     everything = range(len(source))
     decoded = [source[position] for position in everything]
     preprocessing = detector._held_teacher().preprocessing
@@ -176,25 +174,6 @@ def _compute(detector: Any, files: list[bytes]) -> Numbers:
         scores=_score(detector, embedded),
         known=np.stack(list(_score_known(detector).values())),
     )
-
-
-def _open(detector: Any, files: list[bytes]) -> ImageSource:
-    """The files, framed as images of the detector are, but for two things.
-
-    Its region of interest is fitted to each file: a pixel of the file counts if it covers one that
-    counts. Tiles are left out, since to cut is the same everywhere.
-    """
-    roi_of_fit = detector._fitted_framing.roi
-    framing = Framing(keep_aspect=detector._fitted_framing.keep_aspect)
-    if roi_of_fit is None:
-        return open_images(files, framing=framing)
-    source = open_images(files)
-    roi = torch.from_numpy(roi_of_fit.astype(np.float32))[None]  # [1, h, w]
-    regions = [
-        torch.nn.functional.adaptive_max_pool2d(roi, source.size(position))[0].numpy() > 0
-        for position in range(len(source))
-    ]
-    return open_images(MaskedImages(files, regions), framing=framing)
 
 
 def _embed(detector: Any, source: ImageSource) -> Embedded:

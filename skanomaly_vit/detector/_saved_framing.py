@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from skanomaly_vit._images.regions import Framing
-from skanomaly_vit._images.tiles import check_tiles
+from skanomaly_vit._images.saved_framing import describe_tiles, n_packed, read_tiles, unpack_roi
 from skanomaly_vit.persistence._record import StateRecord
-
-#: Largest number of pixels of a region, so that a forged size cannot fill the memory.
-_MOST_PIXELS = 2**28
 
 
 def describe_roi(roi: Any) -> None:
@@ -24,11 +20,7 @@ def write_framing(record: StateRecord, framing: Framing) -> None:
     if framing.is_plain:
         return
     part = record.write_part("framing")
-    tiles = framing.tiles
-    part.write(
-        keep_aspect=framing.keep_aspect,
-        tiles=list(map(int, tiles)) if isinstance(tiles, tuple | list) else tiles,
-    )
+    part.write(keep_aspect=framing.keep_aspect, tiles=describe_tiles(framing.tiles))
     if framing.roi is not None:
         part.write(shape=[int(side) for side in framing.roi.shape])
         part.write_tensor("roi", np.packbits(framing.roi))
@@ -41,18 +33,8 @@ def read_framing(record: StateRecord) -> Framing:
     part, roi = record.read_part("framing"), None
     if "shape" in part.values:
         shape = part.read_list("shape", int)
-        if len(shape) != 2 or min(shape) < 1 or math.prod(shape) > _MOST_PIXELS:
-            raise ValueError(f"{part.name}.shape is {shape}, not the height and width of a region")
-        n_pixels = math.prod(shape)
-        packed = part.read_array("roi", math.ceil(n_pixels / 8), dtype=np.uint8)
-        roi = np.unpackbits(packed, count=n_pixels).reshape(shape).astype(bool)
-        if not roi.any():
-            raise ValueError(f"{part.name}.roi leaves no pixel that counts")
-    tiles = part.read("tiles", (list, int, str, type(None)))
-    if tiles is not None:
-        check_tiles(tiles)
-    if isinstance(tiles, list):
-        tiles = tuple(tiles)
+        roi = unpack_roi(part.read_array("roi", n_packed(shape), dtype=np.uint8), shape)
+    tiles = read_tiles(part.read("tiles", (list, int, str, type(None))))
     framing = Framing(roi, part.read("keep_aspect", bool), tiles)
     part.close()
     return framing

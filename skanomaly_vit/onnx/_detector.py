@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 from skanomaly_vit._images.missing import fill_maps, fill_scores
 from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
+from skanomaly_vit._images.preprocessing import frame
 from skanomaly_vit._images.score_stream import Scores, ScoreStreamMixin
 from skanomaly_vit._images.source import ImageSource
+from skanomaly_vit._images.tiles import TiledSource, merge_maps, merge_scores, tile
 from skanomaly_vit._utils.decisions import DecisionMixin
 from skanomaly_vit._utils.settings import with_own_settings
 from skanomaly_vit._utils.stages import verdict
@@ -27,6 +30,7 @@ from skanomaly_vit.onnx._file import (
     require,
 )
 from skanomaly_vit.onnx._fixtures import TOLERANCE, compare_fixtures
+from skanomaly_vit.onnx._framing import framing_of
 from skanomaly_vit.onnx._resizing import enlarge, prepare
 from skanomaly_vit.persistence._container import refusal
 
@@ -61,8 +65,10 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         ``image_shape``, ``threshold``, ``false_alarm_rate`` (of the threshold), ``n_calibrating``,
         ``map_method``, ``quantization`` (``"int8"`` or None), ``noise`` (of int8: standard
         deviation of the differences from the scores in float32, in that of the scores of
-        calibration images), ``outputs`` (name -> description) and, but for older files,
-        ``fixtures`` (what `verify` compares).
+        calibration images), ``framing`` (None if whole images are stretched to the input, else
+        ``keep_aspect``, ``tiles``, ``roi_shape`` and ``roi``, packed bits in base64),
+        ``takes_regions`` (whether the graph does), ``outputs`` (name -> description) and, but for
+        older files, ``fixtures`` (what `verify` compares).
     offset_ : float
         The threshold: ``decision_function = score_samples - offset_``.
     contamination_ : float or None
@@ -112,6 +118,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         self.n_jobs = n_jobs
         self._session = session
         self._preprocessing = preprocessing_of(card)
+        self._framing = framing_of(card)
 
     @classmethod
     def load(
@@ -251,7 +258,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
         return verdict(stages, difference, tolerance=allowed, unit=unit)
 
     def _run_graph(self, pixels: np.ndarray) -> np.ndarray:
-        """Scores of prepared images (n, 3, height, width)."""
+        """Scores of prepared images (n, 3 or 4, height, width)."""
         return self._session.run([SCORE], {PIXELS: pixels})[0]
 
     def _p_values(self, X: Any) -> np.ndarray:
@@ -276,30 +283,49 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
     def _run(self, X: Any, *names: str) -> list[Any]:
         """Outputs of the graph for all images, with gaps for unreadable ones."""
         source = self._open_images(X, on_error=self.on_error)
-        batches = list(self._batches(source, names))
+        inputs = tile(source, self._preprocessing.image_size)
+        batches = list(self._batches(inputs, names))
         positions = np.array([position for batch, _ in batches for position in batch], dtype=int)
         columns = {n: np.array([row for _, rows in batches for row in rows[n]]) for n in names}
         maps = columns.pop(MAP, None)
-        filled = {} if maps is None else {MAP: fill_maps(maps, positions, source, enlarge)}
-        filled |= fill_scores(columns, positions, source)
+        # One by one: the tile of the lowest score has the lowest decision and p-value, too.
+        scores = {n: merge_scores({n: c}, inputs, source)[n] for n, c in columns.items()}
+        scored, filled = source.readable(), {}
+        if maps is not None:
+            planes = fill_maps(maps, positions, inputs, enlarge)
+            filled[MAP] = merge_maps(planes, inputs, source)
+        filled |= fill_scores(scores, scored, source)
         return [filled[name] for name in names]
 
     def _open_images(self, X: Any, *, on_error: str) -> ImageSource:
         source = open_images(
-            X, image_shape=self.image_shape, max_pixels=self.max_pixels, on_error=on_error
+            X,
+            image_shape=self.image_shape,
+            max_pixels=self.max_pixels,
+            on_error=on_error,
+            framing=self._framing,
         )
-        if source.has_regions:
+        if source.has_regions and not self.card["takes_regions"]:
             raise ValueError(
-                "X is MaskedImages, and an ONNX file looks at whole images; score with the "
-                ".skanomaly file that it was exported from"
+                "X is MaskedImages, and the graph of this file takes no regions; export the model "
+                "again with export_onnx(..., takes_regions=True)"
             )
         return source
 
     def _score_batches(self, source: ImageSource) -> Iterator[Scores]:
+        inputs = tile(source, self._preprocessing.image_size)
         names = [name for name in (SCORE, P_VALUE) if name in self.card["outputs"]]
-        for _, outputs in self._batches(source, names):
-            scores = outputs[SCORE]
-            yield scores, outputs.get(P_VALUE, np.full(len(scores), np.nan))
+        batches = (outputs for _, outputs in self._batches(inputs, names))
+        of_scores, of_p_values = itertools.tee(batches)
+        scores: Iterator[np.ndarray] = (outputs[SCORE] for outputs in of_scores)
+        p_values: Iterator[np.ndarray] = (
+            outputs.get(P_VALUE, np.full(len(outputs[SCORE]), np.nan)) for outputs in of_p_values
+        )
+        if isinstance(inputs, TiledSource):
+            # The tile of the lowest score has the lowest p-value, too.
+            scores = inputs.worst_in_order(scores, source)
+            p_values = inputs.worst_in_order(p_values, source)
+        yield from zip(scores, p_values, strict=True)
 
     def _batches(
         self, source: ImageSource, names: Sequence[str]
@@ -311,7 +337,7 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
             pixels: list[np.ndarray] = []
             while batch and not pixels:
                 try:
-                    pixels = source.load_each(batch, self._prepare, self.n_jobs)
+                    pixels = source.load_framed(batch, self._prepare, self.n_jobs)
                 except UnreadableImageError:
                     if not source.skips_unreadable:
                         raise
@@ -321,5 +347,8 @@ class OnnxDetector(DecisionMixin, ScoreStreamMixin):
                 yield batch, dict(zip(names, outputs, strict=True))
         source.warn_of_doubts()
 
-    def _prepare(self, pixels: np.ndarray) -> np.ndarray:
-        return prepare(pixels, self._preprocessing)
+    def _prepare(self, pixels: np.ndarray, region: np.ndarray | None) -> np.ndarray:
+        if not self.card["takes_regions"]:
+            return prepare(pixels, self._preprocessing)
+        keep_aspect = self._framing.keep_aspect
+        return frame(pixels, self._preprocessing, region, prepare, keep_aspect=keep_aspect)

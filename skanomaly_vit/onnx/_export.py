@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skanomaly_vit._backbone.patches import FEATURES, METHODS
-from skanomaly_vit._backbone.teacher import Teacher, to_numpy
-from skanomaly_vit._images.preprocessing import Preprocessing
+from skanomaly_vit._backbone.teacher import Teacher, require_grid, to_numpy
 from skanomaly_vit._utils.files import check_target
 from skanomaly_vit._utils.provenance import versions
 from skanomaly_vit._utils.settings import with_own_settings
@@ -27,6 +25,7 @@ from skanomaly_vit.density._row_sample import RowSample
 from skanomaly_vit.detector import TransformalyDetector
 from skanomaly_vit.detector._fixtures import Fixtures, spread_of
 from skanomaly_vit.detector._fusion import sum_spaces
+from skanomaly_vit.onnx._check_images import check_images
 from skanomaly_vit.onnx._detector import OnnxDetector
 from skanomaly_vit.onnx._file import (
     DECISION,
@@ -39,6 +38,7 @@ from skanomaly_vit.onnx._file import (
     write,
 )
 from skanomaly_vit.onnx._fixtures import describe_fixtures, own_scores
+from skanomaly_vit.onnx._framing import describe_framing
 from skanomaly_vit.onnx._graph import Calibration, DetectorGraph
 from skanomaly_vit.onnx._int8 import compute_in_int8
 from skanomaly_vit.onnx._recalibrating import (
@@ -60,12 +60,6 @@ _ROUNDING = 2e-5
 #: Largest accepted difference of a map, in standard deviations of normal patches and relative.
 _MAP_TOLERANCE = 1e-3
 
-#: Steps at most in which images of the check become normal ones; most take a dozen.
-_MOST_STEPS = 40
-
-#: Where the scores of these images are to lie, in standard deviations from the threshold.
-_LEVELS = (-1.0, 0.0, 2.0)
-
 _MEANING = {
     "score": "float64 (n,): score_samples, higher = more normal",
     "decision": "float64 (n,): score - threshold, negative = anomaly",
@@ -82,6 +76,7 @@ def write_onnx(
     quantize: str | None = None,
     calibration_images: Any = None,
     calibration_groups: Any = None,
+    takes_regions: bool = False,
 ) -> Path:
     """Write a fitted detector into an ONNX file; see `skanomaly_vit.onnx.export_onnx`."""
     check_quantize(quantize, calibration_images, calibration_groups)
@@ -91,30 +86,29 @@ def write_onnx(
             "the detector inside a pipeline or a search"
         )
     check_is_fitted(detector)
-    if not detector._fitted_framing.is_plain:
+    if detector.tile_grid_ is not None:
         raise ValueError(
-            "the detector frames images (roi, keep_aspect or tiles), which ONNX files do not do; "
-            "keep the .skanomaly file, or fit without them to images that you have cropped or "
-            "padded yourself"
+            "the detector has densities of places (tile_density='position'), and the graph of an "
+            "ONNX file does not know the place of a tile; keep the .skanomaly file, or fit with "
+            "tile_density='shared'"
         )
+    takes_regions = takes_regions or not detector._fitted_framing.counts_all
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
     target = check_target(path, "model.onnx")
     teacher = detector._held_teacher()
     method = _map_method(detector, map_method)
+    if takes_regions:
+        require_grid(teacher.grid)
     if quantize is not None:
         _require_float32(teacher)
         detector = calibrated_anew(detector, calibration_images, calibration_groups)
-    graph = _graph_of(detector, teacher, method)
+    graph = _graph_of(detector, teacher, method, takes_regions)
     _require_size(graph)
-    height, width = teacher.preprocessing.image_size
-    # Noise, since the exporter may take values that all images share for constants.
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(3, 3, height, width, generator=generator)
     _verify_densities(detector, graph)
     spread = spread_of(detector)
-    images = torch.cat([_near_the_threshold(graph, teacher.preprocessing, spread), example[:2]])
-    proto = _export(graph, example[:2])
+    images = check_images(graph, teacher.preprocessing, spread, detector._fitted_framing.roi)
+    proto = _export(graph, images[-2:])
     _verify(proto, graph, images, spread)
     values = _values(detector, teacher, graph, method)
     if quantize is not None:
@@ -163,7 +157,9 @@ def _map_method(detector: Any, method: str | None) -> str | None:
     return detector._map_collector(method)._method
 
 
-def _graph_of(detector: Any, teacher: Teacher, method: str | None) -> DetectorGraph:
+def _graph_of(
+    detector: Any, teacher: Teacher, method: str | None, takes_regions: bool
+) -> DetectorGraph:
     _require_float32(teacher)
     students = {}
     if detector.distillation_ is not None:
@@ -181,6 +177,7 @@ def _graph_of(detector: Any, teacher: Teacher, method: str | None) -> DetectorGr
         calibration_units=detector.calibration_units_,
         normal=None if method is None else detector._normal_patches,
         map_method=method or FEATURES,
+        takes_regions=takes_regions,
     )
     return graph.cpu().eval()
 
@@ -253,46 +250,6 @@ def _verify_densities(detector: Any, graph: DetectorGraph) -> None:
             )
 
 
-def _near_the_threshold(
-    graph: DetectorGraph, preprocessing: Preprocessing, spread: float
-) -> torch.Tensor:
-    """Images that score as normal ones do: grey ones, changed until they do.
-
-    The images of the fit are not kept. The scores of noise are so far off that float32 rounds them
-    by more than what normal images differ by.
-    """
-    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
-    black, white = (0 - mean) / std, (1 - mean) / std
-    n = len(_LEVELS)
-    noise = torch.randn(n, 3, *preprocessing.image_size, generator=torch.Generator().manual_seed(1))
-    images = (black + white) / 2 + 0.05 * noise * (white - black)
-    targets = float(graph.offset) + spread * torch.tensor(_LEVELS, dtype=torch.float64)
-    best, nearest = images, torch.full((n,), math.inf, dtype=torch.float64)
-    step = torch.full((n, 1, 1, 1), 0.02)
-    for _ in range(_MOST_STEPS):
-        try:
-            # What a network of one's own warns of here is not about the detector.
-            with torch.enable_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                images = images.detach().requires_grad_()
-                distance = (graph(images)[0] - targets).abs()
-                (slope,) = torch.autograd.grad(distance.sum(), images)
-        except RuntimeError:  # it has no derivative
-            break
-        distance = distance.detach()
-        is_nearer = distance < nearest
-        best = torch.where(is_nearer[:, None, None, None], images.detach(), best)
-        nearest = torch.where(is_nearer, distance, nearest)
-        if not torch.isfinite(slope).all() or (nearest <= spread).all():
-            break
-        # From the nearest so far, in steps that shrink where they lead too far.
-        step = torch.where(is_nearer[:, None, None, None], step * 1.1, step / 2)
-        scale = slope.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
-        images = best - step * (white - black) * (slope / scale).sign()
-        images = torch.minimum(torch.maximum(images, black), white)
-    return best.detach()
-
-
 @torch.inference_mode()
 def _verify(proto: Any, graph: DetectorGraph, images: torch.Tensor, spread: float) -> None:
     """Compare the export with torch, on batches of other sizes than the exporter traced."""
@@ -352,6 +309,8 @@ def _values(
         "map_method": method,
         "quantization": None,
         "noise": None,
+        "framing": describe_framing(detector._fitted_framing),
+        "takes_regions": graph.takes_regions,
         "outputs": {
             name: _MEANING[name].format(**asdict(layout) if layout else {})
             for name in graph.output_names()

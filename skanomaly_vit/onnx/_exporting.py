@@ -15,6 +15,7 @@ def export_onnx(
     quantize: str | None = None,
     calibration_images: Any = None,
     calibration_groups: Any = None,
+    takes_regions: bool = False,
 ) -> Path:
     """Write a fitted detector as one ONNX graph: from normalized pixels to score, p-value and map.
 
@@ -44,6 +45,9 @@ def export_onnx(
         threshold. The file keeps that rate; `det` stays as it is.
     calibration_groups : array-like of shape (n_images,) or None, default=None
         Group of each of `calibration_images`, as `groups` of `TransformalyDetector.calibrate`.
+    takes_regions : bool, default=False
+        Whether the graph takes a region with each image, so that the file scores `MaskedImages`
+        though `det` has neither `roi` nor `keep_aspect`. With one of these, it always does.
 
     Returns
     -------
@@ -54,7 +58,8 @@ def export_onnx(
     ------
     ValueError
         If `det` is no fitted detector (NotFittedError), a density is of another class, the backbone
-        cannot be exported, or the weights take more than 2 GiB. With `quantize`: if there are too
+        cannot be exported, the weights take more than 2 GiB, or the graph is to take regions and
+        the backbone does not tell the size of its patches. With `quantize`: if there are too
         few calibration images, `det` has learned from one of them, or one cannot be read; or if
         rounding moves their scores by more than half of their standard deviation.
     ImportError
@@ -75,7 +80,10 @@ def export_onnx(
     Notes
     -----
     The graph takes ``pixels``, float32 of shape (n, 3, height, width), any n: images resized to the
-    backbone's input, ``(x - mean) / std`` with x in [0, 1]. It returns
+    backbone's input, ``(x - mean) / std`` with x in [0, 1]. With regions (`roi`, `keep_aspect` or
+    `takes_regions`) the shape is (n, 4, height, width): the fourth channel is above 0 where a pixel
+    counts, and 0 elsewhere, where the others are 0 too, the mean colour. The graph leaves patches
+    without a pixel that counts out of views, errors and maps. It returns
 
     - ``score``: float64 (n,), `score_samples`, higher = more normal;
     - ``decision``: float64 (n,), score - threshold, negative = anomaly;
@@ -84,8 +92,10 @@ def export_onnx(
       more abnormal; absent if the size of the patches is unknown. Linear interpolation to the size
       of the image gives the maps of `anomaly_map`.
 
-    Size, mean, standard deviation and interpolation, threshold, versions and fingerprint of the
-    backbone are in the model's metadata, a JSON text under the key ``skanomaly_vit``. With
+    Size, mean, standard deviation and interpolation, region and tiles, threshold, versions and
+    fingerprint of the backbone are in the model's metadata, a JSON text under the key
+    ``skanomaly_vit``. `OnnxDetector` frames images with them: it paints what lies outside of the
+    region, pads, and cuts tiles, whose worst score is that of the image. With
     `KNNDensity` or `WhitenedKNNDensity` the file holds the features of the training images.
 
     In int8, each column of weights and each row of inputs has a scale of its own, the latter
@@ -105,4 +115,6 @@ def export_onnx(
     """
     from skanomaly_vit.onnx._export import write_onnx
 
-    return write_onnx(det, path, map_method, quantize, calibration_images, calibration_groups)
+    return write_onnx(
+        det, path, map_method, quantize, calibration_images, calibration_groups, takes_regions
+    )

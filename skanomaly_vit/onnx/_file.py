@@ -19,11 +19,14 @@ from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.files import write_atomically
 from skanomaly_vit._utils.version import __version__
 from skanomaly_vit.onnx._fixtures import check_fixtures
+from skanomaly_vit.onnx._framing import framing_of
 from skanomaly_vit.persistence._container import check_regular, check_version, refusal
 
 KEY = "skanomaly_vit"
 
-FORMAT_VERSION = 1
+#: The newest format. Files of detectors that frame images, or take regions, are of format 2, which
+#: older versions refuse: they would score whole images. All others stay of format 1.
+FORMAT_VERSION = 2
 
 #: Names of the graph's input and of all its possible outputs.
 PIXELS = "pixels"
@@ -60,6 +63,8 @@ _CONTENT: dict[str, type | tuple[type, ...]] = {
     "false_alarm_rate": (int, float, type(None)),
     "quantization": (str, type(None)),
     "noise": (int, float, type(None)),
+    "framing": (dict, type(None)),
+    "takes_regions": (bool, type(None)),
 }
 
 
@@ -78,7 +83,7 @@ def write(path: Path, proto: Any, values: Mapping[str, Any]) -> None:
     """Write a ``ModelProto`` with these values in its metadata into one file."""
     text = json.dumps(
         {
-            "format_version": FORMAT_VERSION,
+            "format_version": format_of(values),
             "sha256": _NO_DIGEST,
             "written_by": f"skanomaly-vit {__version__}",
             **values,
@@ -93,6 +98,16 @@ def write(path: Path, proto: Any, values: Mapping[str, Any]) -> None:
     write_atomically(content, path)
 
 
+def format_of(values: Mapping[str, Any]) -> int:
+    """The lowest format that a reader of these values has to know."""
+    return FORMAT_VERSION if values["framing"] or values["takes_regions"] else 1
+
+
+def n_channels(values: Mapping[str, Any]) -> int:
+    """Channels of the input: a fourth one says which pixels count."""
+    return 4 if values["takes_regions"] else 3
+
+
 def read(path: str) -> tuple[bytes, dict[str, Any]]:
     """A file's bytes, and the values in its metadata, after a check of the whole file.
 
@@ -105,6 +120,7 @@ def read(path: str) -> tuple[bytes, dict[str, Any]]:
     proto = _parse(path, content)
     values = _read_values(path, proto)
     _check_digest(path, content, values)
+    values = dict.fromkeys(_CONTENT) | values
     for message in _messages(proto):
         if message.DESCRIPTOR.name == "TensorProto" and (
             message.data_location or message.external_data
@@ -114,7 +130,7 @@ def read(path: str) -> tuple[bytes, dict[str, Any]]:
             )
     _check_values(path, values)
     _check_ends(path, proto.graph, values)
-    return content, dict.fromkeys(_CONTENT) | values
+    return content, values
 
 
 def preprocessing_of(values: Mapping[str, Any]) -> Preprocessing:
@@ -204,7 +220,7 @@ def _messages(message: Any) -> Iterator[Any]:
 
 def _check_values(path: str, values: dict[str, Any]) -> None:
     for key, kind in _CONTENT.items():
-        if not isinstance(values.get(key), kind):
+        if not isinstance(values[key], kind):
             raise refusal(path, f"its metadata has no {key}; {_EXPECTED}")
     if not math.isfinite(values["threshold"]):
         raise refusal(path, f"its threshold is {values['threshold']}")
@@ -212,6 +228,12 @@ def _check_values(path: str, values: dict[str, Any]) -> None:
         preprocessing_of(values)
     except (ValueError, TypeError, KeyError) as error:
         raise refusal(path, f"it describes no preprocessing of images ({error})") from error
+    try:
+        framing = framing_of(values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise refusal(path, f"its framing of images is damaged ({error})") from error
+    if not framing.counts_all and not values["takes_regions"]:
+        raise refusal(path, "its graph takes no regions, and its framing has some")
     if "fixtures" in values:  # not in older files
         try:
             check_fixtures(values["fixtures"])
@@ -229,5 +251,6 @@ def _check_ends(path: str, graph: Any, values: dict[str, Any]) -> None:
     inputs = [each for each in graph.input if each.name not in weights]
     height, width = values["preprocessing"]["image_size"]
     shapes = [[side.dim_value for side in i.type.tensor_type.shape.dim] for i in inputs]
-    if [each.name for each in inputs] != [PIXELS] or shapes != [[0, 3, height, width]]:
-        raise refusal(path, f"it does not take pixels of shape (n, 3, {height}, {width})")
+    n = n_channels(values)
+    if [each.name for each in inputs] != [PIXELS] or shapes != [[0, n, height, width]]:
+        raise refusal(path, f"it does not take pixels of shape (n, {n}, {height}, {width})")

@@ -14,10 +14,10 @@ from skanomaly_vit._images.fixture_files import (
     compare_resizing,
     digests_of,
     from_text,
+    open_files,
     sample_inputs,
     sample_pixels,
 )
-from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._utils.stages import Stage, largest
 
 #: Largest difference of a score that is the same, in standard deviations of calibration scores: as
@@ -63,7 +63,9 @@ def compare_fixtures(detector: Any, found: Mapping[str, Any]) -> tuple[list[Stag
     """Stages beside those that torch had, and the largest difference of a score in deviations."""
     files, pixels, inputs = _unpack(found)
     decoded, prepared = _read(detector, files)
-    here = sample_inputs(prepared, detector._preprocessing.std).reshape(-1)
+    # torch has a channel of the pixels that count where framing leaves some out.
+    n_channels = 3 if detector._framing.counts_all else 4
+    here = sample_inputs(prepared[:, :n_channels], detector._preprocessing.std).reshape(-1)
     stages = [
         compare_decoding((digests_of(decoded), sample_pixels(decoded)), (found["digests"], pixels)),
         compare_resizing(here, inputs, _RESIZING),
@@ -78,9 +80,10 @@ def compare_fixtures(detector: Any, found: Mapping[str, Any]) -> tuple[list[Stag
 
 def _read(detector: Any, files: list[bytes]) -> tuple[list[np.ndarray], np.ndarray]:
     """Pixels of the files, and the inputs of the graph that they become."""
-    source = open_images(files)
-    decoded = [source[position] for position in range(len(source))]
-    return decoded, np.stack([detector._prepare(image) for image in decoded])
+    source = open_files(files, detector._framing)
+    everything = range(len(source))
+    decoded = [source[position] for position in everything]
+    return decoded, np.stack(source.load_framed(everything, detector._prepare))
 
 
 def _unpack(found: Mapping[str, Any]) -> tuple[list[bytes], np.ndarray, np.ndarray]:

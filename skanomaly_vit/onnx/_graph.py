@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from skanomaly_vit._backbone.anomaly_maps import continued
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY as DISCREPANCY_SPACE
 from skanomaly_vit._backbone.discrepancy import token_errors
 from skanomaly_vit._backbone.patches import (
@@ -18,7 +19,7 @@ from skanomaly_vit._backbone.patches import (
     SMALLEST_ERROR,
     NormalPatches,
 )
-from skanomaly_vit._backbone.teacher import BlockCall, penultimate
+from skanomaly_vit._backbone.teacher import BlockCall, penultimate, split_regions
 from skanomaly_vit._backbone.views import PENULTIMATE, Readout, n_prefix
 from skanomaly_vit.distillation._ridge import RidgeModule
 from skanomaly_vit.onnx._density_graphs import density_graph
@@ -49,6 +50,8 @@ class DetectorGraph(nn.Module):
         None gives a graph without maps.
     map_method : str
         Source of the maps; a key of ``normal.map_scale``.
+    takes_regions : bool
+        Whether the input has a fourth channel, above 0 where pixels count.
     """
 
     offset: torch.Tensor
@@ -67,9 +70,11 @@ class DetectorGraph(nn.Module):
         calibration_units: np.ndarray | None,
         normal: NormalPatches | None,
         map_method: str,
+        takes_regions: bool,
     ) -> None:
         super().__init__()
         self.model, self._readout, self._grid = model, readout, grid
+        self.takes_regions = takes_regions
         self.students = nn.ModuleDict({str(i): _exportable(s) for i, s in students.items()})
         self.densities = nn.ModuleDict({name: density_graph(d) for name, d in densities.items()})
         self._fusion = dict(fusion)
@@ -101,20 +106,22 @@ class DetectorGraph(nn.Module):
         return names + (["anomaly_map"] if self.maps is not None else [])
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Normalized pixels (batch, 3, height, width) -> the outputs of `output_names`."""
+        """Normalized pixels (batch, 3 or 4, height, width) -> the outputs of `output_names`."""
         self._calls.clear()
+        pixels, inside = split_regions(pixels, self._grid)  # (batch, 3, ...), (batch, patches)
         pooled = {PENULTIMATE.name: penultimate(self.model, pixels)}  # (batch, dim)
         outputs_of = {call.index: call.output for call in self._calls}
         for view, index in self._views.items():
             tokens = outputs_of[index]
-            pooled[view.name] = view.pool(tokens, n_prefix(tokens, self._grid))  # (batch, dim)
+            prefix = n_prefix(tokens, self._grid)
+            pooled[view.name] = view.pool(tokens, prefix, inside)  # (batch, dim)
         errors = {call.index: self._errors_of(call) for call in self._students_calls()}
-        score = self._score(pooled, {i: self._pooled(each) for i, each in errors.items()})
+        score = self._score(pooled, {i: self._pooled(each, inside) for i, each in errors.items()})
         outputs = [score, score - self.offset]
         if self.calibration is not None:
             outputs.append(self.calibration(score))
         if self.maps is not None:
-            outputs.append(self.maps(self._calls, errors))
+            outputs.append(self.maps(self._calls, errors, inside))
         return tuple(outputs)
 
     def score_features(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -142,9 +149,9 @@ class DetectorGraph(nn.Module):
         # (batch, tokens, dim) -> (batch, tokens)
         return token_errors(self.students[str(call.index)], call)
 
-    def _pooled(self, errors: torch.Tensor) -> torch.Tensor:
+    def _pooled(self, errors: torch.Tensor, inside: torch.Tensor | None) -> torch.Tensor:
         # (batch, tokens) -> (batch,)
-        return self._readout.pool_errors(errors, n_prefix(errors, self._grid))
+        return self._readout.pool_errors(errors, n_prefix(errors, self._grid), inside)
 
     def _score(
         self, pooled: dict[str, torch.Tensor], errors: dict[int, torch.Tensor]
@@ -223,7 +230,12 @@ class _Maps(nn.Module):
     def blocks(self) -> set[int]:
         return set() if self._method == DISCREPANCY else {self._layout.block}
 
-    def forward(self, calls: list[BlockCall], errors: dict[int, torch.Tensor]) -> torch.Tensor:
+    def forward(
+        self,
+        calls: list[BlockCall],
+        errors: dict[int, torch.Tensor],
+        inside: torch.Tensor | None,
+    ) -> torch.Tensor:
         parts = []
         if self._method != FEATURES:
             columns = [
@@ -236,7 +248,11 @@ class _Maps(nn.Module):
             (call,) = (call for call in calls if call.index == self._layout.block)
             parts.append(self._standardize(-1, self._distances(call)) / self._scale[FEATURES])
         combined = parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / self._scale[BOTH]
-        return combined.unflatten(1, (self._layout.rows, self._layout.columns)).float()
+        grid = (self._layout.rows, self._layout.columns)
+        maps = combined.unflatten(1, grid)  # (batch, rows, columns)
+        if inside is not None:
+            maps = continued(maps, inside.unflatten(1, grid))
+        return maps.float()
 
     def _distances(self, call: BlockCall) -> torch.Tensor:
         tokens = self._layout.tokens_of(call)

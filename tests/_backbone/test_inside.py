@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from skanomaly_vit._backbone.anomaly_maps import continued
 from skanomaly_vit._backbone.views import Readout, View
 
 N_PREFIX = 2
@@ -35,3 +36,17 @@ def test_errors_leave_out_patches(share):
     for image in range(3):
         expected = readout.pool_errors(of_some(ERRORS, image), N_PREFIX)
         torch.testing.assert_close(found[image : image + 1], expected)
+
+
+def test_maps_go_on_outside_with_the_nearest_patch_inside():
+    generator = torch.Generator().manual_seed(1)
+    inside = torch.rand(20, 5, 7, generator=generator) < torch.linspace(0.05, 1, 20)[:, None, None]
+    inside[:, 4, 3] = True
+    maps = torch.rand(20, 5, 7, generator=generator, dtype=torch.float64)
+    places = torch.cartesian_prod(torch.arange(5), torch.arange(7)).double()
+    for found, plane, counts in zip(continued(maps, inside), maps, inside, strict=True):
+        distances = torch.cdist(places, places)[:, counts.flatten()]
+        nearest = distances == distances.amin(dim=1, keepdim=True)
+        is_taken = found.flatten()[:, None] == plane[counts]
+        assert (nearest & is_taken).any(dim=1).all()
+        torch.testing.assert_close(found[counts], plane[counts], rtol=0, atol=0)

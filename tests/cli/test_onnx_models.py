@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from images import blobs
 from PIL import Image
+from sklearn.base import clone
 
 from skanomaly_vit.onnx import OnnxDetector, export_onnx
 from skanomaly_vit.onnx import _recalibrating as recalibrating
@@ -135,6 +136,58 @@ def test_info_of_a_graph(plant, graph):
     text = run(WITHOUT_TORCH, "info", graph).stdout
     assert "it computes in float32" in text
     assert "20 % of normal images" in text
+
+
+# Framed images
+
+ROI = np.arange(32) < np.full((32, 1), 26)
+
+
+@pytest.fixture(scope="module")
+def framed(plant):
+    """A model with a region and tiles, and its graph."""
+    detector = clone(plant.detector).set_params(roi=ROI, tiles=(2, 2))
+    detector.fit(sorted(map(str, plant.good.iterdir())))
+    model = plant.root / "framed.skanomaly"
+    detector.save(model)
+    return model, export_onnx(detector, plant.root / "framed.onnx")
+
+
+def test_rows_of_a_graph_that_frames_are_those_of_its_model(plant, framed, command):
+    model, graph = framed
+    done = run(WITHOUT_TORCH, "score", graph, plant.new, plant.defect)
+    assert done.returncode == 0, done.stderr
+    found = rows(done.stdout)
+    expected = rows(command("score", model, plant.new, plant.defect).stdout)
+    scores, wanted = ([float(row["score"]) for row in each] for each in (found, expected))
+    np.testing.assert_allclose(scores, wanted, rtol=1e-4, atol=1e-4)
+    for name in ("path", "flag", "p_value"):
+        assert [row[name] for row in found] == [row[name] for row in expected]
+
+
+def test_an_evaluation_of_a_graph_that_frames_is_that_of_its_model(plant, framed, command):
+    model, graph = framed
+    done = run(WITHOUT_TORCH, "evaluate", graph, *labelled(plant), "--format", "json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    expected = json.loads(command("evaluate", model, *labelled(plant), "--format", "json").stdout)
+    for name in ("auroc", "n_found", "n_false_alarms"):
+        assert found[name] == pytest.approx(expected[name])
+
+
+def test_info_says_how_a_graph_frames(framed, graph, command):
+    model, framing = framed
+    described = json.loads(run(WITHOUT_TORCH, "info", framing, "--json").stdout)
+    assert (described["tiles"], described["keep_aspect"]) == ([2, 2], False)
+    assert described["region_share"] == ROI.mean()
+    assert "framing" not in described  # nor all the bits of the region
+    said = command("info", framing).stdout
+    for line in ("region:         81.2% of the pixels count", "framing:        tiles=[2, 2]"):
+        assert line in said
+    assert "region:         81.2% of the pixels count" in command("info", model).stdout
+    said = command("info", graph).stdout
+    for line in ("region:         all pixels count", "framing:        whole images"):
+        assert line in said
 
 
 # The first line

@@ -14,6 +14,7 @@ from PIL import Image
 from skanomaly_vit import MaskedImages, TransformalyDetector
 from skanomaly_vit._images import source
 from skanomaly_vit.exceptions import ModelFileError, UnreadableImageWarning
+from skanomaly_vit.onnx import export_onnx
 from skanomaly_vit.persistence._container import read, write
 
 
@@ -175,6 +176,11 @@ def test_densities_of_places_are_not_updated(fitted):
         fitted.partial_fit(NEW)
     with pytest.raises(ValueError, match="cannot be tuned: fit used tile_density='position'"):
         fitted.tune_fusion(NEW)
+
+
+def test_onnx_files_refuse_densities_of_places(fitted, tmp_path):
+    with pytest.raises(ValueError, match="does not know the place of a tile"):
+        export_onnx(fitted, tmp_path / "m.onnx")
 
 
 def test_the_density_of_a_place_says_that_it_cannot_be_updated(fitted):

@@ -14,7 +14,6 @@ from skanomaly_vit import TransformalyDetector
 from skanomaly_vit._images import source
 from skanomaly_vit.detector import _fit_summary
 from skanomaly_vit.exceptions import UnreadableImageWarning
-from skanomaly_vit.onnx import export_onnx
 
 
 def scenes(n, seed, size=(64, 96)):
@@ -235,11 +234,6 @@ def test_an_update_to_too_many_tiles_changes_nothing(monkeypatch):
         detector.partial_fit(scenes(30, 4))
     np.testing.assert_array_equal(detector.score_samples(ODD), scores)
     assert detector.n_samples_fit_ == 24
-
-
-def test_onnx_refuses_tiles(fitted, tmp_path):
-    with pytest.raises(ValueError, match="frames images"):
-        export_onnx(fitted, tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("tiles", [(0, 2), 0, (2,), "whole", 1.5])

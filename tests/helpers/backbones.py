@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from timm.models import register_model
@@ -22,12 +24,12 @@ FAMILIES = {
 }
 
 
-def family(name: str, seed: int = 0) -> torch.nn.Module:
+def family(name: str, seed: int = 0, **changes: Any) -> torch.nn.Module:
     """A three-block network of a family, its weights spread so that every block matters."""
     timm_name, size = FAMILIES[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = timm.create_model(timm_name, img_size=size, **_SMALL)
+        model = timm.create_model(timm_name, img_size=size, **_SMALL | changes)
         for parameter in model.blocks.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     return model

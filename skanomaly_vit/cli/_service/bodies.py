@@ -11,7 +11,7 @@ from skanomaly_vit._images.unreadable import one_line
 
 
 class NotAnImageError(ValueError):
-    """Bytes that are no image, half of one, or too large a one; the message is one sentence."""
+    """No image, half of one, or one that is not taken here; the message is one sentence."""
 
 
 def count_pixels(content: bytes, max_pixels: int | None) -> int:

@@ -173,9 +173,12 @@ class HotFolder:
         images: list[tuple[_File, Array]] = []
         for file in files:
             try:
-                images.append((file, decode(file.content, self._max_pixels)[0]))
+                pixels = decode(file.content, self._max_pixels)[0]
+                self._scorer.check(pixels)
             except NotAnImageError as error:
                 rows[file.name] = _row(file, None, str(error))
+            else:
+                images.append((file, pixels))
         if images:
             verdicts = self._scorer.score([pixels for _, pixels in images])
             for (file, _), verdict in zip(images, verdicts, strict=True):

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skanomaly_vit._images.decoding import Array
+from skanomaly_vit._images.regions import fit_region
 from skanomaly_vit._utils.settings import own_settings
+from skanomaly_vit.cli._service.bodies import NotAnImageError
 from skanomaly_vit.onnx import OnnxDetector
 from skanomaly_vit.onnx._file import MAP, P_VALUE, SCORE
 
@@ -45,11 +47,35 @@ class Scorer(ABC):
     max_pixels : int or None
         Limit of the detector for one image.
     has_maps : bool
+    roi : ndarray of shape (h, w), bool, or None
+        The pixels that count in all images.
     """
 
     threshold: float
     max_pixels: int | None
     has_maps: bool
+    roi: Array | None = None
+
+    def check(self, pixels: Array) -> None:
+        """Refuse an image that would spoil a pass for those beside it.
+
+        Raises
+        ------
+        NotAnImageError
+            If the region of interest does not fit the size of the image.
+        """
+        if self.roi is None:
+            return
+        (height, width), (rows, columns) = pixels.shape[:2], self.roi.shape
+        try:
+            counts = bool(fit_region(self.roi, (height, width), "the image").any())
+        except ValueError:
+            counts = False
+        if not counts:
+            raise NotAnImageError(
+                f"it has {width} x {height} pixels, which the region of interest of the model, "
+                f"{columns} x {rows}, does not fit"
+            )
 
     def score(self, images: list[Array], *, with_maps: bool = False) -> list[Verdict]:
         """Score images (h, w, 3) in one pass, each with its map if it is asked for."""
@@ -78,6 +104,7 @@ class _OnnxScorer(Scorer):
         self._detector = detector
         self.threshold = detector.offset_
         self.max_pixels = detector.max_pixels
+        self.roi = detector._framing.roi
         self.has_maps = MAP in detector.card["outputs"]
         self._has_p_values = P_VALUE in detector.card["outputs"]
 
@@ -95,6 +122,7 @@ class _TorchScorer(Scorer):
         self._detector = detector
         self.threshold = float(detector.offset_)
         self.max_pixels = detector.max_pixels
+        self.roi = detector.roi_
         self.has_maps = _has_maps(detector)
         self._known = CalibrationScores.of(detector)
 

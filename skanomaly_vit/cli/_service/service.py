@@ -121,6 +121,7 @@ class Service:
         for job, future in zip(batch, futures, strict=True):
             try:
                 pixels, remarks = future.result()
+                self.scorer.check(pixels)
             except NotAnImageError as error:
                 job.result.set_exception(error)
             else:

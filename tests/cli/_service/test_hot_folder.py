@@ -94,6 +94,18 @@ def test_each_image_gets_a_row(inbox, table):
     assert (hot.counts.scored, hot.counts.flagged, hot.counts.unreadable) == (2, 1, 0)
 
 
+def test_an_image_that_the_region_does_not_fit_gets_a_row_with_the_cause(inbox, table):
+    scorer = Brightness()
+    scorer.roi = np.eye(8, dtype=bool)
+    (inbox / "wide.png").write_bytes(png(BRIGHT[:5]))
+    once(inbox, table, scorer=scorer)
+    causes = {row["path"]: row["cause"] for row in rows(table)}
+    assert "has 8 x 5 pixels, which the region of interest of the model, 8 x 8" in (
+        causes.pop("wide.png")
+    )
+    assert set(causes.values()) == {""}
+
+
 def test_an_unreadable_image_gets_a_row_with_the_cause(inbox, table):
     (inbox / "half.png").write_bytes(png(BRIGHT)[:60])
     hot = once(inbox, table)

@@ -21,14 +21,18 @@ import httpx
 import matplotlib
 import numpy as np
 import pytest
+from backbones import family
+from images import blobs
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Brightness, png, send, serving, wait_until
+from sklearn.base import clone
 
 import skanomaly_vit
 from skanomaly_vit.cli._service.batches import BatchWorker, FullError, Job, StoppingError
 from skanomaly_vit.cli._service.pictures import color
 from skanomaly_vit.cli._service.scorers import scorer_of
+from skanomaly_vit.onnx import OnnxDetector, export_onnx
 
 GRAY = np.full((8, 8, 3), 120, np.uint8)
 PAGE = Path(skanomaly_vit.__file__).parent / "cli/_service/page"
@@ -62,6 +66,44 @@ def test_scores_are_those_of_the_detector(client):
         assert answer["decision"] == pytest.approx(answer["score"] - answer["threshold"])
         assert answer["remarks"] == []
     assert {a["flag"] for a in answers} == {True, False}
+
+
+ROI = np.arange(32) < np.full((32, 1), 26)
+
+
+@pytest.fixture(scope="module", params=["detector", "graph"])
+def framed(line, request, tmp_path_factory):
+    """A detector with a region and tiles, and its scorer or that of its graph."""
+    backbone = family("class token", patch_size=8)
+    detector = clone(line.detector).set_params(backbone=backbone, roi=ROI, tiles=(2, 2))
+    detector.fit(blobs(np.random.default_rng(0), 24))
+    if request.param == "detector":
+        return detector, scorer_of(detector)
+    path = export_onnx(detector, tmp_path_factory.mktemp("framed") / "framed.onnx")
+    return detector, scorer_of(OnnxDetector.load(path))
+
+
+def test_a_service_frames_images_as_its_detector_does(line, framed):
+    detector, scorer = framed
+    images = [*line.good, *line.odd]
+    with serving(scorer) as client:
+        answers = [send(client, image).json() for image in images]
+        picture = send(client, line.odd[0], "/map")
+    scores = detector.score_samples(images)
+    np.testing.assert_allclose([a["score"] for a in answers], scores, rtol=1e-4)
+    np.testing.assert_allclose([a["p_value"] for a in answers], detector.p_values(images))
+    assert np.asarray(Image.open(io.BytesIO(picture.content))).shape == (32, 32, 3)
+
+
+def test_an_image_that_the_region_does_not_fit_spoils_no_batch(line, framed):
+    images = [line.good[0], line.good[0][:20], line.good[1]]
+    texts = [base64.b64encode(png(image)).decode() for image in images]
+    with serving(framed[1]) as client:
+        results = client.post("/score", json={"images": texts}).json()["results"]
+        alone = send(client, images[1])
+    assert ["score" in result for result in results] == [True, False, True]
+    assert alone.status_code == 422
+    assert "has 32 x 20 pixels, which the region of interest" in sentence(alone)
 
 
 def test_several_images_come_in_one_request(client):
