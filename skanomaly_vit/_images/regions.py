@@ -166,7 +166,7 @@ class Framing:
 PLAIN_FRAMING = Framing()
 
 
-def fit_region(mask: Array, shape: tuple[int, int], name: str) -> Array:
+def fit_region(mask: Array, shape: tuple[int, int]) -> Array:
     """A mask at the size of an image, each pixel by the nearest one of the mask.
 
     Raises
@@ -179,9 +179,8 @@ def fit_region(mask: Array, shape: tuple[int, int], name: str) -> Array:
     (height, width), (rows, columns) = shape, mask.shape
     if abs(rows * width - columns * height) > _SAME_RATIO * rows * width:
         raise ValueError(
-            f"{name} has {width} x {height} pixels, and the region of interest {columns} x {rows}, "
-            "of another ratio of sides; pass a region for images of that size, or "
-            "MaskedImages(images, regions) with a region for each"
+            f"{width} x {height} pixels have another ratio of sides than the region of interest, "
+            f"{columns} x {rows}"
         )
     vertical = ((np.arange(height) + 0.5) * rows / height).astype(int)
     horizontal = ((np.arange(width) + 0.5) * columns / width).astype(int)

@@ -256,23 +256,22 @@ class ImageSource:
 
         Raises
         ------
-        ValueError
+        UnreadableImageError
             If the region has another ratio of sides than the image, or leaves no pixel.
         """
-        common, own = self.framing.roi, self._own_region(position)
-        fitted = [
-            fit_region(mask, shape, self.name(position))
-            for mask in (common, own)
-            if mask is not None
-        ]
+        masks = [self.framing.roi, self._own_region(position)]
+        try:
+            fitted = [fit_region(mask, shape) for mask in masks if mask is not None]
+        except ValueError as error:
+            advice = "pass a region for images of that size, or MaskedImages with one for each"
+            raise self.set_aside(position, f": {error}; {advice}", str(error)) from error
         if not fitted:
             return None
         region = np.logical_and.reduce(fitted)
         if not region.any():
-            raise ValueError(
-                f"{self.name(position)}: its region of interest leaves no pixel that counts; "
-                "leave the image out, or pass a larger region"
-            )
+            cause = "its region of interest leaves no pixel that counts"
+            advice = "leave the image out, or pass a larger region"
+            raise self.set_aside(position, f": {cause}; {advice}", cause)
         return region
 
     def canvas(self, size: tuple[int, int], grid: tuple[int, ...]) -> tuple[int, int]:
@@ -419,10 +418,10 @@ class ImageSource:
         """Load an image or return the error: joblib would replace the cause of a raised one."""
         try:
             pixels = self[position]  # (h, w, 3)
+            self._sizes[position] = pixels.shape[:2]
+            return function(pixels)
         except UnreadableImageError as error:
             return error
-        self._sizes[position] = pixels.shape[:2]
-        return function(pixels)
 
     def _named(self, function: Callable[..., Any], position: int, verb: str = "decoded") -> Any:
         """Apply a function to an image; an error names the sample."""

@@ -121,14 +121,18 @@ class TiledSource(ImageSource):
     @classmethod
     def of(cls, source: ImageSource, tiling: Tiling, pixels: tuple[int, int]) -> TiledSource:
         """Make the tiles of all images."""
-        found: list[tuple[int, ...]] = []
-        for position, size in source.each(source.size, range(len(source))).items():
+
+        def cut(position: int) -> list[tuple[int, ...]]:
+            size = source.size(position)
             vertical, horizontal = _spans_of(size, tiling, pixels)
-            boxes = _boxes(vertical, horizontal)
-            grid = len(vertical), len(horizontal)
-            for place in _counting(source, position, size, boxes):
-                found.append((position, place, *grid, *size, *boxes[place].tolist()))
-        table = np.array(found, dtype=int).reshape(-1, 10)
+            boxes, grid = _boxes(vertical, horizontal), (len(vertical), len(horizontal))
+            return [
+                (position, place, *grid, *size, *boxes[place].tolist())
+                for place in _counting(source, position, size, boxes)
+            ]
+
+        found = source.each(cut, range(len(source))).values()
+        table = np.array([row for rows in found for row in rows], dtype=int).reshape(-1, 10)
         tiled = cls.__new__(cls)
         vars(tiled).update(vars(source._like(source._index[table[:, 0]])))
         tiled.owners, tiled.places = table[:, 0], table[:, 1]

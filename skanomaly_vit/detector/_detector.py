@@ -150,7 +150,8 @@ class TransformalyDetector(NotebookCardMixin, CallbackSupportMixin, UpdatableDet
     on_error : {"raise", "nan"}, default="raise"
         Treatment of unreadable images in scoring. ``"raise"`` raises an error that lists them.
         ``"nan"`` warns of them (`UnreadableImageWarning`): their score is NaN, their label -1,
-        their map empty; the others score as they do without them. `fit` always raises.
+        their map empty; the others score as they do without them. An image that
+        `roi` does not fit is unreadable, too. `fit` always raises.
     student : {"ridge", "block", "auto"} or estimator, default="auto"
         Imitation of a block: `RidgeStudent`, `BlockStudent` (a name stands for its default
         parameters), or any estimator with ``fit(batches)`` and ``predict(tokens)``, cloned for

@@ -67,7 +67,10 @@ def test_a_fit_keeps_its_region(folder, options, expected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--roi", "half.png"], "32 x 32 pixels, and the region of interest 32 x 16"),
+        (
+            ["--roi", "half.png"],
+            "32 x 32 pixels have another ratio of sides than the region of interest, 32 x 16",
+        ),
         (["--roi", "part.png", "--ignore", "half.png"], "--roi has 32 x 32 pixels, and --ignore"),
         (["--roi", "number.png", "--ignore", "number.png"], "leaves none of the pixels of --roi"),
         (["--roi", "black.png"], "leaves none that counts"),
@@ -104,3 +107,20 @@ def test_other_tiles_are_refused(folder, text):
 def test_without_a_region_all_pixels_count(folder):
     assert fit(folder).exit_code == 0
     assert "all pixels count" in run("info", folder / "m.skanomaly").stdout
+
+
+@pytest.mark.parametrize("name", ["score", "map"])
+def test_an_image_that_the_region_does_not_fit_is_told(folder, name):
+    fit(folder, "--roi", folder / "part.png")
+    wide = folder / "normal/wide.png"
+    Image.fromarray(blobs(np.random.default_rng(1), 1)[0][:20]).save(wide)
+    output = [] if name == "score" else ["-o", folder / "maps"]
+    done = run(name, folder / "m.skanomaly", folder / "normal", *output)
+    assert done.exit_code == 2, done.output
+    told = [line for line in done.stderr.splitlines() if line.startswith("unreadable: ")]
+    assert told == [
+        f"unreadable: {str(wide)!r}: 32 x 20 pixels have another ratio of sides than the region "
+        "of interest, 32 x 32"
+    ]
+    if name == "score":
+        assert len(done.stdout.splitlines()) == 1 + 24

@@ -22,6 +22,7 @@ from skanomaly_vit import (
     read_roi,
 )
 from skanomaly_vit.evaluation import pixel_auroc
+from skanomaly_vit.exceptions import UnreadableImageError, UnreadableImageWarning
 
 IMAGES = blobs(np.random.default_rng(0), 24)
 ROI = np.zeros((32, 32), bool)
@@ -189,7 +190,10 @@ def test_partial_fit_learns_inside_the_region():
     ("roi", "message"),
     [
         (np.zeros((32, 32)), "leaves none that counts"),
-        (np.ones((16, 32)), "has 32 x 32 pixels, and the region of interest 32 x 16"),
+        (
+            np.ones((16, 32)),
+            r"sample 0: 32 x 32 pixels have .* region of interest, 32 x 16",
+        ),
         ("no/such/roi.png", "no/such/roi.png"),
         (np.ones((32, 32, 2)), "shape"),
     ],
@@ -201,6 +205,27 @@ def test_a_wrong_region_is_refused_before_work(roi, message, monkeypatch):
     monkeypatch.setattr(TransformalyDetector, "_fit", fail)
     with pytest.raises(ValueError, match=message):
         make(roi=roi).fit(IMAGES)
+
+
+@pytest.mark.parametrize("tiles", [None, (1, 2)])
+def test_an_image_that_the_region_does_not_fit_has_no_score(tiles):
+    detector = make(roi=ROI, tiles=tiles, on_error="nan").fit(IMAGES)
+    images = [IMAGES[0], IMAGES[1][:20], IMAGES[2]]
+    with pytest.warns(UnreadableImageWarning, match=r"1 of 3 .*\n.*another ratio of sides"):
+        scores, maps = detector.score_samples(images, return_map=True)
+    np.testing.assert_array_equal(scores[[0, 2]], detector.score_samples(IMAGES[[0, 2]]))
+    assert np.isnan(scores[1])
+    assert [plane.size > 0 for plane in maps] == [True, False, True]
+    found = list(detector.iter_scores(images))
+    np.testing.assert_array_equal([each.score for each in found], scores)
+    assert "region of interest, 32 x 32" in found[1].cause
+
+
+def test_all_images_that_the_region_does_not_fit_are_named(fitted):
+    images = [IMAGES[0], IMAGES[1][:20], IMAGES[2], IMAGES[3][:, :20]]
+    with pytest.raises(UnreadableImageError, match="sample 1: 32 x 20 pixels") as caught:
+        fitted.score_samples(images)
+    assert [image.index for image in caught.value.images] == [1, 3]
 
 
 def test_images_without_a_common_pixel_name_the_sample(fitted):

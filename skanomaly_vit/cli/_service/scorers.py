@@ -68,7 +68,7 @@ class Scorer(ABC):
             return
         (height, width), (rows, columns) = pixels.shape[:2], self.roi.shape
         try:
-            counts = bool(fit_region(self.roi, (height, width), "the image").any())
+            counts = bool(fit_region(self.roi, (height, width)).any())
         except ValueError:
             counts = False
         if not counts:
