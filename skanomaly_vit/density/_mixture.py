@@ -171,6 +171,8 @@ class GaussianMixtureDensity(StandardizedDensity):
         mixture.converged_ = part.read("converged", bool)
         mixture.n_iter_ = part.read_int("n_iter")
         mixture.lower_bound_ = part.read_number("lower_bound")
-        mixture.lower_bounds_ = part.read_list("lower_bounds", float)
+        bounds = part.read_list("lower_bounds", float)
+        if bounds:  # older versions of scikit-learn keep none
+            mixture.lower_bounds_ = bounds
         part.close()
         self.mixture_ = mixture
