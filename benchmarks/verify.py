@@ -2,9 +2,10 @@
 
 A detector learns from solar cells in each floating type, is saved, and `skanomaly verify` compares
 it in processes with other numbers of threads, batch sizes, instructions of the processor (as far as
-torch can leave them out) and, in float32, as an ONNX file. `--python` names interpreters of other
-environments in which the package is installed, `--devices` other devices. `--table` prints the
-table of docs/explanation/reproducibility.md.
+torch can leave them out) and, in float32, as an ONNX file. `--python` names interpreters of
+environments with other versions of Python and of packages: each verifies the files that this one
+has written, and fits and saves a model that this one verifies. `--devices` names other devices.
+`--table` prints the table of docs/explanation/reproducibility.md.
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ PROCESSORS = {
                "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
 }  # fmt: skip
 
+#: Program that prints with which versions an environment computes.
+VERSIONS = """
+import platform, onnxruntime, sklearn, torch
+print(f"Python {platform.python_version()}, scikit-learn {sklearn.__version__}",
+      f"torch {torch.__version__.partition('+')[0]}", sep=", ")
+print(f"ONNX Runtime {onnxruntime.__version__}")
+"""
+
 STAGES = ("decoding", "resizing", "backbone", "students", "densities", "graph")
 
 
@@ -43,15 +52,14 @@ def main() -> None:
     if args.table:
         print("\n".join(table(args.output)))
         return
+    if args.save:
+        save(args, args.dtypes[0], args.save)
+        return
     print_circumstances(args.seed)
-    cells = datasets.load_elpv()
-    normal = np.random.default_rng(args.seed).permutation(cells.images[cells.y == 1])
     for dtype in args.dtypes:
         with tempfile.TemporaryDirectory() as folder:
-            detector = TransformalyDetector(dtype=dtype, device="cpu", random_state=args.seed)
-            detector.fit(list(normal[: args.train]))
             model = Path(folder) / "model.skanomaly"
-            detector.save(model)
+            detector = save(args, dtype, model)
             for way, found in ways(args, detector, model):
                 report(args, dtype, way, found)
 
@@ -66,9 +74,24 @@ def parse_args() -> argparse.Namespace:
     add("--python", nargs="*", default=[], metavar="PATH", help="of other environments")
     add("--devices", nargs="*", default=[], help="such as cuda or mps")
     add("--seed", type=not_negative, default=0)
-    add("--output", type=Path, required=True, metavar="CSV")
+    add("--output", type=Path, metavar="CSV", help="where rows are written, or replaced")
     add("--table", action="store_true", help="measure nothing: print the table of a CSV")
-    return parser.parse_args()
+    add("--save", type=Path, metavar="MODEL", help="measure nothing: fit one model and save it")
+    args = parser.parse_args()
+    if args.save and len(args.dtypes) != 1:
+        parser.error("--save needs one type: --dtypes float32")
+    if not args.save and not args.output:
+        parser.error("--output CSV is missing")
+    return args
+
+
+def save(args: argparse.Namespace, dtype: str, model: Path) -> TransformalyDetector:
+    """Fit a detector to solar cells, and save it."""
+    cells = datasets.load_elpv()
+    normal = np.random.default_rng(args.seed).permutation(cells.images[cells.y == 1])
+    detector = TransformalyDetector(dtype=dtype, device="cpu", random_state=args.seed)
+    detector.fit(list(normal[: args.train])).save(model)
+    return detector
 
 
 def ways(
@@ -83,13 +106,33 @@ def ways(
         yield name, verify(model, **environment)
     for device in args.devices:
         yield f"device {device}", verify(model, "--device", device)
-    for python in args.python:
-        command = [python, "-c", "import torch; print(torch.__version__.partition('+')[0])"]
-        version = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-        yield f"torch {version}", verify(model, python=python)
+    exported = None
     if detector.dtype_ == "float32":
         exported = export_onnx(detector, model.with_suffix(".onnx"))
         yield "ONNX Runtime", verify(exported)
+    for python in args.python:
+        yield from across(args, detector, model, exported, python)
+
+
+def across(
+    args: argparse.Namespace,
+    detector: TransformalyDetector,
+    model: Path,
+    exported: Path | None,
+    python: str,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Files of this environment in another one, and a model of the other one in this."""
+    command = [python, "-c", VERSIONS]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    versions, runtime = done.stdout.splitlines()
+    yield f"scored with {versions}", verify(model, python=python)
+    if exported:
+        yield runtime, verify(exported, python=python)
+    saved = model.with_name("elsewhere.skanomaly")
+    options = {"--dtypes": detector.dtype_, "--train": args.train, "--seed": args.seed}
+    command = [python, __file__, "--save", str(saved)]
+    subprocess.run(command + [str(each) for pair in options.items() for each in pair], check=True)
+    yield f"saved with {versions}", verify(saved)
 
 
 def verify(

@@ -36,6 +36,7 @@ __all__ = [
     "_safe_indexing",
     "check_matplotlib_support",
     "fitted_samples",
+    "lower_bounds",
     "validate_parameter_constraints",
     "with_callbacks",
 ]
@@ -44,3 +45,8 @@ __all__ = [
 def fitted_samples(search: Any) -> np.ndarray:
     """Training samples of a `NearestNeighbors`."""
     return search._fit_X
+
+
+def lower_bounds(mixture: Any) -> list[float]:
+    """Lower bounds of a fitted `GaussianMixture`, of each iteration; older versions keep none."""
+    return [float(bound) for bound in getattr(mixture, "lower_bounds_", ())]

@@ -6,8 +6,9 @@ import functools
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -112,10 +113,7 @@ def _settings_of_the_process() -> Iterator[None]:
         if dtype != torch.float32:
             torch.set_default_dtype(torch.float32)
             undo.callback(torch.set_default_dtype, dtype)
-        try:
-            precision = torch.get_float32_matmul_precision()
-        except RuntimeError:  # the process has set those of single libraries
-            precision = "highest"
+        precision = _matmul_precision(torch)
         if precision != "highest":
             torch.set_float32_matmul_precision("highest")
             undo.callback(torch.set_float32_matmul_precision, precision)
@@ -129,6 +127,25 @@ def _settings_of_the_process() -> Iterator[None]:
                 library.fp32_precision = "ieee"
                 undo.callback(setattr, library, "fp32_precision", found)
         yield
+
+
+def _matmul_precision(torch: Any) -> str:
+    _spend_warning()
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # the process has set those of single libraries
+        return "highest"
+
+
+@functools.cache
+def _spend_warning() -> None:
+    """Have torch 2.9 warn of its older names of precisions, as it does once, where nobody sees it.
+
+    Not at each reading: Python shows warnings again that it has shown, once filters have changed.
+    """
+    with warnings.catch_warnings(), suppress(RuntimeError):
+        warnings.simplefilter("ignore")
+        sys.modules["torch"].get_float32_matmul_precision()
 
 
 _whole_process = SharedContext(_settings_of_the_process)

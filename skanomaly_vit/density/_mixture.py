@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from sklearn.mixture import GaussianMixture
 
-from skanomaly_vit._utils.compat import Interval, StrOptions
+from skanomaly_vit._utils.compat import Interval, StrOptions, lower_bounds
 from skanomaly_vit.density._base import StandardizedDensity, check_at_most_n_samples, standardize
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.density._statistics import FloatArray, Kind, Statistics
@@ -153,7 +153,7 @@ class GaussianMixtureDensity(StandardizedDensity):
             converged=bool(mixture.converged_),
             n_iter=int(mixture.n_iter_),
             lower_bound=float(mixture.lower_bound_),
-            lower_bounds=[float(bound) for bound in mixture.lower_bounds_],
+            lower_bounds=lower_bounds(mixture),
         )
 
     def _read_state(self, record: StateRecord) -> None:
@@ -171,6 +171,8 @@ class GaussianMixtureDensity(StandardizedDensity):
         mixture.converged_ = part.read("converged", bool)
         mixture.n_iter_ = part.read_int("n_iter")
         mixture.lower_bound_ = part.read_number("lower_bound")
-        mixture.lower_bounds_ = part.read_list("lower_bounds", float)
+        bounds = part.read_list("lower_bounds", float)
+        if bounds:  # older versions of scikit-learn keep none
+            mixture.lower_bounds_ = bounds
         part.close()
         self.mixture_ = mixture

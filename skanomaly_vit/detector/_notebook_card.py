@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 import numpy as np
+from sklearn import get_config
 from sklearn.utils import estimator_html_repr
 
 #: Size of the histogram in pixels, and its number of bars.
@@ -17,7 +18,14 @@ _FRAME = "border:1px solid #8886;border-radius:6px;padding:.7em 1em;max-width:46
 class NotebookCardMixin:
     """Shows a fitted detector as a card, with the parameters folded below."""
 
-    def _html_repr(self) -> str:
+    # scikit-learn has a method that both call, to be overridden in place of them, from 1.7 on.
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle = {"text/plain": repr(self)}
+        if get_config()["display"] == "diagram":
+            bundle["text/html"] = self._repr_html_inner()
+        return bundle
+
+    def _repr_html_inner(self) -> str:
         """HTML for a notebook; scikit-learn's diagram of the parameters until `fit`."""
         diagram = str(estimator_html_repr(self))
         if not hasattr(self, "offset_"):

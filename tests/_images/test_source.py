@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import PIL
 import pytest
 import scipy.sparse
 import torch
@@ -319,7 +320,11 @@ def test_path_is_pil_is_array(mode, extension, tmp_path):
     path = tmp_path / f"image.{extension}"
     random_image(mode).save(path)
     with Image.open(path) as lazy, Image.open(path) as loaded:
-        loaded.load()
+        try:
+            loaded.load()
+        except OSError as error:
+            assert (mode, extension) == ("YCbCr", "tif"), error
+            pytest.skip(f"Pillow {PIL.__version__} cannot read what it has written: {error}")
         expected_mode = loaded.mode
         source = open_images([path, lazy, loaded, loaded.copy()])
         first = source[0]

@@ -40,7 +40,8 @@ def test_scores_come_from_models_that_have_not_learned_from_the_image(
         np.testing.assert_allclose(
             detector.calibration_scores_[left_out],
             other.score_samples(images[left_out]),
-            rtol=0.05 if "student" in options else 1e-5,  # block students have other seeds
+            # Block students have other seeds, and a score may be close to 0.
+            **({"rtol": 0.05, "atol": 0.1} if "student" in options else {"rtol": 1e-5}),
         )
 
 

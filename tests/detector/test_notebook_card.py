@@ -49,6 +49,7 @@ def test_parameters_alone_before_the_fit(detector):
     assert "learned from" not in clone(detector)._repr_html_()
     with config_context(display="text"):
         assert not hasattr(detector, "_repr_html_")
+        assert detector._repr_mimebundle_() == {"text/plain": repr(detector)}
 
 
 def test_no_histogram_without_held_out_images(detector):

@@ -202,6 +202,13 @@ def test_older_files_carry_no_fixtures_and_get_them(number, tmp_path):
     assert bool(stages(verified)["densities"]["n_compared"]) == (number > 1)
 
 
+def test_a_model_of_the_lowest_versions_scores_the_same_here():
+    verified = TransformalyDetector.load(DATA / "lowest-versions.skanomaly").verify()
+    assert verified["same"], verified
+    assert verified["first"] is None
+    assert all(stage["n_compared"] for stage in verified["stages"])
+
+
 def test_a_saved_file_keeps_the_numbers_of_the_first_one(loaded, tmp_path):
     other_density(None, loaded)
     loaded.save(tmp_path / "again")

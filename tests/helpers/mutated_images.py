@@ -119,7 +119,7 @@ def _lossless(rng: np.random.Generator) -> Iterator[Original]:
         "L": (Image.fromarray(grey), shown(grey)),
         "1": (Image.fromarray(bits).convert("1"), shown(bits)),
         "P": (palette, colors),
-        "LA": (Image.fromarray(np.dstack([grey, alpha]), "LA"),
+        "LA": (Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]),
                over_white(np.dstack([grey, grey, grey, alpha]))),
         "RGBA": (Image.fromarray(rgba), over_white(rgba)),
         "I;16": (Image.fromarray(wide), shown(wide, 65535)),

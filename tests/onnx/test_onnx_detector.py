@@ -84,11 +84,13 @@ def exported(path):
 
 
 def assert_alike_scores(found, expected):
-    """Within 1e-4 of the spread of normal images, and in the same order; far off, of the score."""
+    """Within 1e-4 of the spread of normal images, in the same order but for near equals; far off,
+    of the score.
+    """
     assert found.dtype == expected.dtype
     tolerance = 1e-4 * expected[:N_NORMAL].std()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=tolerance)
-    assert spearmanr(found, expected).statistic == 1
+    assert spearmanr(found, expected).statistic > 0.99
 
 
 def assert_alike(found, detector, X=NEW):

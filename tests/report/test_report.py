@@ -36,7 +36,7 @@ def write(*args, path, **options):
 def test_says_the_scores_and_flags_of_a_real_detector(fitted, mixed, y, target):
     page = write(fitted, mixed, y, path=target, n_maps=3)
     scores, flags = fitted.score_samples(mixed), fitted.predict(mixed) == -1
-    order = np.argsort(scores)
+    order = np.argsort(scores, kind="stable")
     assert [image["score"] for image in page.images] == scores[order].tolist()
     assert page.data["threshold"] == fitted.offset_
     assert [image["path"] for image in page.images] == [f"image {i}" for i in order]

@@ -58,7 +58,8 @@ def test_scores_are_those_of_the_detector(client):
     images = [*line.good, *line.odd]
     answers = [send(client, image).json() for image in images]
     scores = line.detector.score_samples(images)
-    np.testing.assert_allclose([a["score"] for a in answers], scores, rtol=1e-4)
+    # ONNX Runtime and torch round otherwise, and a score may be close to 0.
+    np.testing.assert_allclose([a["score"] for a in answers], scores, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose([a["p_value"] for a in answers], line.detector.p_values(images))
     assert [a["flag"] for a in answers] == list(line.detector.predict(images) == -1)
     for answer in answers:
