@@ -13,8 +13,9 @@ import torch
 from sklearn.base import BaseEstimator
 
 from skanomaly_vit._backbone.anomaly_maps import enlarge
+from skanomaly_vit._backbone.block_calls import BlockCall
 from skanomaly_vit._backbone.patches import layout_of
-from skanomaly_vit._backbone.teacher import BlockCall, load_teacher
+from skanomaly_vit._backbone.teacher import load_teacher
 from skanomaly_vit._images.opening import open_images
 
 

@@ -15,7 +15,8 @@ from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from skanomaly_vit._backbone.teacher import BlockCall, Teacher, load_teacher
+from skanomaly_vit._backbone.block_calls import BlockCall
+from skanomaly_vit._backbone.teacher import Teacher, load_teacher
 from skanomaly_vit._images.opening import open_images
 
 

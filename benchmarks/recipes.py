@@ -30,7 +30,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from skanomaly_vit import ExcessDensity, GaussianDensity, KNNDensity, WhitenedKNNDensity
-from skanomaly_vit._backbone.teacher import BlockCall, Teacher, load_teacher
+from skanomaly_vit._backbone.block_calls import BlockCall
+from skanomaly_vit._backbone.teacher import Teacher, load_teacher
 from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._images.opening import open_images
 from skanomaly_vit.distillation._ridge import RidgeModule, RidgeStatistics

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from skanomaly_vit._backbone.block_calls import BlockCall, in_full_precision, to_numpy
 from skanomaly_vit._backbone.patches import BOTH, DISCREPANCY, FEATURES, NormalPatches, _log
-from skanomaly_vit._backbone.teacher import BlockCall, in_full_precision, to_numpy
 from skanomaly_vit._images.missing import Maps
 
 

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from skanomaly_vit._backbone.block_calls import BlockCall, in_full_precision, to_numpy
 from skanomaly_vit._backbone.passes import TeacherPasses
 from skanomaly_vit._backbone.patches import Observer
-from skanomaly_vit._backbone.teacher import BlockCall, Teacher, in_full_precision, to_numpy
+from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._backbone.views import View, names_of
 
 PRETRAINED, DISCREPANCY = "pretrained", "discrepancy"

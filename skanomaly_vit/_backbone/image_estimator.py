@@ -16,18 +16,13 @@ from sklearn.model_selection import GroupShuffleSplit
 from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 
+from skanomaly_vit._backbone.block_calls import to_numpy
 from skanomaly_vit._backbone.cached_passes import CachedPasses
+from skanomaly_vit._backbone.devices import resolve_device
 from skanomaly_vit._backbone.loading import Backbone, ImageSize, Pretrained
 from skanomaly_vit._backbone.precision import FLOAT32, resolve_dtype
 from skanomaly_vit._backbone.shared_passes import passes_of
-from skanomaly_vit._backbone.teacher import (
-    Teacher,
-    load_teacher,
-    positions_of,
-    resolve_device,
-    same_teacher,
-    to_numpy,
-)
+from skanomaly_vit._backbone.teacher import Teacher, load_teacher, positions_of, same_teacher
 from skanomaly_vit._backbone.views import Readout
 from skanomaly_vit._caching.disk_cache import DiskCache
 from skanomaly_vit._caching.memory import Memory

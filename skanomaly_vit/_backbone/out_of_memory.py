@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from skanomaly_vit._backbone.teacher import BlockCall, Teacher, Visitor
+from skanomaly_vit._backbone.block_calls import BlockCall, Visitor
+from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._utils.user_warnings import warn_user
 from skanomaly_vit.exceptions import OutOfMemoryWarning
 

@@ -18,8 +18,9 @@ from skanomaly_vit._backbone.activations import (
     Tokens,
     _levels,
 )
+from skanomaly_vit._backbone.block_calls import BlockCall, Visitor, look_away
 from skanomaly_vit._backbone.out_of_memory import run_in_parts
-from skanomaly_vit._backbone.teacher import BlockCall, Teacher, Visitor, look_away
+from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._images.prefetching import Reader, batches_ahead
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit.exceptions import UnreadableImageError

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from sklearn.covariance import ledoit_wolf
 
-from skanomaly_vit._backbone.teacher import BlockCall, Teacher, to_numpy
+from skanomaly_vit._backbone.block_calls import BlockCall, to_numpy
+from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._caching.memory import Tensors
 from skanomaly_vit._utils.hashing import combine
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from skanomaly_vit._backbone.activations import HeldActivations
 from skanomaly_vit._backbone.cached_passes import CachedPasses, Part, Result
+from skanomaly_vit._backbone.devices import on_device, resolve_device
 from skanomaly_vit._backbone.discrepancy import Embedded, concatenate, embed, n_rows
 from skanomaly_vit._backbone.passes import TeacherPasses, shards_of
 from skanomaly_vit._backbone.patches import Observer
@@ -21,9 +22,7 @@ from skanomaly_vit._backbone.teacher import (
     Origin,
     Teacher,
     load_teacher,
-    on_device,
     positions_of,
-    resolve_device,
     same_teacher,
 )
 from skanomaly_vit._backbone.views import Readout

@@ -12,8 +12,8 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from skanomaly_vit._backbone.devices import resolve_device
 from skanomaly_vit._backbone.loading import load_backbone
-from skanomaly_vit._backbone.teacher import resolve_device
 
 #: Images of a pass, and passes after a first one that is not counted.
 _BATCH, _REPEATS = 8, 5

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import itertools
 import math
-import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
+from skanomaly_vit._backbone.block_calls import BlockCall, Visitor, visited
+from skanomaly_vit._backbone.devices import resolve_device
 from skanomaly_vit._backbone.fingerprints import (
     PREFIX,
     Fingerprint,
@@ -34,61 +30,10 @@ from skanomaly_vit._backbone.views import PENULTIMATE, PLAIN, Readout, View, n_p
 from skanomaly_vit._images.preprocessing import Preprocessing
 from skanomaly_vit._utils.torch_settings import full_precision
 
-
-@dataclass(frozen=True)
-class BlockCall:
-    """A call of one of the teacher's blocks, for students to repeat.
-
-    Attributes
-    ----------
-    index : int
-        Position of the block in the backbone, from 0.
-    args, kwargs
-        All arguments of the block: first the tokens h_{j-1} of shape (batch, tokens, dim), then
-        rotary embeddings, position biases, whatever the family passes.
-    output : torch.Tensor
-        The block's tokens h_j, shape (batch, tokens, dim).
-    inside : torch.Tensor of shape (batch, patches), bool, or None
-        Patches with pixels that count; None is all.
-    """
-
-    index: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: torch.Tensor
-    inside: torch.Tensor | None = None
-
-    @property
-    def tokens(self) -> torch.Tensor:
-        """The input h_{j-1}, shape (batch, tokens, dim)."""
-        return self.args[0]  # [B, N, C]
-
-    def replay(self, student: nn.Module) -> torch.Tensor:
-        """Call `student` as the teacher's block was called: (batch, tokens, dim)."""
-        return student(*self.args, **self.kwargs)  # [B, N, C]
-
-    def in_full_precision(self) -> BlockCall:
-        """The same call with tensors of float32 where these are in half precision."""
-        if self.output.dtype not in _HALVES:
-            return self
-        args, kwargs, output = tree_map_only(
-            torch.Tensor, in_full_precision, (self.args, self.kwargs, self.output)
-        )
-        return dataclasses.replace(self, args=args, kwargs=kwargs, output=output)
-
-
 #: Batches with fewer tokens are padded. Matrix products of few rows round differently from those of
 #: many (seen below 48 rows with two threads on AVX2), so the features of an image would depend on
 #: the size of its batch. No network of practical size has as few tokens.
 FEW_ROWS = 64
-
-_HALVES = (torch.float16, torch.bfloat16)
-
-Visitor = Callable[[BlockCall], None]
-
-
-def look_away(call: BlockCall) -> None:
-    """Visit no block."""
 
 
 class Origin(NamedTuple):
@@ -285,7 +230,7 @@ class Teacher:
 
         watched = self._indexed({*blocks, *wanted.values()})
         # Hooks are on the blocks: the first thread's visitor would see a second thread's pass.
-        with self._one_visit_at_a_time, _visited(watched, look, n_images, inside):
+        with self._one_visit_at_a_time, visited(watched, look, n_images, inside):
             features = penultimate(self.model, self._padded(images))  # [B + padding, C]
         pooled[PENULTIMATE] = features[:n_images]  # [B, C]
         # n_views x [B, C] -> [B, n_features]
@@ -309,7 +254,7 @@ class Teacher:
             lengths.append(call.tokens.shape[-1])
 
         # Not a pass: no visitor of another thread is to see it.
-        with self._one_visit_at_a_time, _visited(self._indexed([0]), look, 1), torch.no_grad():
+        with self._one_visit_at_a_time, visited(self._indexed([0]), look, 1), torch.no_grad():
             features = penultimate(self.model, self._padded(blank.to(self.device, self.dtype)))
         return features.shape[1], lengths[0]
 
@@ -383,47 +328,6 @@ def load_teacher(
     return Teacher(cast(model, dtype), preprocessing, target, origin)
 
 
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Resolve ``None`` to the best device, of GPUs the rank's own; a named one must exist."""
-    if device is None:
-        if torch.cuda.is_available():
-            return _own_gpu()
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device={device!r} is not a torch device. Pass None, 'cpu', 'cuda', 'cuda:1', 'mps'."
-        ) from error
-    missing = (resolved.type == "cuda" and not torch.cuda.is_available()) or (
-        resolved.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise ValueError(
-            f"device={str(device)!r} is not available on this machine. Pass device=None for the "
-            "best available one, or device='cpu'."
-        )
-    return resolved
-
-
-def on_device(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module, or a copy on another device: others may be using the original."""
-    there = torch.empty(0, device=device).device  # "cuda" is the current GPU, which has a number
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    if all(tensor.device == there for tensor in tensors):
-        return module
-    return copy.deepcopy(module).to(there)
-
-
-def _own_gpu() -> torch.device:
-    """The GPU that torchrun assigns to this process, or the current one if it runs alone."""
-    rank = os.environ.get("LOCAL_RANK")
-    if rank is None:
-        return torch.device("cuda")
-    # If each process sees one GPU only, that is number 0 to all of them.
-    return torch.device("cuda", int(rank) % torch.cuda.device_count())
-
-
 def _require_blocks(model: nn.Module) -> None:
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or len(blocks) == 0:
@@ -469,63 +373,6 @@ def require_grid(grid: tuple[int, int] | None) -> tuple[int, int]:
             "no region can count alone. Use a ViT of timm, or fit without roi and keep_aspect."
         )
     return grid
-
-
-def in_full_precision(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in float32 if it is in half precision, in which sums overflow and errors vanish."""
-    return tensor.float() if tensor.dtype in _HALVES else tensor
-
-
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """Convert a tensor to numpy, which has no bfloat16: that becomes float32."""
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.float()
-    return tensor.cpu().numpy()
-
-
-@contextmanager
-def _visited(
-    blocks: list[tuple[int, nn.Module]],
-    visit: Visitor,
-    n_images: int,
-    inside: torch.Tensor | None = None,
-) -> Iterator[None]:
-    """Call `visit` after each of `blocks`, with the first `n_images` of the batch."""
-
-    def hook_of(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            _require_tokens(module, index, args, output)
-            # The layout of kept tokens, since rounding of products depends on it.
-            tokens, output = args[0][:n_images].contiguous(), output[:n_images].contiguous()
-            # [B + padding, N, C] -> [B, N, C], both
-            visit(BlockCall(index, (tokens, *args[1:]), kwargs, output, inside))
-
-        return hook
-
-    handles = [
-        block.register_forward_hook(hook_of(index), with_kwargs=True) for index, block in blocks
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _require_tokens(module: nn.Module, index: int, args: tuple[Any, ...], output: Any) -> None:
-    given = tuple(args[0].shape) if args and torch.is_tensor(args[0]) else None
-    found = tuple(output.shape) if torch.is_tensor(output) else type(output).__name__
-    if given is None or len(given) != 3 or found != given:
-        raise ValueError(
-            f"backbone is no Vision Transformer: its block {index} ({type(module).__name__}) turns "
-            f"{given} into {found}; a transformer block keeps (batch, tokens, dim). Pass a ViT, "
-            "DeiT, BEiT, EVA or DINO model, or 'embedded'."
-        )
-    if output.data_ptr() == args[0].data_ptr():
-        raise ValueError(
-            f"backbone's block {index} ({type(module).__name__}) writes its output over its input, "
-            "which students need. Let it return a new tensor."
-        )
 
 
 # Rounding of an interpolation in float32; other weights differ by far more. In half precision it

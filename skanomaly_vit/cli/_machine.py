@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from skanomaly_vit._backbone.teacher import resolve_device
+from skanomaly_vit._backbone.devices import resolve_device
 from skanomaly_vit.detector import TransformalyDetector
 from skanomaly_vit.detector._recipes import readout_of, resolve
 from skanomaly_vit.exceptions import WeightsUnavailableError

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from skanomaly_vit._backbone.block_calls import BlockCall
 from skanomaly_vit._backbone.passes import TeacherPasses
-from skanomaly_vit._backbone.teacher import BlockCall
 from skanomaly_vit._utils.progress import Progress, log
 from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
 from skanomaly_vit.distillation._trained import Trained, below

@@ -16,6 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbone.cached_passes import CachedPasses
+from skanomaly_vit._backbone.devices import on_device
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY
 from skanomaly_vit._backbone.image_estimator import (
     POOLING_CONSTRAINT,
@@ -25,7 +26,7 @@ from skanomaly_vit._backbone.image_estimator import (
     split_validation,
 )
 from skanomaly_vit._backbone.precision import DTYPE_CONSTRAINT, FLOAT32
-from skanomaly_vit._backbone.teacher import Teacher, on_device
+from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._backbone.views import Readout, share_of
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.source import ImageSource

@@ -13,8 +13,8 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
+from skanomaly_vit._backbone.block_calls import BlockCall, in_full_precision
 from skanomaly_vit._backbone.passes import TeacherPasses
-from skanomaly_vit._backbone.teacher import BlockCall, in_full_precision
 from skanomaly_vit._utils.composition import seed_estimator
 from skanomaly_vit._utils.progress import log
 from skanomaly_vit.distillation._student import BaseStudent, TrainingTask

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from skanomaly_vit._backbone.block_calls import BlockCall, in_full_precision
 from skanomaly_vit._backbone.passes import TeacherPasses
-from skanomaly_vit._backbone.teacher import FEW_ROWS, BlockCall, in_full_precision
+from skanomaly_vit._backbone.teacher import FEW_ROWS
 from skanomaly_vit._utils.progress import log
 from skanomaly_vit.distillation._checkpoints import Checkpoints, Part
 from skanomaly_vit.distillation._gram import RidgeGram

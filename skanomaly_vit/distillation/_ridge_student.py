@@ -13,8 +13,8 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from skanomaly_vit._backbone.block_calls import BlockCall
 from skanomaly_vit._backbone.cached_passes import CachedPasses
-from skanomaly_vit._backbone.teacher import BlockCall
 from skanomaly_vit._caching.memory import Tensors
 from skanomaly_vit._utils.compat import Interval, _fit_context
 from skanomaly_vit._utils.settings import with_own_settings

@@ -340,7 +340,7 @@ class _Keys:
 def _device_of(estimator: Any) -> torch.device:
     """Device of the network, if there is one: `device` of other estimators may mean anything."""
     has_network = find_attribute(estimator, "backbone") is not None
-    from skanomaly_vit._backbone.teacher import resolve_device
+    from skanomaly_vit._backbone.devices import resolve_device
 
     return resolve_device(find_attribute(estimator, "device") if has_network else "cpu")
 

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from skanomaly_vit._backbone.block_calls import BlockCall
 from skanomaly_vit._backbone.cached_passes import CachedPasses
 from skanomaly_vit._backbone.image_estimator import TRAINING_CONSTRAINTS
 from skanomaly_vit._backbone.passes import TeacherPasses
-from skanomaly_vit._backbone.teacher import BlockCall, Teacher
+from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._utils.compat import Interval

@@ -13,13 +13,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skanomaly_vit._backbone.cached_passes import CachedPasses
+from skanomaly_vit._backbone.devices import resolve_device
 from skanomaly_vit._backbone.image_estimator import (
     TRAINING_CONSTRAINTS,
     ImageEstimator,
     draw_seed,
     split_validation,
 )
-from skanomaly_vit._backbone.teacher import Teacher, resolve_device
+from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._backbone.views import PENULTIMATE
 from skanomaly_vit._images.source import ImageSource
 from skanomaly_vit._images.units import find_units

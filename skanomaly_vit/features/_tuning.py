@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from skanomaly_vit._backbone.teacher import BlockCall, Teacher, look_away
+from skanomaly_vit._backbone.block_calls import BlockCall, look_away
+from skanomaly_vit._backbone.teacher import Teacher
 from skanomaly_vit._utils.progress import Progress, log
 
 #: timm's names of the norms after the last block, on tokens or on the pooled vector.

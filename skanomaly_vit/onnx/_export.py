@@ -16,8 +16,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from skanomaly_vit._backbone.block_calls import to_numpy
 from skanomaly_vit._backbone.patches import FEATURES, METHODS
-from skanomaly_vit._backbone.teacher import Teacher, require_grid, to_numpy
+from skanomaly_vit._backbone.teacher import Teacher, require_grid
 from skanomaly_vit._utils.files import check_target
 from skanomaly_vit._utils.provenance import versions
 from skanomaly_vit._utils.settings import with_own_settings

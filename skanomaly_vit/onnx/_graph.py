@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from skanomaly_vit._backbone.anomaly_maps import continued
+from skanomaly_vit._backbone.block_calls import BlockCall
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY as DISCREPANCY_SPACE
 from skanomaly_vit._backbone.discrepancy import token_errors
 from skanomaly_vit._backbone.patches import (
@@ -19,7 +20,7 @@ from skanomaly_vit._backbone.patches import (
     SMALLEST_ERROR,
     NormalPatches,
 )
-from skanomaly_vit._backbone.teacher import BlockCall, penultimate, split_regions
+from skanomaly_vit._backbone.teacher import penultimate, split_regions
 from skanomaly_vit._backbone.views import PENULTIMATE, Readout, n_prefix
 from skanomaly_vit.distillation._ridge import RidgeModule
 from skanomaly_vit.onnx._density_graphs import density_graph

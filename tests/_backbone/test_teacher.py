@@ -17,17 +17,12 @@ from backbones import FAMILIES, family
 from images import meeting
 
 from skanomaly_vit import ViTFeatures
+from skanomaly_vit._backbone.block_calls import look_away
+from skanomaly_vit._backbone.devices import resolve_device
 from skanomaly_vit._backbone.discrepancy import DISCREPANCY, concatenate
 from skanomaly_vit._backbone.discrepancy import embed as embed_batches
 from skanomaly_vit._backbone.loading import load_backbone
-from skanomaly_vit._backbone.teacher import (
-    Teacher,
-    load_teacher,
-    look_away,
-    positions_of,
-    resolve_device,
-    same_teacher,
-)
+from skanomaly_vit._backbone.teacher import Teacher, load_teacher, positions_of, same_teacher
 from skanomaly_vit.distillation._block_training import new_student
 from skanomaly_vit.features._tuning import TunedNetwork, tuned_copy
 from skanomaly_vit.onnx._export import _graph_of
@@ -362,6 +357,6 @@ def test_a_teacher_with_repaired_positions_is_not_seen_by_another_threads_visito
 
 def test_a_graph_for_export_is_not_seen_by_another_threads_visitor(fitted):
     teacher = fitted._held_teacher()
-    graph, seen = during_a_pass(teacher, lambda: _graph_of(fitted, teacher, None))
+    graph, seen = during_a_pass(teacher, lambda: _graph_of(fitted, teacher, None, False))
     graph(noise(teacher))
     assert seen == [0, 1, 2]

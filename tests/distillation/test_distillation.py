@@ -13,9 +13,9 @@ from backbones import FAMILIES, family
 from students import with_student
 
 from skanomaly_vit import BlockDistillation
+from skanomaly_vit._backbone.block_calls import BlockCall
 from skanomaly_vit._backbone.discrepancy import token_errors
 from skanomaly_vit._backbone.image_estimator import split_validation
-from skanomaly_vit._backbone.teacher import BlockCall
 from skanomaly_vit.distillation._block_training import new_student
 
 

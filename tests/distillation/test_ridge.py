@@ -9,7 +9,7 @@ from backbones import FAMILIES, family
 from students import with_student
 
 from skanomaly_vit import BlockDistillation
-from skanomaly_vit._backbone.teacher import BlockCall
+from skanomaly_vit._backbone.block_calls import BlockCall
 from skanomaly_vit.distillation import _ridge
 from skanomaly_vit.distillation._ridge import RidgeModule, RidgeStatistics
 

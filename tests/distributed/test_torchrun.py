@@ -16,7 +16,7 @@ from students import with_student
 
 from skanomaly_vit import BlockDistillation, TransformalyDetector
 from skanomaly_vit._backbone import passes as _passes
-from skanomaly_vit._backbone.teacher import resolve_device
+from skanomaly_vit._backbone.devices import resolve_device
 from skanomaly_vit.distributed import torchrun
 
 BACKBONE = {"backbone": "test_vit", "pretrained": False, "image_size": 32, "batch_size": 4}
