@@ -13,13 +13,23 @@ from contextlib import ExitStack, contextmanager
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
+import PIL
 from PIL import Image, ImageFile
 
 _FLAG = "LOAD_TRUNCATED_IMAGES"
 
+_PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
+
+_TELLS_HALF_A_DDS = (12, 3)
+
 
 def load_strictly(image: Image.Image) -> None:
     """``image.load()``, which raises for a file that ends early or whose pixels are damaged."""
+    if image.format == "DDS" and getattr(image, "tile", None) and _PILLOW < _TELLS_HALF_A_DDS:
+        raise ValueError(
+            f"Pillow {PIL.__version__} does not tell half a DDS file from a whole one; upgrade it "
+            "to 12.3 or newer, or convert the file"
+        )
     with ExitStack() as undo:
         parts = [part for part in vars(image).values() if _is_of_pillow(part)]
         for part in (image, *parts):

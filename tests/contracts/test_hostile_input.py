@@ -19,6 +19,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image, ImageFile
 
 from skanomaly_vit._backbone.teacher import Teacher
+from skanomaly_vit._images import strict_loading
 from skanomaly_vit._images.opening import open_images
 from skanomaly_vit._images.pillow_rules import MAX_PIXELS
 from skanomaly_vit._images.preprocessing import Preprocessing
@@ -233,6 +234,10 @@ def test_half_a_file_is_refused_and_pillows_flag_left_alone(kind, form, write, m
                 return open_images([image])[0]
         return open_images([write("a", data) if form == "path" else data])[0]
 
+    if kind == "DDS" and strict_loading._PILLOW < (12, 3):
+        with pytest.raises(ValueError, match="half a DDS file from a whole one"):
+            read(whole)
+        return
     assert read(whole).shape[2] == 3
     if kind == "MPO":  # its second picture may end early
         half = whole[: len(encoded("JPEG", picture)) // 2]
@@ -248,6 +253,18 @@ def test_an_ico_file_is_refused_where_pillow_lets_halves_pass(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ValueError, match="half an ICO file from a whole one"):
         open_images([data])[0]
+
+
+@pytest.mark.parametrize("form", ["bytes", "image"])
+def test_a_dds_file_is_refused_by_a_pillow_that_lets_halves_pass(form, monkeypatch):
+    monkeypatch.setattr(strict_loading, "_PILLOW", (12, 2))
+    data = encoded("DDS")
+    image = Image.open(io.BytesIO(data))
+    with pytest.raises(ValueError, match="half a DDS file from a whole one; upgrade it to"):
+        open_images([data if form == "bytes" else image])[0]
+    monkeypatch.setattr(strict_loading, "_PILLOW", (12, 3))
+    image.load()
+    assert open_images([data if form == "bytes" else image])[0].shape[2] == 3
 
 
 def test_an_image_of_the_caller_keeps_its_class():
