@@ -224,9 +224,7 @@ def test_own_and_common_regions_both_count(detectors, files):
 
 
 def test_a_region_of_another_ratio_of_sides_is_refused(files):
-    with pytest.raises(
-        ValueError, match=r"sample 0: 64 x 40 .* region of interest, 64 x 48"
-    ):
+    with pytest.raises(ValueError, match=r"sample 0: 64 x 40 .* region of interest, 64 x 48"):
         OnnxDetector.load(files["roi"]).score_samples(NEW[:, :40])
 
 
