@@ -58,9 +58,7 @@ def summarize(described: dict[str, Any]) -> str:
 
 
 def _onnx_lines(described: dict[str, Any]) -> dict[str, str]:
-    from skanomaly_vit._utils.certificates import percent
-
-    rate = described["false_alarm_rate"]
+    n_calibrating = described["n_calibrating"] or 0
     return {
         **_file_lines(described),
         "kind": "ONNX graph",
@@ -71,10 +69,21 @@ def _onnx_lines(described: dict[str, Any]) -> dict[str, str]:
         "region": _describe_region(described),
         "framing": _describe_framing(described),
         "threshold": _describe_threshold(described),
-        "false alarms": "not recorded" if rate is None else f"{percent(rate)} of normal images",
-        "calibration": f"{described['n_calibrating']} held-out images",
+        "false alarms": _describe_rate(described["false_alarm_rate"], n_calibrating),
+        "calibration": f"{n_calibrating or 'no'} held-out images",
         **_version_lines(described),
     }
+
+
+def _describe_rate(rate: float | None, n_calibrating: int) -> str:
+    """The rate of an ONNX file, or the lowest that so many images allow."""
+    from skanomaly_vit._utils.certificates import percent
+
+    if rate is None:
+        return "not recorded"
+    if n_calibrating == 0:
+        return f"{percent(rate)} of the training images; of new ones, more"
+    return f"{percent(max(rate, 1 / (n_calibrating + 1)))} of normal images"
 
 
 def _describe_quantization(described: dict[str, Any]) -> str:

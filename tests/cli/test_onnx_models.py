@@ -14,6 +14,7 @@ from images import blobs
 from PIL import Image
 from sklearn.base import clone
 
+from skanomaly_vit.exceptions import CalibrationWarning
 from skanomaly_vit.onnx import OnnxDetector, export_onnx
 from skanomaly_vit.onnx import _recalibrating as recalibrating
 
@@ -188,6 +189,20 @@ def test_info_says_how_a_graph_frames(framed, graph, command):
     said = command("info", graph).stdout
     for line in ("region:         all pixels count", "framing:        whole images"):
         assert line in said
+
+
+def test_info_of_a_graph_tells_the_rate_that_its_images_allow(plant, tmp_path, command):
+    few = clone(plant.detector).set_params(contamination=0.01)
+    with pytest.warns(CalibrationWarning):
+        few.fit(sorted(map(str, plant.good.iterdir())))
+    export_onnx(few, tmp_path / "few.onnx")
+    text = command("info", tmp_path / "few.onnx").stdout
+    assert "4.76 % of normal images" in text  # 1 / (20 + 1)
+    none = clone(plant.detector).set_params(validation_fraction=0)
+    export_onnx(none.fit(sorted(map(str, plant.good.iterdir()))), tmp_path / "none.onnx")
+    text = command("info", tmp_path / "none.onnx").stdout
+    assert "20 % of the training images; of new ones, more" in text
+    assert "no held-out images" in text
 
 
 # The first line
