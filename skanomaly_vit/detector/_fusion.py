@@ -15,7 +15,7 @@ from skanomaly_vit.calibration import conformal_threshold
 from skanomaly_vit.density._rows import Rows
 from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import FitSummary, n_images
-from skanomaly_vit.detector._placed import PlacedDensity, fit_places
+from skanomaly_vit.detector._placed import PlacedDensity, fit_places, require_tiles
 from skanomaly_vit.detector._space_density import (
     Score,
     fit_whitened,
@@ -65,14 +65,17 @@ def fit_densities(
     views = [space for space in spaces if space != DISCREPANCY]
     require_spread([store.rows(view, train) for view in views or [store.first_view]])
     fitted, statistics = {}, {}
+    places = store.places(train) if PLACE in store else {}
+    if places:
+        require_tiles(places, store.places(held_out))
     for space in spaces:
         kind = DISCREPANCY if space == DISCREPANCY else PRETRAINED
         scorer = density[kind] if isinstance(density, dict) else density
         variance = pca_variance if space in views else None
-        if PLACE in store:
+        if places:
             fitted[space] = fit_places(
                 scorer,
-                {place: store.rows(space, rows) for place, rows in store.places(train).items()},
+                {place: store.rows(space, rows) for place, rows in places.items()},
                 variance,
                 seed=seed,
                 standardizes=fusion == "standardized",

@@ -74,6 +74,29 @@ class PlacedDensity:
                 density._forget_statistics()
 
 
+def require_tiles(learned: Mapping[int, np.ndarray], held_out: Mapping[int, np.ndarray]) -> None:
+    """Refuse places with too few tiles to learn from.
+
+    Parameters
+    ----------
+    learned, held_out : mapping of int to ndarray of bool
+        Mask of the tiles at each place, of images to learn from and of others.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two tiles at a place.
+    """
+    for place in sorted({*learned, *held_out}):
+        n_tiles = int(learned[place].sum()) if place in learned else 0
+        if n_tiles < _FEWEST:
+            raise ValueError(
+                f"{n_tiles} of the images that the densities learn from have a tile at place "
+                f"{place} (row by row from 0), and a density needs {_FEWEST}; pass more images "
+                "whose regions of interest reach there, or tile_density='shared'"
+            )
+
+
 def fit_places(
     density: str | BaseEstimator,
     rows: Mapping[int, Rows],
@@ -94,19 +117,7 @@ def fit_places(
         See `fit_whitened`.
     standardizes : bool
         Whether to standardize the scores of each place; if not, they are log-densities.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two tiles at a place.
     """
-    for place, of_place in rows.items():
-        if of_place.shape[0] < _FEWEST:
-            raise ValueError(
-                f"{of_place.shape[0]} of the images that the densities learn from has a tile at "
-                f"place {place} (row by row from 0), and a density needs {_FEWEST}; pass more "
-                "images, or tile_density='shared'"
-            )
     densities = {
         place: fit_whitened(density, of_place, variance, seed=seed)[0]
         for place, of_place in rows.items()

@@ -165,10 +165,13 @@ def test_a_tile_where_fit_had_none_is_refused_by_name():
         detector.score_samples(MaskedImages(NEW, [LEFT] + [None] * 5))
 
 
-def test_a_place_of_a_single_tile_is_refused():
-    regions = [LEFT] * 23 + [None]
-    with pytest.raises(ValueError, match=r"1 of the images .* has a tile at place 1 "):
-        make(validation_fraction=0).fit(MaskedImages(IMAGES, regions))
+@pytest.mark.parametrize("calibration", ["split", "cross"])
+@pytest.mark.parametrize("n_whole", [1, 2])
+def test_a_place_of_few_tiles_is_refused(n_whole, calibration):
+    regions = [LEFT] * (24 - n_whole) + [None] * n_whole
+    detector = make(calibration=calibration, validation_fraction=0.5)
+    with pytest.raises(ValueError, match=r"[01] of the images .* have a tile at place 1 "):
+        detector.fit(MaskedImages(IMAGES, regions))
 
 
 def test_densities_of_places_are_not_updated(fitted):
