@@ -108,22 +108,29 @@ def measure(
     parts = {kind: detector._score_parts(images) for kind, images in kinds.items()}
     before = {kind: auroc(normal, of_kind, {}) for kind, of_kind in parts.items()}
     for kind, images in kinds.items():
-        for n_given in args.given:
-            for draw in range(args.draws if len(images) >= n_given + 5 else 0):
-                order = np.random.default_rng([seed, draw]).permutation(len(images))
-                given, others = order[:n_given], order[n_given:]
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", CalibrationWarning)
-                    detector.tune_fusion([images[i] for i in given])
-                weights = detector.fusion_weights_
-                flagged = float((total(normal, weights) < detector.offset_).mean())
-                rest = {space: values[others] for space, values in parts[kind].items()}
-                old, new = auroc(normal, rest, {}), auroc(normal, rest, weights)
-                yield (n_given, "given"), (old, new - old, flagged)
-                for other in kinds.keys() - {kind}:
-                    change = auroc(normal, parts[other], weights) - before[other]
-                    yield (n_given, "other"), (before[other], change, flagged)
+        for given, others in draws_of(args, len(images), seed):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CalibrationWarning)
+                detector.tune_fusion([images[i] for i in given])
+            weights = detector.fusion_weights_
+            flagged = float((total(normal, weights) < detector.offset_).mean())
+            rest = {space: values[others] for space, values in parts[kind].items()}
+            old, new = auroc(normal, rest, {}), auroc(normal, rest, weights)
+            yield (len(given), "given"), (old, new - old, flagged)
+            for other in kinds.keys() - {kind}:
+                change = auroc(normal, parts[other], weights) - before[other]
+                yield (len(given), "other"), (before[other], change, flagged)
     detector.tune_fusion()
+
+
+def draws_of(
+    args: argparse.Namespace, n_images: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images of a kind that are given, and the others, for each number and draw."""
+    for n_given in args.given:
+        for draw in range(args.draws if n_images >= n_given + 5 else 0):
+            order = np.random.default_rng([seed, draw]).permutation(n_images)
+            yield order[:n_given], order[n_given:]
 
 
 def measure_blocks(
@@ -144,21 +151,18 @@ def measure_blocks(
     )
     parts = dict(zip(kinds, others, strict=True))
     for kind, images in kinds.items():
-        for n_given in args.given:
-            for draw in range(args.draws if len(images) >= n_given + 5 else 0):
-                order = np.random.default_rng([seed, draw]).permutation(len(images))
-                given, rest = (
-                    {term: values[chosen] for term, values in parts[kind].items()}
-                    for chosen in (order[:n_given], order[n_given:])
-                )
-                weights = learn_weights(learned, given)
-                old = auroc(normal, rest, {})
-                change = auroc(normal, rest, weights) - old
-                yield (n_given, "given, by block"), (old, change, np.nan)
-                for other in kinds.keys() - {kind}:
-                    old = auroc(normal, parts[other], {})
-                    change = auroc(normal, parts[other], weights) - old
-                    yield (n_given, "other, by block"), (old, change, np.nan)
+        for chosen in draws_of(args, len(images), seed):
+            given, rest = (
+                {term: values[side] for term, values in parts[kind].items()} for side in chosen
+            )
+            weights, n_given = learn_weights(learned, given), len(chosen[0])
+            old = auroc(normal, rest, {})
+            change = auroc(normal, rest, weights) - old
+            yield (n_given, "given, by block"), (old, change, np.nan)
+            for other in kinds.keys() - {kind}:
+                old = auroc(normal, parts[other], {})
+                change = auroc(normal, parts[other], weights) - old
+                yield (n_given, "other, by block"), (old, change, np.nan)
 
 
 def by_block(

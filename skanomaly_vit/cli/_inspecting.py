@@ -155,12 +155,16 @@ def _calibration_parts(
     """
     import numpy as np
 
-    from skanomaly_vit.detector._fit_summary import is_full, n_images, shards_of_sample
+    from skanomaly_vit.detector._fit_summary import holds_whole_images, n_images, shards_of_sample
     from skanomaly_vit.detector._fusion import score_images, several_of_a_unit
 
     summary, has_tiles = detector._fit_summary, detector._fitted_framing.tiles is not None
     held_out = None if summary is None else summary.held_out
-    if held_out is None or not n_images(held_out) or (has_tiles and is_full(held_out)):
+    if (
+        held_out is None
+        or not n_images(held_out)
+        or not holds_whole_images(held_out, of_tiles=has_tiles)
+    ):
         return dict.fromkeys(detector.density_, np.empty(0)), None
     known = shards_of_sample(held_out)
     scores, units = score_images(detector.density_, detector.fusion_, known)

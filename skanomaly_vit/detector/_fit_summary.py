@@ -129,6 +129,11 @@ def is_full(sample: ImageSample) -> bool:
     return any(len(each) == each.limit for each in sample.values())
 
 
+def holds_whole_images(sample: ImageSample, *, of_tiles: bool) -> bool:
+    """Whether no image of a sample lacks a tile; a file of an older version tells no images."""
+    return not of_tiles or not n_images(sample) or (IMAGE in sample and not is_full(sample))
+
+
 def whole_images(sample: ImageSample) -> ImageSample:
     """A sample without an image of which it may have left tiles out."""
     if IMAGE not in sample or not is_full(sample):

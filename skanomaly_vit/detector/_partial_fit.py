@@ -19,8 +19,7 @@ from skanomaly_vit.detector._feature_store import FeatureStore
 from skanomaly_vit.detector._fit_summary import (
     N_KEPT,
     FitSummary,
-    is_full,
-    n_images,
+    holds_whole_images,
     shards_of_sample,
 )
 from skanomaly_vit.detector._fusion import FalseAlarms, FittedDensities, calibrate
@@ -68,8 +67,7 @@ def require_whole_images(summary: FitSummary) -> FitSummary:
     ValueError
         If it has left some out.
     """
-    known = summary.held_out
-    if n_images(known) and (IMAGE not in known or is_full(known)):
+    if not holds_whole_images(summary.held_out, of_tiles=True):
         raise ValueError(
             "the detector does not keep the features of all tiles of the images that set the "
             f"threshold (at most {N_KEPT} tiles), so that their scores cannot be computed again. "

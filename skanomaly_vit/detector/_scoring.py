@@ -282,10 +282,6 @@ class ScoringDetector(CalibratedMixin, ScoreStreamMixin, ImageEstimator):
         passes = self._passes(self._held_teacher(), source)
         return passes, self._students_on(passes.teacher.device, self.distillation_)
 
-    def _embedded(self, source: ImageSource) -> Iterator[Embedded]:
-        """Features of images, in shards of float64."""
-        return in_shards(self._extract(self._inputs_of(source)))
-
     @staticmethod
     def _students_on(
         device: torch.device, distillation: BlockDistillation | None
