@@ -8,16 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import joblib
 import numpy as np
 import pytest
-from engines import BACKBONE, NOT_OURS, code_with, kill, processes_below, save_images
+from engines import NOT_OURS, code_with, kill, processes_below
 
-from skanomaly_vit import TransformalyDetector
-from skanomaly_vit._backbone import passes as _passes
 from skanomaly_vit.exceptions import WorkerWarning
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; `make engines` installs it")
 pytestmark = NOT_OURS
-
-N_IMAGES = 80
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +24,6 @@ def cluster():
     register_ray()
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    return save_images(tmp_path_factory.mktemp("images"), N_IMAGES)
-
-
-@pytest.fixture
-def detector(paths, monkeypatch):
-    monkeypatch.setattr(_passes, "IMAGES_PER_SHARD", 8)
-    monkeypatch.setattr(_passes, "SHARDS_PER_SUM", 1)
-    return TransformalyDetector(
-        **BACKBONE, n_blocks=2, batch_size=4, contamination=0.2, random_state=0
-    ).fit(paths)
 
 
 def kill_a_working_actor():

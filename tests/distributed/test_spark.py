@@ -12,18 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 import joblib
 import numpy as np
 import pytest
-from engines import BACKBONE, NOT_OURS, code_with, kill, processes_below, save_images
+from engines import NOT_OURS, code_with, kill, processes_below
 
-from skanomaly_vit import TransformalyDetector
-from skanomaly_vit._backbone import passes as _passes
 from skanomaly_vit.exceptions import WorkerWarning
 
 sql = pytest.importorskip("pyspark.sql", reason="Spark is not installed; see `make engines`")
 if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
     pytest.skip("Spark needs a Java runtime", allow_module_level=True)
 pytestmark = [*NOT_OURS, pytest.mark.filterwarnings("ignore:Spark:UserWarning")]
-
-N_IMAGES = 80
 
 
 @pytest.fixture(scope="module", params=["local[2]", "local[2,4]"])
@@ -39,20 +35,6 @@ def spark(request):
     session.sparkContext.setLogLevel("OFF")
     yield session
     session.stop()
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    return save_images(tmp_path_factory.mktemp("images"), N_IMAGES)
-
-
-@pytest.fixture
-def detector(paths, monkeypatch):
-    monkeypatch.setattr(_passes, "IMAGES_PER_SHARD", 8)
-    monkeypatch.setattr(_passes, "SHARDS_PER_SUM", 1)
-    return TransformalyDetector(
-        **BACKBONE, n_blocks=2, batch_size=4, contamination=0.2, random_state=0
-    ).fit(paths)
 
 
 def workers():
